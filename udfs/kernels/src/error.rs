@@ -1,0 +1,74 @@
+//! What the kernels refuse.
+
+/// Why a slice was not quantized, restored or compared.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A setting outside its domain.
+    #[error("{name} is {value}, allowed: {allowed}")]
+    Argument {
+        /// The setting.
+        name: &'static str,
+        /// What it was.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// A NaN or infinite weight.
+    #[error("weight {index} is {value}: only finite weights can be quantized")]
+    NotFinite {
+        /// Its index in the slice.
+        index: usize,
+        /// NaN, inf or -inf.
+        value: f32,
+    },
+    /// A group whose maximum minus minimum overflows f32.
+    #[error("the group from weight {index} on spans {min:e} to {max:e}, more than f32 can express")]
+    Range {
+        /// The group's first weight.
+        index: usize,
+        /// Its least weight.
+        min: f32,
+        /// Its greatest weight.
+        max: f32,
+    },
+    /// A buffer of the wrong length.
+    #[error("{found} {what} do not divide into runs of {multiple_of}")]
+    Length {
+        /// What was counted.
+        what: &'static str,
+        /// How many there were.
+        found: usize,
+        /// What must divide them.
+        multiple_of: usize,
+    },
+    /// Two buffers that do not fit together.
+    #[error("{what}: found {found}, expected {expected}")]
+    Mismatch {
+        /// What was counted.
+        what: &'static str,
+        /// How many there were.
+        found: usize,
+        /// How many there must be.
+        expected: usize,
+    },
+    /// A negative, NaN or infinite importance.
+    #[error("importance {index} is {value}, allowed: finite numbers from 0 on")]
+    Importance {
+        /// The input channel.
+        index: usize,
+        /// Its importance.
+        value: f32,
+    },
+    /// `ARROW_QUANT_ISA` names an instruction set that is not there.
+    #[error("ARROW_QUANT_ISA is '{found}', this CPU has: {available}")]
+    Isa {
+        /// The name asked for.
+        found: String,
+        /// The names there are.
+        available: String,
+    },
+}
+
+/// The result of a kernel.
+pub type Result<T> = std::result::Result<T, KernelError>;

@@ -1,0 +1,58 @@
+//! Kernels that quantize slices of model weights, restore them, and measure what was lost.
+//!
+//! Slices in, slices out: no Arrow, no DataFusion, no allocation beyond the result. Weights are read straight from their
+//! stored bytes ([`Weights`]), little-endian and at any alignment. Scalar code is the specification; AVX2, AVX-512 and
+//! NEON are chosen at run time ([`Isa`]) and give the same bytes, error sums included.
+//!
+//! ```
+//! use arrow_quant_kernels::{Bits, Dtype, GroupSize, Isa, Method, Scheme, Settings, Weights, dequantize, quantize};
+//!
+//! let bytes: Vec<u8> = (0..256).flat_map(|i| (i as f32 * 0.1).sin().to_le_bytes()).collect();
+//! let weights = Weights::new(Dtype::F32, &bytes, 128)?; // two rows
+//! let settings = Settings {
+//!     bits: Bits::Four,
+//!     group_size: GroupSize::try_from(64)?,
+//!     scheme: Scheme::Affine,
+//!     method: Method::Mse,
+//! };
+//! let isa = Isa::active()?;
+//! let quantized = quantize(isa, weights, settings, None)?;
+//! assert_eq!(quantized.codes.len(), 128); // two codes a byte
+//! assert!(quantized.errors.sqnr_db() > 20.0);
+//! let restored: Vec<f32> = dequantize(isa, &quantized.as_ref())?;
+//! assert_eq!(restored.len(), 256);
+//! # Ok::<(), arrow_quant_kernels::KernelError>(())
+//! ```
+//!
+//! # What is defined for odd input
+//!
+//! | input | result |
+//! |---|---|
+//! | NaN, infinity | [`KernelError::NotFinite`] with the index, nothing else |
+//! | a group whose range exceeds f32 | [`KernelError::Range`] |
+//! | no elements | no groups, empty buffers, sums of zero |
+//! | a group of zeros | scale 0, minimum 0, codes 0: exact |
+//! | a constant group | `affine`: scale 0, minimum the constant: exact |
+//! | subnormals | as any number; a scale below 2⁻¹²⁶ becomes 0, and the group its minimum |
+//! | a scale or minimum that f16 cannot hold | f32 parameters for the whole slice ([`ParameterDtype`]) |
+//! | rounding | to nearest, ties to even, everywhere |
+
+mod assign;
+mod compare;
+mod dequantize;
+mod error;
+mod grid;
+mod isa;
+mod quantize;
+mod search;
+mod simd;
+mod stats;
+mod types;
+
+pub use compare::{PairSums, cosine_similarity, pair_sums};
+pub use dequantize::dequantize;
+pub use error::{KernelError, Result};
+pub use isa::Isa;
+pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};
+pub use stats::{Stats, stats};
+pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, Weights, group_count};
