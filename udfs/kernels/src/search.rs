@@ -151,20 +151,21 @@ impl<S: Simd> Search<'_, S> {
         let effort = &EFFORT[self.rules.bits.get().ilog2() as usize - 1];
         let mut best = Fit { scale: s.splat(0.0), base: s.splat(0.0), error: s.splat(f32::INFINITY) };
         for &shrink in effort.shrink {
-            match self.rules.scheme {
-                // Both signs: the extra level may serve either tail.
-                Scheme::Symmetric => {
-                    for sign in [-1.0, 1.0] {
-                        let scale = s.splat(sign * shrink / self.rules.half);
-                        self.step(scale, s.splat(0.0), &constant, &mut best);
-                    }
-                }
-                _ => {
-                    let width = s.mul(s.sub(high, low), s.splat(shrink));
-                    let scale = s.div(width, self.top);
-                    // The middle of the levels, p = -1/2, on the middle of the range.
-                    let middle = s.mul(s.add(high, low), s.splat(0.5));
-                    self.step(scale, s.fma(scale, s.splat(0.5), middle), &constant, &mut best);
+            if self.rules.scheme != Scheme::Symmetric {
+                let width = s.mul(s.sub(high, low), s.splat(shrink));
+                let scale = s.div(width, self.top);
+                // The middle of the levels, p = -1/2, on the middle of the range.
+                let middle = s.mul(s.add(high, low), s.splat(0.5));
+                self.step(scale, s.fma(scale, s.splat(0.5), middle), &constant, &mut best);
+            }
+            if self.rules.scheme != Scheme::Affine {
+                // Zero on a level, the extra level below it or above: for the symmetric scheme by the scale's sign, for
+                // the asymmetric one by the zero point.
+                let scale = s.splat((shrink + 0.2).min(1.0) / self.rules.half);
+                self.step(scale, s.splat(0.0), &constant, &mut best);
+                match self.rules.scheme {
+                    Scheme::Symmetric => self.step(s.sub(s.splat(0.0), scale), s.splat(0.0), &constant, &mut best),
+                    _ => self.step(scale, scale, &constant, &mut best),
                 }
             }
         }
