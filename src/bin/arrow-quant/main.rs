@@ -1,1 +1,154 @@
-fn main(){}
+//! `arrow-quant`: quantize, validate, inspect and query model weights from the command line.
+//!
+//! A thin face of the crate `arrow_quant_v2`: it parses arguments, starts the runtime, shows results and turns errors
+//! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 130 and 143 an interruption.
+
+mod failure;
+mod inspect;
+mod interrupt;
+mod numbers;
+mod output;
+mod progress;
+mod quantize;
+mod readable;
+mod sql;
+mod table;
+mod validate;
+
+use std::num::NonZero;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::failure::Failure;
+
+/// The variable that bounds the cores where `--threads` does not.
+const THREADS_VARIABLE: &str = "ARROW_QUANT_NUM_THREADS";
+
+/// The most cores that can be asked for.
+const MAX_THREADS: u16 = 1024;
+
+/// Time for cancelled tasks to end and clean up behind themselves.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Quantize model weights, validate the result, and query both with SQL.
+#[derive(Parser)]
+#[command(name = "arrow-quant", version, color = clap::ColorChoice::Never)]
+struct Cli {
+    /// Cores to use at most, 0 for all [default: $ARROW_QUANT_NUM_THREADS, or all]
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        alias = "num-threads",
+        value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_THREADS))
+    )]
+    threads: Option<u16>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Write a quantized copy of a model and report its quality, tensor by tensor
+    Quantize(quantize::Arguments),
+    /// Compare a quantized model with its original, tensor by tensor
+    Validate(validate::Arguments),
+    /// List a model's tensors, from its headers alone
+    Inspect(inspect::Arguments),
+    /// Run SQL over models; without a query, at a prompt
+    Sql(sql::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Starts the runtime and runs the command in it.
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let threads = match cli.threads {
+        Some(threads) => usize::from(threads),
+        None => threads_of(std::env::var_os(THREADS_VARIABLE).map(|value| value.to_string_lossy().into_owned()))?,
+    };
+    let cores = match threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))?;
+    let result = match &cli.command {
+        Command::Quantize(arguments) => quantize::run(arguments, &runtime, threads),
+        Command::Validate(arguments) => validate::run(arguments, &runtime, cores),
+        Command::Inspect(arguments) => inspect::run(arguments, &runtime, cores),
+        Command::Sql(arguments) => sql::run(arguments, &runtime, cores),
+    };
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
+}
+
+/// The number in the environment's variable, 0 (all cores) where it is not set.
+fn threads_of(variable: Option<String>) -> Result<usize, Failure> {
+    let Some(value) = variable else { return Ok(0) };
+    value.trim().parse().ok().filter(|&threads: &u16| threads <= MAX_THREADS).map(usize::from).ok_or_else(|| {
+        Failure::Message(format!(
+            "{THREADS_VARIABLE} is '{value}': set it to a whole number from 1 to {MAX_THREADS}, or 0 for all cores"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn threads_come_from_the_variable() {
+        assert_eq!(threads_of(None).unwrap(), 0);
+        assert_eq!(threads_of(Some("2".to_string())).unwrap(), 2);
+        for wrong in ["", "-1", "two", "1025", "70000"] {
+            let message = threads_of(Some(wrong.to_string())).unwrap_err().to_string();
+            assert!(message.contains("ARROW_QUANT_NUM_THREADS") && message.contains("0 for all cores"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_those_allowed() {
+        for (flag, value, allowed) in [
+            ("--bits", "3", "[possible values: 2, 4, 8]"),
+            ("--group-size", "100", "[possible values: 32, 64, 128, 256]"),
+            ("--scheme", "best", "affine"),
+            ("--method", "best", "mse"),
+            ("--profile", "best", "edge"),
+        ] {
+            let error = Cli::try_parse_from(["arrow-quant", "quantize", "a", "b", flag, value]).err().expect(flag);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(allowed), "{error}");
+        }
+    }
+
+    #[test]
+    fn threads_go_by_two_names_before_and_after_the_command() {
+        for line in [
+            ["arrow-quant", "--threads", "2", "inspect", "model"],
+            ["arrow-quant", "inspect", "model", "--threads", "2"],
+            ["arrow-quant", "inspect", "model", "--num-threads", "2"],
+        ] {
+            assert_eq!(Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).threads, Some(2));
+        }
+    }
+}

@@ -10,9 +10,11 @@ use crate::grid::{Grid, Range, Rules, inverse, magic_code, round_code};
 use crate::simd::{MAGIC, Simd};
 use crate::types::Scheme;
 
-/// A candidate's error must be this much below that of `minmax`: more than the rounding of both sums, so that what is
-/// kept is never worse in exact arithmetic.
-const CLEARLY: f32 = 1.0 - 1e-4;
+/// A candidate's error must be below this part of that of `minmax`, less `NOISE` for each weight, so that what is kept is
+/// never worse in exact arithmetic. A normalized weight and its level are off by at most δ = 2⁻²², which changes a sum E
+/// over n squares by at most 2δ√(nE) ≤ E/1000 + 1000nδ².
+const CLEARLY: f32 = 1.0 - 2e-3;
+const NOISE: f32 = 1e-10;
 
 /// How a search goes: the shrink factors it starts from, then moves away from the best grid so far, each a factor on the
 /// scale and a shift in steps.
@@ -133,7 +135,8 @@ pub(crate) fn search<S: Simd>(
     let plain_error = search.error(&minmax, centre, unit);
     // A scale that became 0 is no grid.
     let usable = s.lt(zero, s.abs(scale));
-    let limit = s.select(usable, s.mul(plain_error, s.splat(CLEARLY)), zero);
+    let noise = s.splat(NOISE * search.z.len() as f32);
+    let limit = s.select(usable, s.sub(s.mul(plain_error, s.splat(CLEARLY)), noise), zero);
     let better = s.lt(found_error, limit);
     Grid {
         scale: s.select(better, grid.scale, minmax.scale),

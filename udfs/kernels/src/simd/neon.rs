@@ -1,5 +1,8 @@
 //! NEON on AArch64: a vector is four registers.
 
+// Some of the intrinsics are safe, NEON being part of the target's baseline.
+#![allow(unused_unsafe)]
+
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -20,7 +23,6 @@ macro_rules! simd {
     ($e:expr) => {
         // SAFETY: `self` is only made by `detect`, so the CPU has NEON; pointers come from references to arrays of the
         // size loaded or stored, by instructions that ask for no alignment.
-        #[allow(unused_unsafe)] // some of the intrinsics are safe, NEON being part of the target's baseline
         unsafe { $e }
     };
 }

@@ -1,0 +1,49 @@
+//! Ctrl-C and SIGTERM: the work is dropped, which cleans up behind itself, and the exit status says so.
+
+use crate::failure::Failure;
+
+/// The job's result, or on a signal the failure with `message`. The job is dropped before this returns.
+pub async fn unless_interrupted<T>(
+    job: impl Future<Output = arrow_quant_v2::Result<T>>,
+    message: &str,
+) -> Result<T, Failure> {
+    tokio::select! {
+        result = job => Ok(result?),
+        status = signal() => Err(Failure::Interrupted { status, message: message.to_string() }),
+    }
+}
+
+/// Ends with Ctrl-C. From its first call on, Ctrl-C no longer ends the process by itself.
+pub async fn ctrl_c() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // No handler could be installed: Ctrl-C ends the process by itself.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Ends with a signal that asks to stop: the exit status it stands for.
+async fn signal() -> u8 {
+    tokio::select! {
+        () = ctrl_c() => 130,
+        () = terminate() => 143,
+    }
+}
+
+/// Ends with SIGTERM.
+#[cfg(unix)]
+async fn terminate() {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    match signal(SignalKind::terminate()) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Never ends: there is no SIGTERM here.
+#[cfg(not(unix))]
+async fn terminate() {
+    std::future::pending().await
+}
