@@ -1,0 +1,33 @@
+//! ArrowQuant: model weights are a table, quantizing a model is a SQL query over it, validating it is another.
+//!
+//! - [`Model`] opens safetensors files and directories; [`session`] makes a DataFusion session in which they are tables
+//!   ([`register_model`], or `weights('path')`, `tensors('path')`, `quantized('path')` in SQL) and the functions of
+//!   [`arrow_quant_udfs`] are registered.
+//! - [`quantize_model`] runs the query that quantizes a model and writes a quantized model directory;
+//!   [`validate_model`] runs the one that compares such a directory with its original.
+//!
+//! ```no_run
+//! # async fn run() -> arrow_quant_v2::Result<()> {
+//! use arrow_quant_v2::{DeploymentProfile, DiffusionQuantConfig, quantize_model};
+//! use std::{path::Path, sync::Arc};
+//!
+//! let config = DiffusionQuantConfig::from_profile(DeploymentProfile::Local);
+//! let report = quantize_model(Path::new("dream-7b"), Path::new("dream-7b-int4"), &config, Arc::new(|_| {})).await?;
+//! println!("{:.1}x smaller", report.compression_ratio);
+//! # Ok(()) }
+//! ```
+
+mod config;
+mod error;
+mod job;
+mod model;
+mod session;
+mod tables;
+
+pub use config::{DeploymentProfile, DiffusionQuantConfig};
+pub use error::{QuantError, Result};
+pub use job::{
+    OnProgress, Progress, QuantizeReport, TensorQuality, TensorReport, ValidationReport, quantize_model, validate_model,
+};
+pub use model::{Model, Tensor};
+pub use session::{register_model, session};

@@ -160,7 +160,7 @@ mod tests {
     /// Rows of a number, bytes and a list: `repeat` times the same two.
     fn rows(repeat: usize) -> SendableRecordBatchStream {
         let numbers: ArrayRef = Arc::new(Int32Array::from(vec![Some(1), None]));
-        let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![b"abc", b""]));
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&b"abc"[..], &b""[..]]));
         let lists: ArrayRef =
             Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), Some(2)]), None]));
         let batch = RecordBatch::try_from_iter([("n", numbers), ("data", bytes), ("shape", lists)]).unwrap();

@@ -42,11 +42,6 @@ impl Table {
         self.rows.push(cells.into_iter().map(clean).collect());
     }
 
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Prints names, a rule and the rows.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let names: Vec<String> = self.columns.iter().map(|column| column.name.clone()).collect();

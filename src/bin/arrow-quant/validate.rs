@@ -35,7 +35,7 @@ pub struct Arguments {
 
 /// A cosine similarity to demand.
 fn accuracy(text: &str) -> Result<f64, String> {
-    match text.parse() {
+    match text.parse::<f64>() {
         Ok(accuracy) if (0.0..=1.0).contains(&accuracy) => Ok(accuracy),
         _ => Err("a number from 0.0 to 1.0 is needed".to_string()),
     }
@@ -83,8 +83,13 @@ fn write_report(report: &ValidationReport, out: &mut impl Write) -> io::Result<(
 }
 
 fn tensor_table(tensors: &[&TensorQuality]) -> Table {
-    let mut table =
-        Table::new().text("tensor").number("weights").number("bits").number("SQNR dB").number("cosine").number("max error");
+    let mut table = Table::new()
+        .text("tensor")
+        .number("weights")
+        .number("bits")
+        .number("SQNR dB")
+        .number("cosine")
+        .number("max error");
     for tensor in tensors {
         table.row([
             tensor_label(&tensor.component, &tensor.tensor),
@@ -118,9 +123,9 @@ fn below(tensors: &[TensorQuality], floor: f64) -> Option<String> {
     let more = if below.len() > NAMED { ", …" } else { "" };
     (!below.is_empty()).then(|| {
         format!(
-            "{} of {} quantized below a cosine similarity of {floor}: {named}{more}; use more bits or smaller groups",
+            "{} of {} quantized tensors are below a cosine similarity of {floor}: {named}{more}; use more bits or smaller groups",
             below.len(),
-            tensors_of(quantized.len()),
+            quantized.len(),
         )
     })
 }
@@ -154,8 +159,8 @@ mod tests {
         ];
         assert_eq!(
             below(&tensors, 0.9).unwrap(),
-            "4 of 6 tensors quantized below a cosine similarity of 0.9: lost (-), worse (0.700000), poor (0.800000), …; \
-             use more bits or smaller groups"
+            "4 of 6 quantized tensors are below a cosine similarity of 0.9: lost (-), worse (0.700000), poor (0.800000), \
+             …; use more bits or smaller groups"
         );
         assert!(below(&tensors[..1], 0.9).is_none());
     }

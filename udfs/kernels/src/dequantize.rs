@@ -1,8 +1,8 @@
 //! Weights from codes.
 
 use crate::quantize::QuantizedRef;
-use crate::simd::{Kernel, LANES, Simd};
-use crate::types::{Bits, ParameterDtype, Scheme, group_count};
+use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
+use crate::types::{Bits, ParameterDtype, Scheme, Weights, group_count};
 use crate::{Isa, KernelError, Result};
 
 /// The weights that the codes stand for: `scale * q + min`, or `scale * (q - zero_point)`, each rounded once to f32.
@@ -18,6 +18,38 @@ pub fn dequantize(isa: Isa, quantized: &QuantizedRef<'_>) -> Result<Vec<f32>> {
         Bits::Eight => isa.run(Dequantize::<8>(quantized, &mut out)),
     }
     Ok(out)
+}
+
+/// The elements of a slice as f32: widened, or for F64 rounded.
+pub fn to_f32(isa: Isa, weights: Weights<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; weights.len()];
+    for_dtype!(weights.dtype(), E => {
+        isa.run(Widen::<E> { bytes: weights.bytes(), out: &mut out, dtype: std::marker::PhantomData })
+    });
+    out
+}
+
+struct Widen<'a, E> {
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+    dtype: std::marker::PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let vectors = self.bytes.chunks_exact(LANES * E::SIZE);
+        let tail = vectors.remainder();
+        let mut outs = self.out.chunks_exact_mut(LANES);
+        for (vector, out) in vectors.zip(&mut outs) {
+            out.copy_from_slice(&s.to_array(E::load(s, vector)));
+        }
+        for (element, out) in tail.chunks_exact(E::SIZE).zip(outs.into_remainder()) {
+            *out = E::one(element);
+        }
+    }
 }
 
 fn check(q: &QuantizedRef<'_>) -> Result<()> {

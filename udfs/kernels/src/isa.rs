@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
 use crate::simd::scalar::Scalar;
 use crate::simd::{Kernel, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
 use crate::{KernelError, Result};
 
 /// An instruction set that this CPU has. Whichever it is, results are the same bytes.

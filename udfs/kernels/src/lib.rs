@@ -50,7 +50,7 @@ mod stats;
 mod types;
 
 pub use compare::{PairSums, cosine_similarity, pair_sums};
-pub use dequantize::dequantize;
+pub use dequantize::{dequantize, to_f32};
 pub use error::{KernelError, Result};
 pub use isa::Isa;
 pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};

@@ -27,7 +27,10 @@ struct Effort {
 /// of 64, two starts and six moves come within 0.03 dB of the exhaustive optimum, where eight starts of three steps each
 /// leave 0.09; at 4 bits, 11 steps gain 0.12 dB over 24.
 const EFFORT: [Effort; 3] = [
-    Effort { shrink: &[0.5, 0.7], moves: &[(1.0, 0.0), (1.0, 0.3), (1.0, -0.3), (1.0, 0.15), (1.0, -0.15), (1.0, 0.0)] },
+    Effort {
+        shrink: &[0.5, 0.7],
+        moves: &[(1.0, 0.0), (1.0, 0.3), (1.0, -0.3), (1.0, 0.15), (1.0, -0.15), (1.0, 0.0)],
+    },
     Effort {
         shrink: &[0.75, 0.9],
         moves: &[
@@ -42,10 +45,7 @@ const EFFORT: [Effort; 3] = [
             (1.0, 0.0),
         ],
     },
-    Effort {
-        shrink: &[1.0],
-        moves: &[(1.004, 0.25), (0.996, -0.25), (1.004, -0.25), (0.996, 0.25), (1.002, 0.0)],
-    },
+    Effort { shrink: &[1.0], moves: &[(1.004, 0.25), (0.996, -0.25), (1.004, -0.25), (0.996, 0.25), (1.002, 0.0)] },
 ];
 
 /// Sixteen groups of equal length, transposed: element j of the group in lane k is lane k of vector j.

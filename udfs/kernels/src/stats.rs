@@ -2,9 +2,9 @@
 
 use std::ops::Add;
 
+use crate::Isa;
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
 use crate::types::Weights;
-use crate::Isa;
 
 /// Counts, extremes and power sums, of which those of disjoint slices add up. Elements that are not finite are counted
 /// and take no part in the rest.

@@ -126,11 +126,11 @@ impl TryFrom<i64> for Bits {
     type Error = KernelError;
 
     fn try_from(bits: i64) -> Result<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|b| b.get() as i64 == bits)
-            .ok_or_else(|| KernelError::Argument { name: "bits", value: bits.to_string(), allowed: "2, 4 or 8" })
+        Self::ALL.iter().copied().find(|b| b.get() as i64 == bits).ok_or_else(|| KernelError::Argument {
+            name: "bits",
+            value: bits.to_string(),
+            allowed: "2, 4 or 8",
+        })
     }
 }
 
@@ -189,7 +189,11 @@ impl<'a> Weights<'a> {
     pub fn new(dtype: Dtype, bytes: &'a [u8], row_length: usize) -> Result<Self> {
         let length = bytes.len() / dtype.size();
         if bytes.len() % dtype.size() != 0 {
-            return Err(KernelError::Length { what: "bytes of weights", found: bytes.len(), multiple_of: dtype.size() });
+            return Err(KernelError::Length {
+                what: "bytes of weights",
+                found: bytes.len(),
+                multiple_of: dtype.size(),
+            });
         }
         if length > 0 && (row_length == 0 || length % row_length != 0) {
             return Err(KernelError::Length { what: "weights", found: length, multiple_of: row_length });

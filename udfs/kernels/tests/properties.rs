@@ -343,7 +343,8 @@ fn odd_groups_have_the_defined_results() {
     for isa in Isa::available() {
         for method in [Method::MinMax, Method::Mse] {
             let run = settings(4, 32, Scheme::Affine, method);
-            let q = |values: &[f32]| quantize(isa, Weights::one_row(Dtype::F32, &f32_bytes(values)).unwrap(), run, None);
+            let q =
+                |values: &[f32]| quantize(isa, Weights::one_row(Dtype::F32, &f32_bytes(values)).unwrap(), run, None);
 
             let zeros = q(&[0.0; 40]).unwrap();
             assert_eq!((decode(&zeros), zeros.errors.sqnr_db()), (vec![0.0; 40], f64::INFINITY));
@@ -382,7 +383,8 @@ fn weights_that_are_not_finite_are_named() {
                         let mut values: Vec<f32> = gaussian(601, 9).iter().map(|x| x * magnitude).collect();
                         values[index] = bad;
                         let bytes = f32_bytes(&values);
-                        let error = quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), run, None).unwrap_err();
+                        let error =
+                            quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), run, None).unwrap_err();
                         let expected = format!("weight {index} is {name}: only finite weights can be quantized");
                         assert_eq!(error.to_string(), expected);
                     }
@@ -446,7 +448,9 @@ fn results_are_the_same_on_every_architecture() {
                 let q = quantize(Isa::available()[0], weights, run, None).unwrap();
                 let sums = [q.errors.sum_aa, q.errors.sum_ab, q.errors.sum_ee, q.errors.max_abs_error];
                 let sums = sums.map(f64::to_le_bytes);
-                for byte in q.codes.iter().chain(&q.scales).chain(&q.minima).chain(&q.zero_points).chain(sums.as_flattened()) {
+                for byte in
+                    q.codes.iter().chain(&q.scales).chain(&q.minima).chain(&q.zero_points).chain(sums.as_flattened())
+                {
                     hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
                 }
             }
@@ -462,7 +466,8 @@ fn golden_bytes() {
     let ramp: Vec<f32> = (0..32).map(|i| (i % 16) as f32 - 4.0).collect();
     let bytes = f32_bytes(&ramp);
     let q = |bits, scheme| {
-        quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), settings(bits, 32, scheme, Method::MinMax), None).unwrap()
+        quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), settings(bits, 32, scheme, Method::MinMax), None)
+            .unwrap()
     };
     let affine = q(4, Scheme::Affine);
     assert_eq!(affine.codes[..8], [0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);

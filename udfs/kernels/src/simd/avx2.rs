@@ -129,7 +129,8 @@ impl Simd for Avx2 {
     fn load_bf16(self, bytes: &[u8; 32]) -> F {
         simd!({
             let p: *const __m128i = bytes.as_ptr().cast();
-            let (low, high) = (_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1))));
+            let (low, high) =
+                (_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1))));
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
         })
     }
@@ -153,7 +154,10 @@ impl Simd for Avx2 {
             let p: *const f64 = bytes.as_ptr().cast();
             [
                 _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p.add(4))), _mm256_cvtpd_ps(_mm256_loadu_pd(p))),
-                _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p.add(12))), _mm256_cvtpd_ps(_mm256_loadu_pd(p.add(8)))),
+                _mm256_set_m128(
+                    _mm256_cvtpd_ps(_mm256_loadu_pd(p.add(12))),
+                    _mm256_cvtpd_ps(_mm256_loadu_pd(p.add(8))),
+                ),
             ]
         })
     }
@@ -266,8 +270,7 @@ impl Simd for Avx2 {
                 4 => {
                     // q0 + 16 q1 of neighbouring bytes, in 16 bits.
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x1001));
-                    let packed =
-                        _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+                    let packed = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
                     _mm_storeu_si128(out[..16].as_mut_ptr().cast(), packed);
                 }
                 2 => {

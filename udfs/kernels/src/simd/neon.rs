@@ -217,9 +217,8 @@ impl Simd for Neon {
     #[inline(always)]
     fn transpose(self, a: &[F; LANES]) -> [F; LANES] {
         // Block (r, c) holds rows 4r.. and columns 4c..; transposed, it is part r of vectors 4c...
-        let blocks: [[[float32x4_t; 4]; 4]; 4] = std::array::from_fn(|r| {
-            std::array::from_fn(|c| self.transpose4(std::array::from_fn(|i| a[4 * r + i][c])))
-        });
+        let blocks: [[[float32x4_t; 4]; 4]; 4] =
+            std::array::from_fn(|r| std::array::from_fn(|c| self.transpose4(std::array::from_fn(|i| a[4 * r + i][c]))));
         std::array::from_fn(|i| each(|r| blocks[r][i / 4][i % 4]))
     }
 
@@ -227,9 +226,8 @@ impl Simd for Neon {
     fn pack<const BITS: usize>(self, codes: [F; 2], out: &mut [u8]) {
         simd!({
             let sixteen = |v: F| {
-                let half = |a, b| {
-                    vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(a)), vmovn_u32(vreinterpretq_u32_f32(b)))
-                };
+                let half =
+                    |a, b| vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(a)), vmovn_u32(vreinterpretq_u32_f32(b)));
                 vcombine_u8(vmovn_u16(half(v[0], v[1])), vmovn_u16(half(v[2], v[3])))
             };
             let (low, high) = (sixteen(codes[0]), sixteen(codes[1]));

@@ -1,0 +1,120 @@
+//! What can go wrong, each with what was wrong, where, and what to do.
+
+use std::path::{Path, PathBuf};
+
+use arrow_quant_kernels::KernelError;
+use datafusion::error::DataFusionError;
+
+/// Why the engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// A setting, flag or argument is not allowed.
+    #[error("{0}")]
+    Configuration(String),
+    /// There is no readable model at a path.
+    #[error("{message}")]
+    ModelNotFound {
+        /// The path asked for.
+        path: PathBuf,
+        /// What was found there, and what to do.
+        message: String,
+    },
+    /// A file contradicts itself, or is not understood.
+    #[error("{message}")]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, where it is one that is wrong.
+        tensor: Option<String>,
+        /// What is wrong, with file and tensor named.
+        message: String,
+    },
+    /// Two models that should hold the same tensors do not.
+    #[error("{message}")]
+    ShapeMismatch {
+        /// The tensor.
+        tensor: String,
+        /// Both shapes.
+        message: String,
+    },
+    /// Quality below the floor.
+    #[error("{message}")]
+    Validation {
+        /// Which tensors, and their figures.
+        message: String,
+    },
+    /// A tensor cannot be quantized, or the job cannot go on.
+    #[error("{message}")]
+    Quantization {
+        /// The tensor, where it is one that is to blame.
+        tensor: Option<String>,
+        /// What happened, and what to do.
+        message: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A query failed.
+    #[error("{}", query_message(.0))]
+    Query(Box<DataFusionError>),
+}
+
+/// The result of the engine's operations.
+pub type Result<T, E = QuantError> = std::result::Result<T, E>;
+
+impl QuantError {
+    /// A failed operation on a file.
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), source }
+    }
+}
+
+impl From<KernelError> for QuantError {
+    fn from(error: KernelError) -> Self {
+        Self::Configuration(error.to_string())
+    }
+}
+
+impl From<DataFusionError> for QuantError {
+    /// One of our own errors that passed through a query comes out as it went in.
+    fn from(error: DataFusionError) -> Self {
+        match error {
+            DataFusionError::External(source) => match source.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(source) => Self::Query(Box::new(DataFusionError::External(source))),
+            },
+            DataFusionError::Context(_, inner) => Self::from(*inner),
+            DataFusionError::Diagnostic(_, inner) => Self::from(*inner),
+            other => Self::Query(Box::new(other)),
+        }
+    }
+}
+
+impl From<QuantError> for DataFusionError {
+    fn from(error: QuantError) -> Self {
+        match error {
+            QuantError::Query(error) => *error,
+            other => Self::External(Box::new(other)),
+        }
+    }
+}
+
+impl From<arrow::error::ArrowError> for QuantError {
+    fn from(error: arrow::error::ArrowError) -> Self {
+        DataFusionError::from(error).into()
+    }
+}
+
+/// The innermost message, without the names of the layers it came through.
+fn query_message(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::Execution(message) | DataFusionError::Plan(message) => message.clone(),
+        root => root.strip_backtrace(),
+    }
+}

@@ -1,0 +1,67 @@
+//! Models as tables: `tensors`, `weights` and, for quantized models, `quantized`.
+
+mod chunks;
+mod functions;
+mod quantized;
+mod tensors;
+mod weights;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::catalog::TableProvider;
+
+use crate::{Model, Result};
+
+pub(crate) use functions::{SafetensorsFactory, table_functions};
+pub(crate) use quantized::{MANIFEST, QuantizedModel, part_schema};
+pub(crate) use weights::WeightsTable;
+
+/// A model of either kind.
+pub(crate) enum AnyModel {
+    /// Weights as they were trained.
+    Weights(Arc<Model>),
+    /// What `quantize` wrote.
+    Quantized(QuantizedModel),
+}
+
+impl AnyModel {
+    /// Opens whatever is at a path.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.join(MANIFEST).is_file() {
+            return Ok(Self::Quantized(QuantizedModel::open(path)?));
+        }
+        Ok(Self::Weights(Arc::new(Model::open(path)?)))
+    }
+
+    /// One row a tensor, from headers alone.
+    pub fn tensors(&self, name: &str) -> Result<Arc<dyn TableProvider>> {
+        match self {
+            Self::Weights(model) => tensors::of_model(name, model),
+            Self::Quantized(model) => tensors::of_quantized(name, model),
+        }
+    }
+
+    /// One row a chunk, its weights as a tensor value: of a quantized model, the weights its codes stand for.
+    pub fn weights(&self, name: &str) -> Result<Arc<dyn TableProvider>> {
+        match self {
+            Self::Weights(model) => Ok(Arc::new(WeightsTable::new(name, Arc::clone(model)))),
+            Self::Quantized(model) => model.weights(name),
+        }
+    }
+
+    /// One row a quantized chunk; `None` for a model that is not quantized.
+    pub fn quantized(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match self {
+            Self::Weights(_) => Ok(None),
+            Self::Quantized(model) => model.quantized(name).map(Some),
+        }
+    }
+}
+
+/// What a model is called where nobody named it: the last part of its path.
+pub(crate) fn default_name(path: &Path) -> String {
+    let canonical = path.canonicalize();
+    let path = canonical.as_deref().unwrap_or(path);
+    path.file_stem().map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,317 @@
+//! The `weights` table of safetensors: one row a chunk, its bytes those of the mapped file.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, AsArray, BinaryViewBuilder, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
+};
+use arrow::buffer::Buffer;
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow_quant_udfs::{tensor_type, tensor_value};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, Volatility};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+
+use super::chunks::{Chunk, chunks};
+use super::tensors::{shape_type, shapes};
+use crate::Model;
+
+/// The payload's place in the schema; all columns before it are known from headers.
+const WEIGHTS: usize = 6;
+
+/// No batch references more bytes, however few rows that are.
+const BATCH_BYTES: u64 = 8 << 20;
+
+/// The columns of the table.
+pub(crate) fn weights_schema() -> SchemaRef {
+    let text = |name| Field::new(name, DataType::Utf8, false);
+    Arc::new(Schema::new(vec![
+        text("model"),
+        text("component"),
+        text("tensor"),
+        Field::new("shape", shape_type(), false),
+        Field::new("chunk", DataType::Int32, false),
+        Field::new("start", DataType::Int64, false),
+        Field::new("weights", tensor_type(), false),
+    ]))
+}
+
+/// A model's weights. Filters on any column but `weights` are answered from the headers.
+#[derive(Debug, Clone)]
+pub(crate) struct WeightsTable {
+    source: Source,
+    chunks: Arc<[Chunk]>,
+    /// Elements of a partition; `None` for as many partitions as the session wants.
+    part_elements: Option<u64>,
+}
+
+/// What rows are made from.
+#[derive(Debug, Clone)]
+struct Source {
+    name: Arc<str>,
+    model: Arc<Model>,
+}
+
+impl WeightsTable {
+    pub fn new(name: &str, model: Arc<Model>) -> Self {
+        let chunks = chunks(&model).into();
+        Self { source: Source { name: name.into(), model }, chunks, part_elements: None }
+    }
+
+    /// The same table in partitions of about `elements` each, whatever the session: so that what is made of a partition
+    /// does not depend on the machine.
+    pub fn in_parts_of(self, elements: u64) -> Self {
+        Self { part_elements: Some(elements), ..self }
+    }
+
+    /// The chunks that pass filters on the columns known from headers.
+    fn select(&self, state: &dyn Session, filters: &[Expr]) -> Result<Arc<[Chunk]>> {
+        if filters.is_empty() {
+            return Ok(Arc::clone(&self.chunks));
+        }
+        let mut headers = self.source.batch(&self.chunks, &(0..WEIGHTS).collect::<Vec<_>>())?;
+        let numbers = Int64Array::from_iter_values(0..self.chunks.len() as i64);
+        let schema = DFSchema::try_from(headers.schema())?;
+        let mut fields = headers.schema().fields().to_vec();
+        fields.push(Arc::new(Field::new("__chunk", DataType::Int64, false)));
+        let mut columns = headers.columns().to_vec();
+        columns.push(Arc::new(numbers));
+        headers = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        for filter in filters {
+            let predicate = state.create_physical_expr(filter.clone(), &schema)?;
+            let mask = predicate.evaluate(&headers)?.into_array(headers.num_rows())?;
+            headers = filter_record_batch(&headers, mask.as_boolean())?;
+        }
+        let kept = headers.column(WEIGHTS).as_primitive::<Int64Type>();
+        Ok(kept.values().iter().map(|&i| self.chunks[i as usize]).collect())
+    }
+
+    /// Runs of chunks of about equal size, in order.
+    fn partitions(&self, chunks: &[Chunk], wanted: usize) -> Vec<Range<usize>> {
+        let total: u64 = chunks.iter().map(|c| c.elements).sum();
+        let size = self.part_elements.unwrap_or_else(|| total.div_ceil(wanted.max(1) as u64)).max(1);
+        let (mut runs, mut first, mut filled) = (Vec::new(), 0, 0);
+        for (i, chunk) in chunks.iter().enumerate() {
+            filled += chunk.elements;
+            if filled >= size {
+                runs.push(first..i + 1);
+                (first, filled) = (i + 1, 0);
+            }
+        }
+        if first < chunks.len() || runs.is_empty() {
+            runs.push(first..chunks.len());
+        }
+        runs
+    }
+}
+
+#[async_trait]
+impl TableProvider for WeightsTable {
+    fn schema(&self) -> SchemaRef {
+        weights_schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        let from_headers = |filter: &Expr| {
+            !filter.is_volatile() && filter.column_refs().iter().all(|column| column.name != "weights")
+        };
+        Ok(filters
+            .iter()
+            .map(|filter| {
+                if from_headers(filter) {
+                    TableProviderFilterPushDown::Exact
+                } else {
+                    TableProviderFilterPushDown::Unsupported
+                }
+            })
+            .collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut chunks = self.select(state, filters)?;
+        if let Some(limit) = limit.filter(|&limit| limit < chunks.len()) {
+            chunks = chunks[..limit].into();
+        }
+        let partitions = self.partitions(&chunks, state.config().target_partitions());
+        let projection = projection.cloned().unwrap_or_else(|| (0..=WEIGHTS).collect());
+        Ok(Arc::new(WeightsExec::new(self.source.clone(), chunks, partitions, projection)?))
+    }
+}
+
+impl Source {
+    /// The rows of some chunks. Payloads are not copied.
+    fn batch(&self, chunks: &[Chunk], projection: &[usize]) -> Result<RecordBatch> {
+        let tensors = self.model.tensors();
+        let text = |f: fn(&crate::Tensor) -> &str| {
+            Arc::new(StringArray::from_iter_values(chunks.iter().map(|c| f(&tensors[c.tensor])))) as ArrayRef
+        };
+        let columns = projection.iter().map(|column| {
+            Ok(match column {
+                0 => Arc::new(StringArray::from_iter_values(chunks.iter().map(|_| &*self.name))) as ArrayRef,
+                1 => text(|tensor| &tensor.component),
+                2 => text(|tensor| &tensor.name),
+                3 => shapes(chunks.iter().map(|c| tensors[c.tensor].shape.as_slice())),
+                4 => Arc::new(Int32Array::from_iter_values(chunks.iter().map(|c| c.number))),
+                5 => Arc::new(Int64Array::from_iter_values(chunks.iter().map(|c| c.start as i64))),
+                _ => self.payloads(chunks)?,
+            })
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(chunks.len()));
+        Ok(RecordBatch::try_new_with_options(Arc::new(weights_schema().project(projection)?), columns, &options)?)
+    }
+
+    /// Tensor values that point into the mapped files.
+    fn payloads(&self, chunks: &[Chunk]) -> Result<ArrayRef> {
+        let tensors = self.model.tensors();
+        let mut data = BinaryViewBuilder::with_capacity(chunks.len());
+        for chunk in chunks {
+            let tensor = &tensors[chunk.tensor];
+            // Elements may have less than a byte, but chunks start and end between bytes.
+            let bytes_of = |elements: u64| (elements * tensor.bytes / tensor.elements().max(1)) as usize;
+            let bytes = &tensor.data()[bytes_of(chunk.start)..bytes_of(chunk.start + chunk.elements)];
+            // Views hold values of at most 12 bytes themselves.
+            if bytes.len() <= 12 {
+                data.append_value(bytes);
+                continue;
+            }
+            let owner = Arc::clone(tensor.file());
+            // SAFETY: the pointer and length are those of a slice of the mapped file, which `owner` keeps mapped as long
+            // as the buffer lives; the mapping is read-only and never moves. One buffer a chunk, not one a file, so that
+            // memory accounting counts the chunk's bytes alone.
+            let buffer =
+                unsafe { Buffer::from_custom_allocation(NonNull::from(&bytes[0]), bytes.len(), owner) };
+            let block = data.append_block(buffer);
+            data.try_append_view(block, 0, bytes.len() as u32)?;
+        }
+        let dtypes = StringArray::from_iter_values(chunks.iter().map(|c| tensors[c.tensor].dtype.as_str()));
+        let rows = Int64Array::from_iter_values(chunks.iter().map(|c| c.row_length as i64));
+        Ok(Arc::new(tensor_value(Arc::new(dtypes), Arc::new(rows), Arc::new(data.finish()), None)))
+    }
+}
+
+/// The scan of chunks, each partition a run of them.
+#[derive(Debug)]
+struct WeightsExec {
+    source: Source,
+    chunks: Arc<[Chunk]>,
+    partitions: Vec<Range<usize>>,
+    projection: Vec<usize>,
+    properties: Arc<PlanProperties>,
+}
+
+impl WeightsExec {
+    fn new(source: Source, chunks: Arc<[Chunk]>, partitions: Vec<Range<usize>>, projection: Vec<usize>) -> Result<Self> {
+        let schema = Arc::new(weights_schema().project(&projection)?);
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(partitions.len()),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Ok(Self { source, chunks, partitions, projection, properties: Arc::new(properties) })
+    }
+}
+
+impl DisplayAs for WeightsExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (chunks, partitions) = (self.chunks.len(), self.partitions.len());
+        write!(f, "WeightsExec: model={}, chunks={chunks}, partitions={partitions}", self.source.name)
+    }
+}
+
+impl ExecutionPlan for WeightsExec {
+    fn name(&self) -> &str {
+        "WeightsExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, _: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let (source, chunks, projection) = (self.source.clone(), Arc::clone(&self.chunks), self.projection.clone());
+        let rows = context.session_config().batch_size();
+        let mut rest = self.partitions[partition].clone();
+        let batches = std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let mut bytes = 0;
+            let run = chunks[rest.clone()].iter().take(rows).take_while(|chunk| {
+                let fits = bytes < BATCH_BYTES;
+                bytes += source.model.tensors()[chunk.tensor].bytes.min(chunk.elements * 8);
+                fits
+            });
+            let end = rest.start + run.count();
+            let batch = source.batch(&chunks[rest.start..end], &projection);
+            rest.start = end;
+            Some(batch)
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), futures::stream::iter(batches))))
+    }
+
+    fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        let chunks = match args.partition() {
+            Some(partition) => &self.chunks[self.partitions[partition].clone()],
+            None => &self.chunks[..],
+        };
+        let mut statistics = Statistics::new_unknown(&self.schema());
+        statistics.num_rows = Precision::Exact(chunks.len());
+        if self.projection.contains(&WEIGHTS) {
+            let bytes = chunks.iter().map(|chunk| {
+                let tensor = &self.source.model.tensors()[chunk.tensor];
+                (chunk.elements * tensor.bytes / tensor.elements().max(1)) as usize
+            });
+            statistics.total_byte_size = Precision::Inexact(bytes.sum());
+        }
+        Ok(Arc::new(statistics))
+    }
+}

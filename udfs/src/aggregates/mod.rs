@@ -1,0 +1,6 @@
+//! The aggregate functions.
+
+pub(crate) mod similarity;
+pub(crate) mod tensor_stats;
+
+mod sums;

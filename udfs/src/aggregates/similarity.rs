@@ -1,0 +1,183 @@
+//! `cosine_similarity_agg`, `sqnr_agg`, `max_abs_error_agg`: the figures of all chunks together.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
+use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
+use arrow_quant_kernels::PairSums;
+use datafusion::common::Result;
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, GroupsAccumulator, Signature, Volatility,
+};
+
+use super::sums::{GroupSums, OneSum, Sums, state_fields};
+use crate::functions::SECTION;
+use crate::pairs::{Figure, Pairs, check_types};
+
+/// `cosine_similarity_agg(a, b)`, `cosine_similarity_agg(quantized)`.
+pub(crate) fn cosine_similarity_agg() -> AggregateUDF {
+    SimilarityAgg::udaf(
+        "cosine_similarity_agg",
+        Figure::CosineSimilarity,
+        "The cosine similarity of two tensors given in chunks: of all rows of a group together, exactly, by adding up their \
+         sums in f64. NULL rows are skipped.",
+        "SELECT tensor, cosine_similarity_agg(weights, dequantize(quantize(weights, 4, 128))) FROM weights('model/') GROUP BY tensor;",
+    )
+}
+
+/// `sqnr_agg(a, b)`, `sqnr_agg(quantized)`.
+pub(crate) fn sqnr_agg() -> AggregateUDF {
+    SimilarityAgg::udaf(
+        "sqnr_agg",
+        Figure::Sqnr,
+        "The signal-to-quantization-noise ratio in dB of two tensors given in chunks. NULL rows are skipped.",
+        "SELECT tensor, sqnr_agg(quantized) AS db FROM quantized('model-int4/') GROUP BY tensor ORDER BY db;",
+    )
+}
+
+/// `max_abs_error_agg(a, b)`, `max_abs_error_agg(quantized)`.
+pub(crate) fn max_abs_error_agg() -> AggregateUDF {
+    SimilarityAgg::udaf(
+        "max_abs_error_agg",
+        Figure::MaxAbsError,
+        "The greatest |a - b| over the elements of two tensors given in chunks. NULL rows are skipped.",
+        "SELECT tensor, max_abs_error_agg(quantized) FROM quantized('model-int4/') GROUP BY tensor;",
+    )
+}
+
+/// One of the aggregates.
+#[derive(Debug)]
+struct SimilarityAgg {
+    measure: Measure,
+    signature: Signature,
+    documentation: Documentation,
+}
+
+// The documentation follows from the name.
+impl PartialEq for SimilarityAgg {
+    fn eq(&self, other: &Self) -> bool {
+        self.measure == other.measure
+    }
+}
+
+impl Eq for SimilarityAgg {}
+
+impl std::hash::Hash for SimilarityAgg {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.measure.hash(state);
+    }
+}
+
+impl SimilarityAgg {
+    fn udaf(name: &'static str, figure: Figure, description: &str, example: &str) -> AggregateUDF {
+        let documentation =
+            Documentation::builder(SECTION, description, format!("{name}(a, b)` or `{name}(quantized)"))
+                .with_sql_example(format!("```sql\n{example}\n```"))
+                .with_argument("a", "tensor values or lists of floats")
+                .with_argument("b", "others, each of as many elements as its neighbour")
+                .with_argument("quantized", "quantized values")
+                .with_related_udf(name.trim_end_matches("_agg"))
+                .build();
+        let signature = Signature::user_defined(Volatility::Immutable);
+        AggregateUDF::new_from_impl(Self { measure: Measure { name, figure }, signature, documentation })
+    }
+}
+
+impl AggregateUDFImpl for SimilarityAgg {
+    fn name(&self) -> &str {
+        self.measure.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        check_types(self.measure.name, types)?;
+        Ok(types.to_vec())
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Float64)
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
+        Ok(state_fields::<Measure>(args.name))
+    }
+
+    fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        Ok(Box::new(OneSum::new(self.measure)))
+    }
+
+    fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
+        true
+    }
+
+    fn create_groups_accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
+        Ok(Box::new(GroupSums::new(self.measure)))
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        Some(&self.documentation)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Measure {
+    name: &'static str,
+    figure: Figure,
+}
+
+impl Sums for Measure {
+    type Sum = PairSums;
+
+    fn rows(&self, args: &[ArrayRef]) -> Result<Vec<Option<PairSums>>> {
+        let pairs = Pairs::try_new(self.name, args)?;
+        (0..args[0].len()).map(|row| pairs.row(row)).collect()
+    }
+
+    fn state_fields() -> Vec<Field> {
+        let float = |name| Field::new(name, DataType::Float64, true);
+        vec![
+            Field::new("n", DataType::Int64, true),
+            float("sum_aa"),
+            float("sum_bb"),
+            float("sum_ab"),
+            float("sum_ee"),
+            float("max_abs_error"),
+        ]
+    }
+
+    fn to_state(sums: &[PairSums]) -> Vec<ArrayRef> {
+        let float = |f: fn(&PairSums) -> f64| Arc::new(Float64Array::from_iter_values(sums.iter().map(f))) as ArrayRef;
+        vec![
+            Arc::new(Int64Array::from_iter_values(sums.iter().map(|s| s.n as i64))),
+            float(|s| s.sum_aa),
+            float(|s| s.sum_bb),
+            float(|s| s.sum_ab),
+            float(|s| s.sum_ee),
+            float(|s| s.max_abs_error),
+        ]
+    }
+
+    fn from_state(state: &[ArrayRef]) -> Vec<PairSums> {
+        let float = |i: usize| state[i].as_primitive::<Float64Type>();
+        let n = state[0].as_primitive::<Int64Type>();
+        let (aa, bb, ab, ee, max) = (float(1), float(2), float(3), float(4), float(5));
+        (0..n.len())
+            .map(|i| PairSums {
+                n: n.value(i) as u64,
+                sum_aa: aa.value(i),
+                sum_bb: bb.value(i),
+                sum_ab: ab.value(i),
+                sum_ee: ee.value(i),
+                max_abs_error: max.value(i),
+            })
+            .collect()
+    }
+
+    fn evaluate(&self, sums: &[PairSums]) -> ArrayRef {
+        Arc::new(sums.iter().map(|sums| self.figure.of(sums)).collect::<Float64Array>())
+    }
+}

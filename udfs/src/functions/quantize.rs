@@ -1,0 +1,225 @@
+//! `quantize(weights, bits, group_size [, scheme] [, method] [, importance])`.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
+use arrow_quant_kernels::{Bits, GroupSize, Isa, KernelError, Method, Scheme, Settings, quantize, to_f32};
+use datafusion::common::{
+    Result, ScalarValue, exec_datafusion_err, exec_err, internal_err, plan_datafusion_err, plan_err,
+};
+use datafusion::logical_expr::{
+    ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
+};
+
+use super::{SECTION, on_arrays};
+use crate::pairs::active_isa;
+use crate::quantized::{quantized_array, quantized_type};
+use crate::tensor::{TensorColumn, is_string, kernel_error};
+
+const NAME: &str = "quantize";
+
+static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
+    Documentation::builder(
+        SECTION,
+        "Quantizes weights: groups of `group_size` consecutive weights of a row share one scale (and one minimum or zero \
+         point). Returns a quantized value, which `dequantize` restores and whose fields hold the codes, the parameters and \
+         the error sums. A NaN or infinite weight is an error.",
+        "quantize(weights, bits, group_size [, scheme] [, method] [, importance])",
+    )
+    .with_sql_example(
+        "```sql\nSELECT tensor, quantize(weights, 4, 128) AS quantized FROM weights('model/') WHERE tensor LIKE '%proj%';\n\
+         -- each tensor at its own width\n\
+         SELECT tensor, quantize(weights, p.bits, p.group_size, 'symmetric') FROM weights('model/') JOIN plan p USING (tensor);\n```",
+    )
+    .with_argument("weights", "a tensor value (struct of dtype, row_length and data) or a list of floats")
+    .with_argument("bits", "2, 4 or 8; may be a column")
+    .with_argument("group_size", "32, 64, 128 or 256; may be a column")
+    .with_argument(
+        "scheme",
+        "`'affine'` (default: scale and minimum), `'asymmetric'` (scale and integer zero point) or `'symmetric'` (scale only)",
+    )
+    .with_argument(
+        "method",
+        "`'mse'` (default: search for the least squared error, never worse than minmax) or `'minmax'`; scheme and method \
+         are told apart by their names, so either may stand alone",
+    )
+    .with_argument(
+        "importance",
+        "a list of numbers from 0 on, one for each input channel (element of a row), that weight the squared errors of `'mse'`",
+    )
+    .with_related_udf("dequantize")
+    .build()
+});
+
+/// The function.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Quantize {
+    signature: Signature,
+}
+
+impl Quantize {
+    pub fn new() -> Self {
+        Self { signature: Signature::user_defined(Volatility::Immutable) }
+    }
+}
+
+fn is_list(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _))
+}
+
+impl ScalarUDFImpl for Quantize {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        if !(3..=6).contains(&types.len()) {
+            return plan_err!(
+                "{NAME} expects 3 to 6 arguments (weights, bits, group_size [, scheme] [, method] [, importance]), found {}",
+                types.len()
+            );
+        }
+        TensorColumn::check(NAME, "weights", &types[0])?;
+        let mut coerced = vec![types[0].clone()];
+        for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
+            if !(data_type.is_integer() || data_type.is_null()) {
+                return plan_err!("{NAME} expects {argument} to be an integer, found {data_type}");
+            }
+            coerced.push(DataType::Int64);
+        }
+        for (i, data_type) in types.iter().enumerate().skip(3) {
+            coerced.push(match data_type {
+                t if is_string(t) => DataType::Utf8,
+                t if is_list(t) && TensorColumn::accepts(t) => t.clone(),
+                t if is_list(t) => DataType::new_list(DataType::Float32, true),
+                DataType::Null => DataType::Utf8,
+                other => return plan_err!("{NAME} expects argument {} to be a scheme or method (text) or importance (a list of numbers), found {other}", i + 1),
+            });
+        }
+        Ok(coerced)
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        internal_err!("{NAME} tells its type by return_field_from_args")
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        let mut options = Options::default();
+        for (i, argument) in args.scalar_arguments.iter().enumerate() {
+            let error = |e: KernelError| plan_datafusion_err!("{NAME}: {e}");
+            match argument {
+                Some(ScalarValue::Int64(Some(bits))) if i == 1 => drop(Bits::try_from(*bits).map_err(error)?),
+                Some(ScalarValue::Int64(Some(size))) if i == 2 => drop(GroupSize::try_from(*size).map_err(error)?),
+                Some(ScalarValue::Utf8(Some(name))) if i > 2 => options.read(name).map_err(error)?,
+                _ => {}
+            }
+        }
+        Ok(Arc::new(Field::new(NAME, quantized_type(), true)))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        // Importance is often one literal for all rows: no need to repeat it.
+        let (args, importance) = split_importance(args)?;
+        on_arrays(args, |arrays, rows| quantize_rows(arrays, rows, importance.as_ref()))
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        Some(&DOCUMENTATION)
+    }
+}
+
+/// Scheme and method as far as they have been named.
+#[derive(Default)]
+struct Options {
+    scheme: Option<Scheme>,
+    method: Option<Method>,
+}
+
+impl Options {
+    fn read(&mut self, name: &str) -> Result<(), KernelError> {
+        let refused = |allowed| KernelError::Argument { name: "scheme or method", value: format!("'{name}'"), allowed };
+        match (name.parse(), name.parse()) {
+            (Ok(scheme), _) if self.scheme.is_none() => self.scheme = Some(scheme),
+            (_, Ok(method)) if self.method.is_none() => self.method = Some(method),
+            (Err(_), Err(_)) => {
+                return Err(refused("the schemes 'affine', 'asymmetric', 'symmetric' and the methods 'mse', 'minmax'"));
+            }
+            _ => return Err(refused("one scheme and one method")),
+        }
+        Ok(())
+    }
+}
+
+/// Importance, one list for all rows or one for each.
+struct Importance {
+    column: TensorColumn,
+    one: bool,
+}
+
+impl Importance {
+    fn row(&self, isa: Isa, row: usize) -> Result<Option<Vec<f32>>> {
+        let Some(list) = self.column.complete_row(if self.one { 0 } else { row })? else { return Ok(None) };
+        Ok(Some(to_f32(isa, list)))
+    }
+}
+
+fn split_importance(mut args: ScalarFunctionArgs) -> Result<(ScalarFunctionArgs, Option<Importance>)> {
+    let Some(at) = args.args.iter().skip(3).position(|arg| is_list(&arg.data_type())) else { return Ok((args, None)) };
+    let (array, one) = match args.args.remove(at + 3) {
+        ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
+        ColumnarValue::Array(array) => (array, false),
+    };
+    if args.args.iter().skip(3).any(|arg| is_list(&arg.data_type())) {
+        return exec_err!("{NAME} expects one importance, found two lists");
+    }
+    if !one {
+        // Keeps `on_arrays` from taking the rest for scalars.
+        let rows = args.number_rows;
+        args.args[0] = ColumnarValue::Array(args.args[0].clone().into_array(rows)?);
+    }
+    Ok((args, Some(Importance { column: TensorColumn::try_new(NAME, &array)?, one })))
+}
+
+fn quantize_rows(arrays: &[ArrayRef], rows: usize, importance: Option<&Importance>) -> Result<ArrayRef> {
+    let isa = active_isa()?;
+    let weights = TensorColumn::try_new(NAME, &arrays[0])?;
+    let (bits, group_sizes): (&Int64Array, &Int64Array) =
+        (arrays[1].as_primitive::<Int64Type>(), arrays[2].as_primitive::<Int64Type>());
+    let names: Vec<&StringArray> = arrays[3..].iter().map(|array| array.as_string()).collect();
+    let mut out = Vec::with_capacity(rows);
+    for row in 0..rows {
+        let error = |e| kernel_error(NAME, row, e);
+        let is_null = bits.is_null(row) || group_sizes.is_null(row) || names.iter().any(|n| n.is_null(row));
+        let Some(slice) = (if is_null { None } else { weights.complete_row(row)? }) else {
+            out.push(None);
+            continue;
+        };
+        let mut options = Options::default();
+        for name in &names {
+            options.read(name.value(row)).map_err(error)?;
+        }
+        let settings = Settings {
+            bits: Bits::try_from(bits.value(row)).map_err(error)?,
+            group_size: GroupSize::try_from(group_sizes.value(row)).map_err(error)?,
+            scheme: options.scheme.unwrap_or(Scheme::Affine),
+            method: options.method.unwrap_or(Method::Mse),
+        };
+        let importance = match importance {
+            Some(importance) => match importance.row(isa, row)? {
+                Some(importance) => Some(importance),
+                None => {
+                    out.push(None);
+                    continue;
+                }
+            },
+            None => None,
+        };
+        out.push(Some(quantize(isa, slice, settings, importance.as_deref()).map_err(error)?));
+    }
+    quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
+}

@@ -1,0 +1,83 @@
+//! The sums over pairs that all measures of likeness share: of two tensor values, or inside one quantized value.
+
+use arrow::array::{Array, ArrayRef};
+use arrow::datatypes::DataType;
+use arrow_quant_kernels::{Isa, PairSums, pair_sums};
+use datafusion::common::{Result, exec_datafusion_err, plan_err};
+
+use crate::quantized::{ErrorColumn, QuantizedColumn};
+use crate::tensor::{Row, TensorColumn, kernel_error};
+
+/// A figure that follows from the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Figure {
+    CosineSimilarity,
+    Sqnr,
+    MaxAbsError,
+}
+
+impl Figure {
+    /// The figure; `None` where it is not defined.
+    pub fn of(self, sums: &PairSums) -> Option<f64> {
+        match self {
+            Self::CosineSimilarity => sums.cosine_similarity(),
+            Self::Sqnr => (sums.n > 0 && (sums.sum_aa != 0.0 || sums.sum_ee != 0.0)).then(|| sums.sqnr_db()),
+            Self::MaxAbsError => (sums.n > 0).then_some(sums.max_abs_error),
+        }
+    }
+}
+
+/// Fails at planning unless the arguments are two tensor values or one quantized value.
+pub(crate) fn check_types(function: &str, types: &[DataType]) -> Result<()> {
+    match types {
+        [quantized] => QuantizedColumn::check(function, quantized),
+        [a, b] => {
+            TensorColumn::check(function, "its first argument", a)?;
+            TensorColumn::check(function, "its second argument", b)
+        }
+        _ => plan_err!("{function} expects two tensor values or one quantized value, found {} arguments", types.len()),
+    }
+}
+
+/// The arguments of a measure, row by row.
+pub(crate) enum Pairs {
+    Tensors { function: &'static str, isa: Isa, a: TensorColumn, b: TensorColumn },
+    Quantized(ErrorColumn),
+    Nulls,
+}
+
+impl Pairs {
+    pub fn try_new(function: &'static str, args: &[ArrayRef]) -> Result<Self> {
+        if args.len() == 1 {
+            return match args[0].data_type() {
+                DataType::Null => Ok(Self::Nulls),
+                _ => Ok(Self::Quantized(ErrorColumn::try_new(&args[0])?)),
+            };
+        }
+        Ok(Self::Tensors {
+            function,
+            isa: active_isa()?,
+            a: TensorColumn::try_new(function, &args[0])?,
+            b: TensorColumn::try_new(function, &args[1])?,
+        })
+    }
+
+    /// The sums in a row; `None` if either side is NULL or a list with a NULL element.
+    pub fn row(&self, row: usize) -> Result<Option<PairSums>> {
+        match self {
+            Self::Nulls => Ok(None),
+            Self::Quantized(errors) => Ok(errors.row(row)),
+            Self::Tensors { function, isa, a, b } => match (a.row(row)?, b.row(row)?) {
+                (Some(Row::Weights(a)), Some(Row::Weights(b))) => {
+                    pair_sums(*isa, a, b).map(Some).map_err(|e| kernel_error(function, row, e))
+                }
+                _ => Ok(None),
+            },
+        }
+    }
+}
+
+/// The instruction set that all functions use.
+pub(crate) fn active_isa() -> Result<Isa> {
+    Isa::active().map_err(|e| exec_datafusion_err!("{e}"))
+}
