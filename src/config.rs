@@ -132,7 +132,9 @@ impl DiffusionQuantConfig {
             Err(error) => {
                 let reason = error.to_string();
                 let last = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                Err(QuantError::Configuration(format!("tensors is '{pattern}', which is no regular expression: {last}")))
+                Err(QuantError::Configuration(format!(
+                    "tensors is '{pattern}', which is no regular expression: {last}"
+                )))
             }
         }
     }
@@ -163,7 +165,9 @@ mod tests {
         assert_eq!(message(|c| c.group_size = 0), "group_size is 0, allowed: 32, 64, 128 or 256");
         assert!(message(|c| c.scheme = "x".into()).starts_with("scheme is x, allowed: one of 'affine'"));
         assert!(message(|c| c.method = "x".into()).starts_with("method is x, allowed: one of 'minmax'"));
-        assert!(message(|c| c.tensors = Some("(".into())).starts_with("tensors is '(', which is no regular expression"));
+        assert!(
+            message(|c| c.tensors = Some("(".into())).starts_with("tensors is '(', which is no regular expression")
+        );
         let unknown = "phone".parse::<DeploymentProfile>().unwrap_err().to_string();
         assert_eq!(unknown, "deployment_profile is 'phone', allowed: edge, local or cloud");
     }

@@ -58,7 +58,9 @@ mod tests {
 
     #[test]
     fn chunks_are_whole_rows_that_cover_the_tensor() {
-        for (elements, row) in [(1 << 20, 4096), (300 * 320, 320), (128 * 576, 576), (1 << 22, 1 << 20), (7, 7), (3 * 200_000, 200_000)] {
+        for (elements, row) in
+            [(1 << 20, 4096), (300 * 320, 320), (128 * 576, 576), (1 << 22, 1 << 20), (7, 7), (3 * 200_000, 200_000)]
+        {
             let pieces: Vec<_> = cut(elements, row).collect();
             assert_eq!(pieces.iter().map(|(_, length)| length).sum::<u64>(), elements);
             assert!(pieces.iter().all(|(start, length)| start % row == 0 && length % row == 0 && *length <= LIMIT));

@@ -56,7 +56,8 @@ struct Row<'a> {
 }
 
 fn table(name: &str, rows: &[Row<'_>]) -> Result<Arc<dyn TableProvider>> {
-    let text = |f: fn(&Row<'_>) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(f))) as ArrayRef;
+    let text =
+        |f: for<'a> fn(&'a Row<'_>) -> &'a str| Arc::new(StringArray::from_iter_values(rows.iter().map(f))) as ArrayRef;
     let int = |f: fn(&Row<'_>) -> u64| {
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| f(row) as i64))) as ArrayRef
     };

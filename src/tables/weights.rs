@@ -1,6 +1,5 @@
 //! The `weights` table of safetensors: one row a chunk, its bytes those of the mapped file.
 
-use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -19,7 +18,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DFSchema, Result, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, Volatility};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
 use datafusion::physical_plan::statistics::StatisticsArgs;
@@ -130,9 +129,8 @@ impl TableProvider for WeightsTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let from_headers = |filter: &Expr| {
-            !filter.is_volatile() && filter.column_refs().iter().all(|column| column.name != "weights")
-        };
+        let from_headers =
+            |filter: &Expr| !filter.is_volatile() && filter.column_refs().iter().all(|column| column.name != "weights");
         Ok(filters
             .iter()
             .map(|filter| {
@@ -203,8 +201,7 @@ impl Source {
             // SAFETY: the pointer and length are those of a slice of the mapped file, which `owner` keeps mapped as long
             // as the buffer lives; the mapping is read-only and never moves. One buffer a chunk, not one a file, so that
             // memory accounting counts the chunk's bytes alone.
-            let buffer =
-                unsafe { Buffer::from_custom_allocation(NonNull::from(&bytes[0]), bytes.len(), owner) };
+            let buffer = unsafe { Buffer::from_custom_allocation(NonNull::from(&bytes[0]), bytes.len(), owner) };
             let block = data.append_block(buffer);
             data.try_append_view(block, 0, bytes.len() as u32)?;
         }
@@ -225,7 +222,12 @@ struct WeightsExec {
 }
 
 impl WeightsExec {
-    fn new(source: Source, chunks: Arc<[Chunk]>, partitions: Vec<Range<usize>>, projection: Vec<usize>) -> Result<Self> {
+    fn new(
+        source: Source,
+        chunks: Arc<[Chunk]>,
+        partitions: Vec<Range<usize>>,
+        projection: Vec<usize>,
+    ) -> Result<Self> {
         let schema = Arc::new(weights_schema().project(&projection)?);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),

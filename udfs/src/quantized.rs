@@ -214,7 +214,10 @@ pub(crate) struct ErrorColumn {
 
 impl ErrorColumn {
     pub fn try_new(array: &ArrayRef) -> Result<Self> {
-        let array = array.as_struct();
+        Self::of(array.as_struct())
+    }
+
+    fn of(array: &StructArray) -> Result<Self> {
         let Some(errors) = array.column_by_name("errors").and_then(|errors| errors.as_struct_opt()) else {
             return exec_err!("the quantized value has no error sums");
         };
@@ -235,4 +238,13 @@ impl ErrorColumn {
         let [sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error] = self.sums.each_ref().map(|sum| sum.value(row));
         Some(PairSums { n: self.n.value(row) as u64, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error })
     }
+}
+
+/// The error sums inside quantized values, `None` for NULL.
+///
+/// # Errors
+/// If the array holds no quantized values.
+pub fn error_sums(quantized: &StructArray) -> Result<Vec<Option<PairSums>>> {
+    let column = ErrorColumn::of(quantized)?;
+    Ok((0..quantized.len()).map(|row| column.row(row)).collect())
 }

@@ -49,7 +49,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
-            Self::Job(error @ QuantError::DataFusion(_)) => lower_first(&error.to_string()),
+            Self::Job(error @ QuantError::Query(_)) => lower_first(&error.to_string()),
             Self::Job(error) => error.to_string(),
             Self::Output(error) => format!("cannot write to standard output: {error}"),
             Self::Message(message) | Self::Interrupted { message, .. } => message.clone(),

@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(
 }
 
 async fn query(model: &str, threads: usize) -> Result<Vec<RecordBatch>, Failure> {
-    let ctx = session(threads);
+    let ctx = session(threads)?;
     register_model(&ctx, "m", model).await?;
     Ok(ctx.sql(QUERY).await?.collect().await?)
 }

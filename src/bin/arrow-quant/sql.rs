@@ -59,7 +59,7 @@ fn named_model(text: &str) -> Result<NamedModel, String> {
 
 /// Opens the models and runs the statements.
 pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(), Failure> {
-    let ctx = session(threads);
+    let ctx = session(threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {
             return Err(Failure::Message(format!("--model {name}={path}: another model has the name '{name}'")));

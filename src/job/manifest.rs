@@ -1,0 +1,115 @@
+//! `arrow_quant.json`: what a quantized model says of itself.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::report::TensorReport;
+use crate::{DiffusionQuantConfig, QuantError, Result};
+
+/// The version of the directory's format that this crate writes, and the only one it reads.
+const FORMAT_VERSION: u32 = 1;
+
+/// The manifest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    format_version: u32,
+    /// The program that wrote it.
+    created_by: String,
+    /// The configuration, by its field names.
+    settings: serde_json::Value,
+    source: Source,
+    /// Every tensor: what it became, and at what loss.
+    pub tensors: Vec<TensorReport>,
+    /// Every Parquet file.
+    pub files: Vec<FileEntry>,
+}
+
+/// What was quantized.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Source {
+    name: String,
+    /// Over the files' names, sizes, times and headers.
+    fingerprint: String,
+}
+
+/// A file of the directory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FileEntry {
+    /// Relative to the directory.
+    pub path: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Manifest {
+    pub fn new(
+        config: &DiffusionQuantConfig,
+        name: String,
+        fingerprint: String,
+        tensors: Vec<TensorReport>,
+        files: Vec<FileEntry>,
+    ) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            created_by: concat!("arrow-quant ", env!("CARGO_PKG_VERSION")).to_string(),
+            settings: serde_json::to_value(config).unwrap_or_default(),
+            source: Source { name, fingerprint },
+            tensors,
+            files,
+        }
+    }
+
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map(|json| json + "\n").map_err(|e| QuantError::Quantization {
+            tensor: None,
+            message: format!("the manifest cannot be written: {e}"),
+        })
+    }
+
+    /// Reads a manifest; file names that lead out of the directory are refused.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let error = |message: String| QuantError::Metadata {
+            path: path.to_path_buf(),
+            tensor: None,
+            message: format!("{}: {message}", path.display()),
+        };
+        let version = serde_json::from_str::<Version>(text).map_err(|e| error(format!("no manifest: {e}")))?;
+        if version.format_version != FORMAT_VERSION {
+            return Err(error(format!(
+                "format version {} was written by another version of arrow-quant, this one reads {FORMAT_VERSION}",
+                version.format_version
+            )));
+        }
+        let manifest: Self = serde_json::from_str(text).map_err(|e| error(format!("no manifest: {e}")))?;
+        match manifest.files.iter().find(|file| !is_inside(&file.path)) {
+            Some(file) => Err(error(format!("`{}` is no file of the directory", file.path))),
+            None => Ok(manifest),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
+/// True for a relative path without `..`.
+fn is_inside(path: &str) -> bool {
+    !path.is_empty() && Path::new(path).components().all(|part| matches!(part, std::path::Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_that_are_not_ours_are_refused() {
+        let message = |text: &str| Manifest::parse(Path::new("m.json"), text).unwrap_err().to_string();
+        assert!(message("{").starts_with("m.json: no manifest"));
+        assert!(message(r#"{"format_version": 9}"#).contains("format version 9 was written by another version"));
+        let escape = r#"{"format_version":1,"created_by":"x","settings":{},"source":{"name":"","fingerprint":""},
+            "tensors":[],"files":[{"path":"../x","bytes":1,"sha256":""}]}"#;
+        assert_eq!(message(escape), "m.json: `../x` is no file of the directory");
+    }
+}

@@ -1,0 +1,198 @@
+//! Validation: a query over the original and the quantized model side by side.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::Float64Type;
+use datafusion::prelude::SessionContext;
+use serde::Serialize;
+
+use super::plan::full_name;
+use super::report::finite;
+use crate::session::{register_model, session_config, with_config};
+use crate::tables::QuantizedModel;
+use crate::{Model, QuantError, Result};
+
+/// How like its original one tensor is.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorQuality {
+    /// The sub-model of a pipeline; empty in a plain model.
+    pub component: String,
+    /// The tensor's name.
+    pub tensor: String,
+    /// Bits of a code; `None` if the tensor was kept.
+    pub bits: Option<u8>,
+    /// Its elements.
+    pub elements: u64,
+    /// `None` if either is all zero.
+    pub cosine_similarity: Option<f64>,
+    /// In dB; `None` where nothing was lost, for that is infinite.
+    pub sqnr_db: Option<f64>,
+    /// The greatest difference of a weight.
+    pub max_abs_error: Option<f64>,
+}
+
+/// How like its original a quantized model is.
+#[derive(Debug, Clone, Serialize)]
+pub struct ValidationReport {
+    /// Every floating-point tensor, in the order of the model.
+    pub tensors: Vec<TensorQuality>,
+    /// Of all quantized tensors as one.
+    pub cosine_similarity: Option<f64>,
+    /// Of all quantized tensors as one, in dB.
+    pub sqnr_db: Option<f64>,
+    /// Original bytes ÷ bytes of the files that hold weights.
+    pub compression_ratio: f64,
+    /// Of the files that hold weights, in 10⁶ bytes.
+    pub model_size_mb: f64,
+}
+
+/// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
+/// side has the chunks that its tensors' shapes imply, so chunks with the same number correspond.
+const QUERY: &str = "
+    SELECT o.component, o.tensor,
+           cosine_similarity_agg(o.weights, q.weights) AS cosine_similarity,
+           sqnr_agg(o.weights, q.weights) AS sqnr_db,
+           max_abs_error_agg(o.weights, q.weights) AS max_abs_error,
+           tensor_stats_agg(o.weights)['rms'] AS original_rms,
+           tensor_stats_agg(q.weights)['rms'] AS quantized_rms
+    FROM original.weights o JOIN quantized_model.weights q
+      ON o.component = q.component AND o.tensor = q.tensor AND o.chunk = q.chunk
+    WHERE o.weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')
+    GROUP BY o.component, o.tensor";
+
+/// Compares a quantized model with its original, weight by weight.
+///
+/// # Errors
+/// If either cannot be read, or they do not have the same tensors of the same shapes.
+pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -> Result<ValidationReport> {
+    let model = Model::open(original)?;
+    let other = QuantizedModel::open(quantized)?;
+    check_same_tensors(&model, &other)?;
+    let mut config = session_config(threads);
+    // The original must stay on the side that the join holds on to.
+    config.options_mut().optimizer.join_reordering = false;
+    let ctx = with_config(config)?;
+    register_model(&ctx, "original", &original.to_string_lossy()).await?;
+    register_model(&ctx, "quantized_model", &quantized.to_string_lossy()).await?;
+    let measured = measure(&ctx).await?;
+    let mut pooled = Pooled::default();
+    let mut tensors = Vec::new();
+    for (tensor, report) in model.tensors().iter().zip(&other.manifest.tensors) {
+        if tensor.float_dtype().is_none() || tensor.elements() == 0 {
+            continue;
+        }
+        let name = full_name(&tensor.component, &tensor.name);
+        let Some(figures) = measured.get(&(tensor.component.clone(), tensor.name.clone())) else {
+            let message = format!("{name}: `{}` has no weights of it, quantize the model again", quantized.display());
+            return Err(QuantError::ShapeMismatch { tensor: name, message });
+        };
+        if report.bits.is_some() {
+            pooled.add(tensor.elements(), figures);
+        }
+        tensors.push(TensorQuality {
+            component: tensor.component.clone(),
+            tensor: tensor.name.clone(),
+            bits: report.bits,
+            elements: tensor.elements(),
+            cosine_similarity: figures.cosine_similarity,
+            sqnr_db: figures.sqnr_db.and_then(finite),
+            max_abs_error: figures.max_abs_error,
+        });
+    }
+    let original_bytes: u64 = model.tensors().iter().map(|t| t.bytes).sum();
+    let stored_bytes: u64 = other.manifest.files.iter().map(|f| f.bytes).sum();
+    Ok(ValidationReport {
+        tensors,
+        cosine_similarity: pooled.cosine_similarity(),
+        sqnr_db: pooled.sqnr_db(),
+        compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
+        model_size_mb: stored_bytes as f64 / 1e6,
+    })
+}
+
+/// The figures of one tensor, as the query gives them.
+struct Figures {
+    cosine_similarity: Option<f64>,
+    sqnr_db: Option<f64>,
+    max_abs_error: Option<f64>,
+    original_rms: f64,
+    quantized_rms: f64,
+}
+
+async fn measure(ctx: &SessionContext) -> Result<HashMap<(String, String), Figures>> {
+    let mut measured = HashMap::new();
+    for batch in ctx.sql(QUERY).await?.collect().await? {
+        let text = |column: usize, row: usize| batch.column(column).as_string::<i32>().value(row).to_string();
+        let float = |column: usize, row: usize| {
+            let column = batch.column(column).as_primitive::<Float64Type>();
+            column.is_valid(row).then(|| column.value(row))
+        };
+        for row in 0..batch.num_rows() {
+            let figures = Figures {
+                cosine_similarity: float(2, row),
+                sqnr_db: float(3, row),
+                max_abs_error: float(4, row),
+                original_rms: float(5, row).unwrap_or(f64::NAN),
+                quantized_rms: float(6, row).unwrap_or(f64::NAN),
+            };
+            measured.insert((text(0, row), text(1, row)), figures);
+        }
+    }
+    Ok(measured)
+}
+
+/// The sums of many tensors, got back from their figures.
+#[derive(Default)]
+struct Pooled {
+    aa: f64,
+    bb: f64,
+    ab: f64,
+    ee: f64,
+}
+
+impl Pooled {
+    fn add(&mut self, elements: u64, figures: &Figures) {
+        let aa = figures.original_rms.powi(2) * elements as f64;
+        let bb = figures.quantized_rms.powi(2) * elements as f64;
+        self.aa += aa;
+        self.bb += bb;
+        self.ab += figures.cosine_similarity.unwrap_or(0.0) * (aa * bb).sqrt();
+        self.ee += figures.sqnr_db.map_or(0.0, |db| aa / 10f64.powf(db / 10.0));
+    }
+
+    fn cosine_similarity(&self) -> Option<f64> {
+        finite(self.ab / (self.aa * self.bb).sqrt()).map(|cosine| cosine.clamp(-1.0, 1.0))
+    }
+
+    fn sqnr_db(&self) -> Option<f64> {
+        finite(10.0 * (self.aa / self.ee).log10())
+    }
+}
+
+/// Both models list their tensors in the same order, so they are the same exactly if the lists are.
+fn check_same_tensors(model: &Model, other: &QuantizedModel) -> Result<()> {
+    let mut theirs: HashMap<_, _> =
+        other.manifest.tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), &t.shape)).collect();
+    for tensor in model.tensors() {
+        let name = full_name(&tensor.component, &tensor.name);
+        let message = match theirs.remove(&(tensor.component.as_str(), tensor.name.as_str())) {
+            Some(shape) if *shape == tensor.shape => continue,
+            Some(shape) => format!(
+                "{name} has shape {:?} in the original and {shape:?} in the quantized model: they are not the same model",
+                tensor.shape
+            ),
+            None => format!("{name} is missing from the quantized model: they are not the same model"),
+        };
+        return Err(QuantError::ShapeMismatch { tensor: name, message });
+    }
+    match theirs.keys().min() {
+        Some((component, tensor)) => {
+            let name = full_name(component, tensor);
+            let message = format!("{name} is missing from the original: they are not the same model");
+            Err(QuantError::ShapeMismatch { tensor: name, message })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,71 @@
+//! DataFusion sessions in which models are tables.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::tables::{AnyModel, SafetensorsFactory, table_functions};
+use crate::{QuantError, Result};
+
+/// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
+/// alone: DataFusion's 8,192 would be 2 GiB.
+const BATCH_ROWS: usize = 64;
+
+/// The configuration that queries over weights need.
+pub(crate) fn session_config(threads: usize) -> SessionConfig {
+    let mut config =
+        SessionConfig::new().with_target_partitions(threads).with_batch_size(BATCH_ROWS).with_information_schema(true);
+    let options = config.options_mut();
+    // Without this, a function that returns a struct is evaluated once for each field that is read.
+    options.optimizer.enable_leaf_expression_pushdown = false;
+    config
+}
+
+/// A session with ArrowQuant's functions, the table functions `tensors`, `weights` and `quantized`, and
+/// `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`. Queries use `threads` partitions.
+///
+/// # Errors
+/// If a function cannot be registered.
+pub fn session(threads: usize) -> Result<SessionContext> {
+    with_config(session_config(threads))
+}
+
+/// A session of another configuration.
+pub(crate) fn with_config(config: SessionConfig) -> Result<SessionContext> {
+    let mut state = SessionStateBuilder::new_with_default_features()
+        .with_config(config)
+        .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory))
+        .build();
+    arrow_quant_udfs::register_all(&mut state)?;
+    let ctx = SessionContext::new_with_state(state);
+    for function in table_functions() {
+        ctx.register_udtf(function.name(), Arc::clone(function.function()));
+    }
+    Ok(ctx)
+}
+
+/// Makes a model a schema: the tables `name.tensors`, `name.weights` and, for a quantized model, `name.quantized`.
+///
+/// # Errors
+/// If there is no readable model at the path, or the name is taken.
+pub async fn register_model(ctx: &SessionContext, name: &str, path: &str) -> Result<()> {
+    let model = AnyModel::open(Path::new(path))?;
+    let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
+    let Some(catalog) = ctx.catalog(&default_catalog) else {
+        return Err(QuantError::Configuration(format!("the session has no catalog '{default_catalog}'")));
+    };
+    if catalog.schema(name).is_some() {
+        return Err(QuantError::Configuration(format!("the name '{name}' is taken, name the model otherwise")));
+    }
+    let schema = Arc::new(MemorySchemaProvider::new());
+    schema.register_table("tensors".to_string(), model.tensors(name)?)?;
+    schema.register_table("weights".to_string(), model.weights(name)?)?;
+    if let Some(quantized) = model.quantized(name)? {
+        schema.register_table("quantized".to_string(), quantized)?;
+    }
+    catalog.register_schema(name, schema)?;
+    Ok(())
+}
