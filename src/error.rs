@@ -53,7 +53,7 @@ pub enum QuantError {
         message: String,
     },
     /// A file cannot be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {message}", path = path.display(), message = io_message(.source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -111,9 +111,30 @@ impl From<arrow::error::ArrowError> for QuantError {
     }
 }
 
+/// What the system said, and what to do about it where that is clear.
+fn io_message(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+
+    let advice = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full: free space, or choose an output elsewhere",
+        ErrorKind::FileTooLarge => "the file would be larger than is allowed here: raise the limit (ulimit -f)",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "permission denied: check who may read and write it",
+        _ => {
+            let message = error.to_string();
+            return match message.split_once(" (os error") {
+                Some((said, _)) => said.to_lowercase(),
+                None => message,
+            };
+        }
+    };
+    // An error that carries its own advice keeps it.
+    if error.raw_os_error().is_some() { advice.to_string() } else { error.to_string() }
+}
+
 /// The innermost message, without the names of the layers it came through.
 fn query_message(error: &DataFusionError) -> String {
     match error.find_root() {
+        DataFusionError::SQL(error, _) => error.to_string(),
         DataFusionError::Execution(message) | DataFusionError::Plan(message) => message.clone(),
         root => root.strip_backtrace(),
     }

@@ -43,6 +43,15 @@ impl QuantizedModel {
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
     pub fn open(path: &Path) -> Result<Self> {
         let manifest_path = path.join(MANIFEST);
+        if !manifest_path.is_file() {
+            return Err(QuantError::ModelNotFound {
+                path: path.to_path_buf(),
+                message: format!(
+                    "no quantized model at `{}`: it has no {MANIFEST}; give a directory that arrow-quant quantize wrote",
+                    path.display()
+                ),
+            });
+        }
         let text = std::fs::read_to_string(&manifest_path).map_err(|e| QuantError::io(&manifest_path, e))?;
         let manifest = Manifest::parse(&manifest_path, &text)?;
         for file in &manifest.files {
