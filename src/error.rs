@@ -116,9 +116,13 @@ fn io_message(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
 
     let advice = match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full: free space, or choose an output elsewhere",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "the disk is full: free space, or choose an output elsewhere"
+        }
         ErrorKind::FileTooLarge => "the file would be larger than is allowed here: raise the limit (ulimit -f)",
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "permission denied: check who may read and write it",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "permission denied: check who may read and write it"
+        }
         _ => {
             let message = error.to_string();
             return match message.split_once(" (os error") {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arrow_quant_kernels::PairSums;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, col, lit, when};
@@ -73,17 +74,18 @@ pub async fn quantize_model(
     let plans = plan_tensors(&source, settings, selected.as_ref());
     let job = Job {
         source: Arc::clone(&source),
-        plans,
+        plans: plans.clone(),
         staging: staging.path().to_path_buf(),
         on_progress,
         done: AtomicU64::new(0),
         total: source.tensors().iter().map(|t| t.elements()).sum(),
     };
     let (files, chunks) = Arc::new(job).run(settings, config.threads()).await?;
-    let tensors = report::tensor_reports(&source, plan_tensors(&source, settings, selected.as_ref()), &chunks)?;
+    let tensors = report::tensor_reports(&source, &plans, &chunks)?;
     let manifest = Manifest::new(config, default_name(source.path()), source.fingerprint(), tensors, files);
     staging.complete(&manifest.to_json()?)?;
-    Ok(QuantizeReport::new(source.path(), out, &source, manifest, started.elapsed()))
+    let pooled = chunks.iter().filter_map(|chunk| chunk.errors).fold(PairSums::default(), |sum, part| sum + part);
+    Ok(QuantizeReport::new(&source, out, manifest, pooled, started.elapsed()))
 }
 
 /// A job under way.

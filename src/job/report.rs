@@ -38,9 +38,6 @@ pub struct TensorReport {
     pub sqnr_db: Option<f64>,
     /// The greatest error of a weight.
     pub max_abs_error: Option<f64>,
-    /// The sums that the figures follow from.
-    #[serde(skip)]
-    sums: PairSums,
 }
 
 impl TensorReport {
@@ -58,7 +55,7 @@ pub(crate) fn finite(x: f64) -> Option<f64> {
 /// The reports of all tensors, in the model's order. Sums are added in the order of the chunks, whoever wrote them.
 pub(crate) fn tensor_reports(
     model: &Model,
-    plans: Vec<TensorPlan>,
+    plans: &[TensorPlan],
     chunks: &[WrittenChunk],
 ) -> Result<Vec<TensorReport>> {
     let mut rest = chunks.iter().peekable();
@@ -78,19 +75,18 @@ pub(crate) fn tensor_reports(
         }
         let figures = Some(sums).filter(|sums| sums.n > 0);
         reports.push(TensorReport {
-            component: plan.component,
-            tensor: plan.tensor,
+            component: plan.component.clone(),
+            tensor: plan.tensor.clone(),
             dtype: tensor.dtype.clone(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
             bits: plan.settings.map(|s| s.bits.get() as u8),
             group_size: plan.settings.map(|s| s.group_size.get() as u32),
-            kept_because: plan.kept_because,
+            kept_because: plan.kept_because.clone(),
             bytes,
             cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
             sqnr_db: figures.and_then(|sums| finite(sums.sqnr_db())),
             max_abs_error: figures.map(|sums| sums.max_abs_error),
-            sums,
         });
     }
     Ok(reports)
@@ -124,14 +120,13 @@ pub struct QuantizeReport {
 }
 
 impl QuantizeReport {
-    pub(crate) fn new(model: &Path, output: &Path, source: &Model, manifest: Manifest, elapsed: Duration) -> Self {
+    pub(crate) fn new(source: &Model, output: &Path, manifest: Manifest, pooled: PairSums, elapsed: Duration) -> Self {
         let weights: u64 = manifest.tensors.iter().map(|t| t.elements).sum();
         let original_bytes: u64 = source.tensors().iter().map(|t| t.bytes).sum();
         let stored_bytes: u64 = manifest.files.iter().map(|f| f.bytes).sum();
-        let sums = manifest.tensors.iter().fold(PairSums::default(), |sum, t| sum + t.sums);
-        let pooled = Some(sums).filter(|sums| sums.n > 0);
+        let pooled = Some(pooled).filter(|sums| sums.n > 0);
         Self {
-            model: model.to_path_buf(),
+            model: source.path().to_path_buf(),
             output: output.to_path_buf(),
             tensors: manifest.tensors,
             weights,

@@ -22,14 +22,14 @@ pub(crate) enum AnyModel {
     /// Weights as they were trained.
     Weights(Arc<Model>),
     /// What `quantize` wrote.
-    Quantized(QuantizedModel),
+    Quantized(Box<QuantizedModel>),
 }
 
 impl AnyModel {
     /// Opens whatever is at a path.
     pub fn open(path: &Path) -> Result<Self> {
         if path.join(MANIFEST).is_file() {
-            return Ok(Self::Quantized(QuantizedModel::open(path)?));
+            return Ok(Self::Quantized(Box::new(QuantizedModel::open(path)?)));
         }
         Ok(Self::Weights(Arc::new(Model::open(path)?)))
     }

@@ -41,8 +41,8 @@ pub(crate) fn check_types(function: &str, types: &[DataType]) -> Result<()> {
 
 /// The arguments of a measure, row by row.
 pub(crate) enum Pairs {
-    Tensors { function: &'static str, isa: Isa, a: TensorColumn, b: TensorColumn },
-    Quantized(ErrorColumn),
+    Tensors { function: &'static str, isa: Isa, sides: Box<[TensorColumn; 2]> },
+    Quantized(Box<ErrorColumn>),
     Nulls,
 }
 
@@ -51,14 +51,13 @@ impl Pairs {
         if args.len() == 1 {
             return match args[0].data_type() {
                 DataType::Null => Ok(Self::Nulls),
-                _ => Ok(Self::Quantized(ErrorColumn::try_new(&args[0])?)),
+                _ => Ok(Self::Quantized(Box::new(ErrorColumn::try_new(&args[0])?))),
             };
         }
         Ok(Self::Tensors {
             function,
             isa: active_isa()?,
-            a: TensorColumn::try_new(function, &args[0])?,
-            b: TensorColumn::try_new(function, &args[1])?,
+            sides: Box::new([TensorColumn::try_new(function, &args[0])?, TensorColumn::try_new(function, &args[1])?]),
         })
     }
 
@@ -67,7 +66,7 @@ impl Pairs {
         match self {
             Self::Nulls => Ok(None),
             Self::Quantized(errors) => Ok(errors.row(row)),
-            Self::Tensors { function, isa, a, b } => match (a.row(row)?, b.row(row)?) {
+            Self::Tensors { function, isa, sides } => match (sides[0].row(row)?, sides[1].row(row)?) {
                 (Some(Row::Weights(a)), Some(Row::Weights(b))) => {
                     pair_sums(*isa, a, b).map(Some).map_err(|e| kernel_error(function, row, e))
                 }

@@ -48,11 +48,7 @@ pub(crate) struct TensorColumn {
 #[derive(Debug)]
 enum Values {
     Null,
-    Tensors {
-        dtypes: StringViewArray,
-        row_lengths: Option<Int64Array>,
-        data: BinaryViewArray,
-    },
+    Tensors(Box<Tensors>),
     /// Elements of one dtype; row i has those from `offsets[i]` to `offsets[i + 1]`.
     Lists {
         dtype: Dtype,
@@ -60,6 +56,14 @@ enum Values {
         bytes: Buffer,
         element_nulls: Option<NullBuffer>,
     },
+}
+
+/// The fields of tensor values.
+#[derive(Debug)]
+struct Tensors {
+    dtypes: StringViewArray,
+    row_lengths: Option<Int64Array>,
+    data: BinaryViewArray,
 }
 
 #[derive(Debug)]
@@ -111,14 +115,14 @@ impl TensorColumn {
             DataType::Struct(_) => {
                 let array = array.as_struct();
                 let row_lengths = array.column_by_name("row_length");
-                Values::Tensors {
+                Values::Tensors(Box::new(Tensors {
                     dtypes: column(array, "dtype", &DataType::Utf8View)?.as_string_view().clone(),
                     row_lengths: match row_lengths {
                         Some(lengths) => Some(cast(lengths, &DataType::Int64)?.as_primitive().clone()),
                         None => None,
                     },
                     data: column(array, "data", &DataType::BinaryView)?.as_binary_view().clone(),
-                }
+                }))
             }
             DataType::List(_) => from_list::<i32>(array.as_list())?,
             DataType::LargeList(_) => from_list::<i64>(array.as_list())?,
@@ -135,7 +139,8 @@ impl TensorColumn {
         }
         let weights = match &self.values {
             Values::Null => return Ok(None),
-            Values::Tensors { dtypes, row_lengths, data } => {
+            Values::Tensors(tensors) => {
+                let Tensors { dtypes, row_lengths, data } = tensors.as_ref();
                 if dtypes.is_null(row) || data.is_null(row) {
                     return Ok(None);
                 }

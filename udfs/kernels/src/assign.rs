@@ -196,7 +196,7 @@ pub(crate) fn assign<S: Simd, E: Element, const BITS: usize>(
     if !tail.is_empty() {
         let padded = assign_tail::<E, BITS>(tail, &grids.levels(Scalar, lane), packed.into_remainder());
         for (k, (w, restored)) in padded.iter().enumerate() {
-            sums.take(s, k, s.from_array(w), s.from_array(restored));
+            sums.take(s, k, s.load_lanes(w), s.load_lanes(restored));
         }
     }
 }

@@ -91,7 +91,7 @@ fn check_lengths(a: &Weights<'_>, b: &Weights<'_>) -> Result<()> {
 /// The last elements, zeros after them.
 #[inline(always)]
 fn load_zero_padded<S: Simd, E: Element>(s: S, bytes: &[u8]) -> S::F {
-    s.from_array(&std::array::from_fn(|i| bytes.get(i * E::SIZE..).filter(|b| !b.is_empty()).map_or(0.0, E::one)))
+    s.load_lanes(&std::array::from_fn(|i| bytes.get(i * E::SIZE..).filter(|b| !b.is_empty()).map_or(0.0, E::one)))
 }
 
 /// Runs `$body` for the vectors of two slices, the last padded with zeros. A macro, since a closure that is not inlined

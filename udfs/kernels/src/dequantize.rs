@@ -53,7 +53,7 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 fn check(q: &QuantizedRef<'_>) -> Result<()> {
-    if q.length > 0 && (q.row_length == 0 || q.length % q.row_length != 0) {
+    if q.length > 0 && (q.row_length == 0 || !q.length.is_multiple_of(q.row_length)) {
         return Err(KernelError::Length { what: "quantized weights", found: q.length, multiple_of: q.row_length });
     }
     let groups = group_count(q.length, q.row_length, q.group_size);
@@ -93,7 +93,7 @@ impl<const BITS: usize> Kernel for Dequantize<'_, BITS> {
         for row in out.chunks_exact_mut(q.row_length.max(1)) {
             for weights in row.chunks_mut(group_size) {
                 let level = Level::of(q, group);
-                if start * BITS % 8 == 0 {
+                if (start * BITS).is_multiple_of(8) {
                     group_of::<S, BITS>(s, &q.codes[start * BITS / 8..], &level, weights);
                 } else {
                     for (i, w) in weights.iter_mut().enumerate() {

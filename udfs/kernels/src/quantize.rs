@@ -173,7 +173,7 @@ struct Block<'a> {
 impl<'a> Slice<'a> {
     /// True if rows do not end on a byte of packed codes; these are then packed in a second step.
     fn unaligned(&self) -> bool {
-        self.weights.row_length() * self.settings.bits.get() % 8 != 0
+        !(self.weights.row_length() * self.settings.bits.get()).is_multiple_of(8)
     }
 
     fn empty(&self, stored: ParameterDtype) -> Quantized {
@@ -519,7 +519,7 @@ fn scatter<const SIZE: usize>(values: &[u8], batch: &Batch, out: &mut [u8]) {
 #[inline(always)]
 fn load_padded<S: Simd, E: Element>(s: S, bytes: &[u8]) -> S::F {
     let last = bytes.len() / E::SIZE - 1;
-    s.from_array(&std::array::from_fn(|i| E::one(&bytes[i.min(last) * E::SIZE..])))
+    s.load_lanes(&std::array::from_fn(|i| E::one(&bytes[i.min(last) * E::SIZE..])))
 }
 
 /// The importance of a batch's weights, transposed like them, and scaled to a greatest value of 1 in each group. Where a
@@ -529,7 +529,7 @@ fn transpose_importance<S: Simd>(s: S, importance: &[f32], row: usize, batch: &B
     let channel = batch.start.map(|start| start % row);
     let mut greatest = s.splat(0.0);
     for (j, to) in out[..batch.length].iter_mut().enumerate() {
-        *to = s.from_array(&std::array::from_fn(|lane| importance[channel[lane] + j]));
+        *to = s.load_lanes(&std::array::from_fn(|lane| importance[channel[lane] + j]));
         greatest = s.max(greatest, *to);
     }
     let some = s.lt(s.splat(f32::MIN_POSITIVE), greatest);

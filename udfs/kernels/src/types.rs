@@ -188,14 +188,14 @@ impl<'a> Weights<'a> {
     /// If the bytes are no whole number of elements, or the elements no whole number of rows.
     pub fn new(dtype: Dtype, bytes: &'a [u8], row_length: usize) -> Result<Self> {
         let length = bytes.len() / dtype.size();
-        if bytes.len() % dtype.size() != 0 {
+        if !bytes.len().is_multiple_of(dtype.size()) {
             return Err(KernelError::Length {
                 what: "bytes of weights",
                 found: bytes.len(),
                 multiple_of: dtype.size(),
             });
         }
-        if length > 0 && (row_length == 0 || length % row_length != 0) {
+        if length > 0 && (row_length == 0 || !length.is_multiple_of(row_length)) {
             return Err(KernelError::Length { what: "weights", found: length, multiple_of: row_length });
         }
         Ok(Self { dtype, bytes, row_length })

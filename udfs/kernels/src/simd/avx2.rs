@@ -113,7 +113,7 @@ impl Simd for Avx2 {
         [simd!(_mm256_set1_ps(x)); 2]
     }
     #[inline(always)]
-    fn from_array(self, x: &[f32; LANES]) -> F {
+    fn load_lanes(self, x: &[f32; LANES]) -> F {
         simd!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))])
     }
     #[inline(always)]

@@ -68,7 +68,7 @@ impl Simd for Avx512 {
         simd!(_mm512_set1_ps(x))
     }
     #[inline(always)]
-    fn from_array(self, x: &[f32; LANES]) -> __m512 {
+    fn load_lanes(self, x: &[f32; LANES]) -> __m512 {
         simd!(_mm512_loadu_ps(x.as_ptr()))
     }
     #[inline(always)]

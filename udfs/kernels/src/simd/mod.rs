@@ -30,7 +30,7 @@ pub(crate) trait Simd: Copy {
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, x: f32) -> Self::F;
-    fn from_array(self, x: &[f32; LANES]) -> Self::F;
+    fn load_lanes(self, x: &[f32; LANES]) -> Self::F;
     fn to_array(self, a: Self::F) -> [f32; LANES];
     /// Sixteen bfloat16, two bytes each.
     fn load_bf16(self, bytes: &[u8; 32]) -> Self::F;

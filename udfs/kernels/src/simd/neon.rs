@@ -96,7 +96,7 @@ impl Simd for Neon {
         [simd!(vdupq_n_f32(x)); 4]
     }
     #[inline(always)]
-    fn from_array(self, x: &[f32; LANES]) -> F {
+    fn load_lanes(self, x: &[f32; LANES]) -> F {
         each(|i| simd!(vld1q_f32(x[4 * i..4 * i + 4].as_ptr())))
     }
     #[inline(always)]

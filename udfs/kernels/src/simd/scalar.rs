@@ -35,7 +35,7 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
-    fn from_array(self, x: &[f32; LANES]) -> F {
+    fn load_lanes(self, x: &[f32; LANES]) -> F {
         *x
     }
     #[inline(always)]
