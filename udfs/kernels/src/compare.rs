@@ -27,8 +27,9 @@ pub struct PairSums {
 impl PairSums {
     /// Σab / √(Σa² Σb²), within ±1; `None` if either slice is all zero.
     pub fn cosine_similarity(&self) -> Option<f64> {
-        // Two roots, for a product of sums may overflow where neither does.
-        let norms = self.sum_aa.sqrt() * self.sum_bb.sqrt();
+        // One root, so that equal slices have exactly 1; two where the product leaves the range of f64.
+        let product = self.sum_aa * self.sum_bb;
+        let norms = if product.is_normal() { product.sqrt() } else { self.sum_aa.sqrt() * self.sum_bb.sqrt() };
         (norms != 0.0).then(|| (self.sum_ab / norms).clamp(-1.0, 1.0))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
+use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
 use arrow_quant_kernels::PairSums;
 use datafusion::common::Result;
@@ -132,9 +132,14 @@ struct Measure {
 impl Sums for Measure {
     type Sum = PairSums;
 
-    fn rows(&self, args: &[ArrayRef]) -> Result<Vec<Option<PairSums>>> {
-        let pairs = Pairs::try_new(self.name, args)?;
-        (0..args[0].len()).map(|row| pairs.row(row)).collect()
+    type Rows = Pairs;
+
+    fn read(&self, args: &[ArrayRef]) -> Result<Pairs> {
+        Pairs::try_new(self.name, args)
+    }
+
+    fn row(pairs: &Pairs, row: usize) -> Result<Option<PairSums>> {
+        pairs.row(row)
     }
 
     fn state_fields() -> Vec<Field> {

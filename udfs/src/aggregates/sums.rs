@@ -14,8 +14,13 @@ pub(crate) trait Sums: Debug + Send + Sync + Clone + 'static {
     /// What adds up; its default is the sum of nothing.
     type Sum: Add<Output = Self::Sum> + Default + Copy + Debug + Send + Sync;
 
-    /// The sums of a batch's rows, `None` for rows to skip.
-    fn rows(&self, args: &[ArrayRef]) -> Result<Vec<Option<Self::Sum>>>;
+    /// What a batch's rows are read from.
+    type Rows;
+
+    /// Reads a batch.
+    fn read(&self, args: &[ArrayRef]) -> Result<Self::Rows>;
+    /// The sum of one row; `None` if it is NULL.
+    fn row(rows: &Self::Rows, row: usize) -> Result<Option<Self::Sum>>;
     /// The fields of a partial sum.
     fn state_fields() -> Vec<Field>;
     /// Partial sums as columns.
@@ -46,8 +51,11 @@ impl<S: Sums> OneSum<S> {
 
 impl<S: Sums> Accumulator for OneSum<S> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
-        for sum in self.kind.rows(values)?.into_iter().flatten() {
-            self.sum = self.sum + sum;
+        let rows = self.kind.read(values)?;
+        for row in 0..values[0].len() {
+            if let Some(sum) = S::row(&rows, row)? {
+                self.sum = self.sum + sum;
+            }
         }
         Ok(())
     }
@@ -94,8 +102,9 @@ impl<S: Sums> GroupsAccumulator for GroupSums<S> {
         total_num_groups: usize,
     ) -> Result<()> {
         self.sums.resize(total_num_groups, S::Sum::default());
-        for (row, (sum, &group)) in self.kind.rows(values)?.into_iter().zip(group_indices).enumerate() {
-            if let (Some(sum), true) = (sum, passes(opt_filter, row)) {
+        let rows = self.kind.read(values)?;
+        for (row, &group) in group_indices.iter().enumerate().filter(|(row, _)| passes(opt_filter, *row)) {
+            if let Some(sum) = S::row(&rows, row)? {
                 self.sums[group] = self.sums[group] + sum;
             }
         }
@@ -120,8 +129,9 @@ impl<S: Sums> GroupsAccumulator for GroupSums<S> {
     }
 
     fn convert_to_state(&self, values: &[ArrayRef], opt_filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
-        let rows = self.kind.rows(values)?.into_iter().enumerate();
-        let sums: Vec<_> = rows.map(|(row, sum)| sum.filter(|_| passes(opt_filter, row)).unwrap_or_default()).collect();
+        let rows = self.kind.read(values)?;
+        let one = |row| if passes(opt_filter, row) { S::row(&rows, row) } else { Ok(None) };
+        let sums = (0..values[0].len()).map(|row| Ok(one(row)?.unwrap_or_default())).collect::<Result<Vec<_>>>()?;
         Ok(S::to_state(&sums))
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
-use arrow_quant_kernels::{Stats, stats};
+use arrow_quant_kernels::{Isa, Stats, stats};
 use datafusion::common::Result;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{
@@ -91,10 +91,14 @@ struct StatsSums;
 impl Sums for StatsSums {
     type Sum = Stats;
 
-    fn rows(&self, args: &[ArrayRef]) -> Result<Vec<Option<Stats>>> {
-        let isa = active_isa()?;
-        let column = TensorColumn::try_new(NAME, &args[0])?;
-        (0..args[0].len()).map(|row| Ok(column.complete_row(row)?.map(|weights| stats(isa, weights)))).collect()
+    type Rows = (Isa, TensorColumn);
+
+    fn read(&self, args: &[ArrayRef]) -> Result<Self::Rows> {
+        Ok((active_isa()?, TensorColumn::try_new(NAME, &args[0])?))
+    }
+
+    fn row((isa, column): &Self::Rows, row: usize) -> Result<Option<Stats>> {
+        Ok(column.complete_row(row)?.map(|weights| stats(*isa, weights)))
     }
 
     fn state_fields() -> Vec<Field> {

@@ -1,0 +1,206 @@
+//! What the tests share: weights and models made for a test, the example model, and the command.
+
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
+use std::borrow::BorrowMut;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::Command;
+
+use arrow::datatypes::{ArrowPrimitiveType, Float16Type};
+use serde_json::{Map, Value, json};
+
+/// The example model.
+pub const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/digits-dit");
+
+type F16 = <Float16Type as ArrowPrimitiveType>::Native;
+
+/// A tensor to write.
+pub struct Tensor {
+    pub name: &'static str,
+    /// `F32`, `F16`, `BF16` or `I64`.
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    /// Rounded to the dtype when they are written.
+    pub values: Vec<f64>,
+}
+
+impl Tensor {
+    /// A tensor of Gaussian weights that follow from the seed.
+    pub fn gaussian(name: &'static str, dtype: &'static str, shape: &[usize], seed: u64) -> Self {
+        let values = gaussian(shape.iter().product(), seed);
+        Self { name, dtype, shape: shape.to_vec(), values }
+    }
+
+    /// A tensor of 0, 1, 2 …
+    pub fn counting(name: &'static str, dtype: &'static str, shape: &[usize]) -> Self {
+        let elements: usize = shape.iter().product();
+        Self { name, dtype, shape: shape.to_vec(), values: (0..elements).map(|i| i as f64).collect() }
+    }
+
+    /// Its elements as safetensors stores them.
+    fn bytes(&self) -> Vec<u8> {
+        let element = |x: &f64| match self.dtype {
+            "F32" => (*x as f32).to_le_bytes().to_vec(),
+            "F16" => F16::from_f64(*x).to_le_bytes().to_vec(),
+            "BF16" => bf16(*x as f32).to_le_bytes().to_vec(),
+            "I64" => (*x as i64).to_le_bytes().to_vec(),
+            other => panic!("no tensors of dtype {other} are made here"),
+        };
+        self.values.iter().flat_map(element).collect()
+    }
+}
+
+/// The upper half of an f32, rounded to the nearest, ties to even.
+fn bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Gaussian numbers (Box-Muller over SplitMix64) that follow from the seed.
+pub fn gaussian(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // From 2^-54 on, never 0.
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + f64::EPSILON / 4.0
+    };
+    (0..count)
+        .map(|_| {
+            let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+            radius * angle.cos()
+        })
+        .collect()
+}
+
+/// A safetensors file of some tensors.
+pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for tensor in tensors {
+        assert_eq!(tensor.shape.iter().product::<usize>(), tensor.values.len(), "{}", tensor.name);
+        let begin = data.len();
+        data.extend(tensor.bytes());
+        let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, data.len()]});
+        header.insert(tensor.name.to_string(), entry);
+    }
+    [file_head(header), data].concat()
+}
+
+/// Writes a safetensors file of some tensors, and the directories above it.
+pub fn write_model(path: &Path, tensors: &[Tensor]) {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).unwrap();
+    }
+    fs::write(path, safetensors(tensors)).unwrap();
+}
+
+/// Writes a model of one large tensor, `w`, whose rows of 4,096 Gaussian weights are all the same.
+pub fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
+    let row = Tensor::gaussian("w", dtype, &[4096], 11).bytes();
+    let entry = json!({"dtype": dtype, "shape": [rows, 4096], "data_offsets": [0, rows * row.len()]});
+    let mut file = BufWriter::new(fs::File::create(path).unwrap());
+    file.write_all(&file_head(Map::from_iter([("w".to_string(), entry)]))).unwrap();
+    for _ in 0..rows {
+        file.write_all(&row).unwrap();
+    }
+    file.flush().unwrap();
+}
+
+/// What comes before the data.
+fn file_head(header: Map<String, Value>) -> Vec<u8> {
+    let json = Value::Object(header).to_string();
+    [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat()
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The command with some arguments, and nothing of the environment that would change what it does.
+pub fn arrow_quant(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
+    command.args(arguments).env_remove("ARROW_QUANT_NUM_THREADS").env_remove("ARROW_QUANT_ISA");
+    command
+}
+
+/// What a finished command leaves.
+#[derive(Debug)]
+pub struct Outcome {
+    /// `None` if a signal ended it.
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn run(mut command: impl BorrowMut<Command>) -> Outcome {
+    let output = command.borrow_mut().output().unwrap();
+    Outcome {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Outcome {
+    /// What it printed, if it succeeded without a word on standard error.
+    #[track_caller]
+    pub fn printed(self) -> String {
+        assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
+        self.stdout
+    }
+
+    /// The JSON that it printed.
+    #[track_caller]
+    pub fn json(self) -> Value {
+        serde_json::from_str(&self.printed()).unwrap()
+    }
+
+    /// The message of its error: one line that starts with `error: `, and status 1.
+    #[track_caller]
+    pub fn error(self) -> String {
+        assert_eq!(self.status, Some(1), "{self:?}");
+        let message = self.stderr.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
+        let message = message.unwrap_or_else(|| panic!("{self:?}"));
+        assert!(!message.contains('\n'), "{message}");
+        message.to_string()
+    }
+}
+
+/// Asserts that a message has all these parts.
+#[track_caller]
+pub fn contains(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "'{message}' does not contain '{part}'");
+    }
+}
+
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Every file under a directory by its relative path.
+pub fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for name in names(directory) {
+        let path = directory.join(&name);
+        if path.is_dir() {
+            found.extend(files(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
+        } else {
+            found.insert(name, fs::read(path).unwrap());
+        }
+    }
+    found
+}
