@@ -139,7 +139,34 @@ fn io_message(error: &std::io::Error) -> String {
 fn query_message(error: &DataFusionError) -> String {
     match error.find_root() {
         DataFusionError::SQL(error, _) => error.to_string(),
-        DataFusionError::Execution(message) | DataFusionError::Plan(message) => message.clone(),
-        root => root.strip_backtrace(),
+        DataFusionError::Execution(message) | DataFusionError::Plan(message) => argument_message(message).to_string(),
+        root => argument_message(&root.strip_backtrace()).to_string(),
+    }
+}
+
+/// What a function said of its arguments, where DataFusion put words before and after it.
+fn argument_message(message: &str) -> &str {
+    let Some((_, said)) = message.split_once("user-defined coercion failed with: ") else { return message };
+    let said = said.strip_prefix("Error during planning: ").unwrap_or(said);
+    said.split_once(" No function matches").map_or(said, |(said, _)| said.trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_function_says_of_its_arguments_stands_alone() {
+        let wrapped = "Function 'f' user-defined coercion failed with: Error during planning: f expects a, found b. No function \
+                       matches the given name. Candidate functions: f(UserDefined)";
+        assert_eq!(argument_message(wrapped), "f expects a, found b");
+        assert_eq!(argument_message("other"), "other");
+    }
+
+    #[test]
+    fn our_own_errors_come_through_a_query_as_they_went_in() {
+        let own = QuantError::Configuration("bits is 3".to_string());
+        let through = DataFusionError::from(own).context("while planning");
+        assert_eq!(QuantError::from(through).to_string(), "bits is 3");
     }
 }

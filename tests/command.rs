@@ -16,7 +16,7 @@ use tempfile::TempDir;
 #[track_caller]
 fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) -> (PathBuf, Value) {
     let out = directory.join(name);
-    let report = run(arrow_quant(&[&["quantize", model, text(&out), "--json"], arguments].concat())).json();
+    let report = run(arrow_quant(&[["quantize", model, text(&out), "--json"].as_slice(), arguments].concat())).json();
     (out, report)
 }
 
@@ -146,7 +146,7 @@ fn every_instruction_set_and_number_of_threads_gives_the_same_bytes() {
     let directory = TempDir::new().unwrap();
     let run_with = |name: &str, variable: &str, value: &str, arguments: &[&str]| {
         let out = directory.path().join(name);
-        let arguments = [&["quantize", DIGITS, text(&out), "--quiet"], arguments].concat();
+        let arguments = [["quantize", DIGITS, text(&out), "--quiet"].as_slice(), arguments].concat();
         run(arrow_quant(&arguments).env(variable, value)).printed();
         files(&out)
     };

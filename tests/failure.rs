@@ -13,7 +13,7 @@ use tempfile::TempDir;
 fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
     let parent = out.parent().unwrap();
     let before = parent.is_dir().then(|| names(parent));
-    let message = run(arrow_quant(&[&["quantize", model, text(out)], arguments].concat())).error();
+    let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
     assert_eq!(parent.is_dir().then(|| names(parent)), before, "{message}");
     message
 }
@@ -129,7 +129,7 @@ fn an_interrupted_run_leaves_nothing() {
             assert!(Instant::now() < deadline, "{} does not appear", partial.display());
             std::thread::yield_now();
         }
-        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        let killed = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status().unwrap();
         let mut message = String::new();
         child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
         let found = child.wait().unwrap();

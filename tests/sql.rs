@@ -80,7 +80,7 @@ impl AsyncDB for Database {
             return Ok(DBOutput::StatementComplete(0));
         }
         let rows = batches.iter().flat_map(|batch| {
-            (0..batch.num_rows()).map(|row| batch.columns().iter().map(|column| shown(column, row)).collect())
+            (0..batch.num_rows()).map(move |row| batch.columns().iter().map(|column| shown(column, row)).collect())
         });
         Ok(DBOutput::Rows { types, rows: rows.collect() })
     }

@@ -169,6 +169,8 @@ impl Job {
                 let tensor = last.tensor.clone();
                 (self.on_progress)(&Progress { done, total: self.total, tensor });
             }
+            // Batches are always ready; without a pause here, a cancelled job would go on to the end of the part.
+            tokio::task::yield_now().await;
         }
         writer.finish()
     }

@@ -57,7 +57,7 @@ impl Tensor {
 /// The upper half of an f32, rounded to the nearest, ties to even.
 fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// Gaussian numbers (Box-Muller over SplitMix64) that follow from the seed.
@@ -115,7 +115,7 @@ pub fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
 /// What comes before the data.
 fn file_head(header: Map<String, Value>) -> Vec<u8> {
     let json = Value::Object(header).to_string();
-    [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat()
+    [(json.len() as u64).to_le_bytes().as_slice(), json.as_bytes()].concat()
 }
 
 /// A path as an argument.
@@ -142,7 +142,8 @@ pub struct Outcome {
 /// Runs a command to its end.
 #[track_caller]
 pub fn run(mut command: impl BorrowMut<Command>) -> Outcome {
-    let output = command.borrow_mut().output().unwrap();
+    let command: &mut Command = command.borrow_mut();
+    let output = command.output().unwrap();
     Outcome {
         status: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),

@@ -8,8 +8,10 @@ pub async fn unless_interrupted<T>(
     message: &str,
 ) -> Result<T, Failure> {
     tokio::select! {
-        result = job => Ok(result?),
+        // The signals first: their handlers must be there before the job creates what a signal must not leave behind.
+        biased;
         status = signal() => Err(Failure::Interrupted { status, message: message.to_string() }),
+        result = job => Ok(result?),
     }
 }
 

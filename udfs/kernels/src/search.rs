@@ -114,9 +114,7 @@ pub(crate) fn search<S: Simd>(
         top: s.splat(rules.max_code),
         magic_half: s.splat(MAGIC + rules.half),
     };
-    let low = s.mul(s.sub(range.min, centre), unit);
-    let high = s.mul(s.sub(range.max, centre), unit);
-    let fit = search.best(low, high);
+    let fit = search.best(search.extent());
 
     // Back to the weights' units, rounded as stored; then both grids measured with the codes they give.
     let scale = rules.store_scale(s, s.mul(fit.scale, radius));
@@ -146,9 +144,28 @@ pub(crate) fn search<S: Simd>(
 }
 
 impl<S: Simd> Search<'_, S> {
+    /// The range of the normalized weights that count.
+    #[inline(always)]
+    fn extent(&self) -> (S::F, S::F) {
+        let s = self.s;
+        let (mut low, mut high) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
+        for (i, &z) in self.z.iter().enumerate() {
+            let (below, above) = match self.importance.get(i) {
+                Some(&w) => {
+                    let counts = s.lt(s.splat(0.0), w);
+                    (s.select(counts, z, s.splat(f32::INFINITY)), s.select(counts, z, s.splat(f32::NEG_INFINITY)))
+                }
+                None => (z, z),
+            };
+            (low, high) = (s.min(low, below), s.max(high, above));
+        }
+        let zero = s.splat(0.0);
+        (s.add(low, zero), s.add(high, zero))
+    }
+
     /// The fit with the least error over all starts, refined.
     #[inline(always)]
-    fn best(&self, low: S::F, high: S::F) -> Fit<S::F> {
+    fn best(&self, (low, high): (S::F, S::F)) -> Fit<S::F> {
         let s = self.s;
         let constant = self.constant_moments();
         let effort = &EFFORT[self.rules.bits.get().ilog2() as usize - 1];
@@ -170,6 +187,17 @@ impl<S: Simd> Search<'_, S> {
                     Scheme::Symmetric => self.step(s.sub(s.splat(0.0), scale), s.splat(0.0), &constant, &mut best),
                     _ => self.step(scale, scale, &constant, &mut best),
                 }
+            }
+        }
+        if !self.importance.is_empty() && self.rules.scheme != Scheme::Symmetric {
+            // Where few weights count, their own spread is the better start: levels over 1.5 standard deviations to
+            // either side, and over 3.
+            let mean = s.mul(constant.z, inverse(s, constant.n));
+            let variance =
+                s.max(s.fma(s.sub(s.splat(0.0), mean), mean, s.mul(constant.zz, inverse(s, constant.n))), s.splat(0.0));
+            for deviations in [3.0, 6.0] {
+                let scale = s.div(s.mul(s.sqrt(variance), s.splat(deviations)), self.top);
+                self.step(scale, s.fma(scale, s.splat(0.5), mean), &constant, &mut best);
             }
         }
         for &(stretch, shift) in effort.moves {

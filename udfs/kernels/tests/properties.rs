@@ -339,6 +339,20 @@ fn importance_lowers_the_error_where_it_is_great() {
 }
 
 #[test]
+fn weights_without_importance_do_not_stretch_the_grid() {
+    let values = [0.0, 1.0, 2.0, 3.0, 100.0];
+    let bytes = f32_bytes(&values);
+    let weights = Weights::one_row(Dtype::F32, &bytes).unwrap();
+    for isa in Isa::available() {
+        let q = quantize(isa, weights, settings(2, 32, Scheme::Affine, Method::Mse), Some(&[1.0, 1.0, 1.0, 1.0, 0.0]))
+            .unwrap();
+        let restored = dequantize(isa, &q.as_ref()).unwrap();
+        let error: f32 = restored[..4].iter().zip(values).map(|(a, b)| (a - b).powi(2)).sum();
+        assert!(error < 1e-4, "{restored:?}");
+    }
+}
+
+#[test]
 fn odd_groups_have_the_defined_results() {
     for isa in Isa::available() {
         for method in [Method::MinMax, Method::Mse] {

@@ -85,6 +85,9 @@ impl ScalarUDFImpl for Quantize {
             );
         }
         TensorColumn::check(NAME, "weights", &types[0])?;
+        if types[3..].iter().filter(|t| is_list(t)).count() > 1 {
+            return plan_err!("{NAME} expects one importance, found two lists");
+        }
         let mut coerced = vec![types[0].clone()];
         for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
             if !(data_type.is_integer() || data_type.is_null()) {
@@ -174,9 +177,6 @@ fn split_importance(mut args: ScalarFunctionArgs) -> Result<(ScalarFunctionArgs,
         ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
         ColumnarValue::Array(array) => (array, false),
     };
-    if args.args.iter().skip(3).any(|arg| is_list(&arg.data_type())) {
-        return exec_err!("{NAME} expects one importance, found two lists");
-    }
     if !one {
         // Keeps `on_arrays` from taking the rest for scalars.
         let rows = args.number_rows;

@@ -188,6 +188,10 @@ impl Simd for Avx2 {
         both!(_mm256_andnot_ps, sign, a)
     }
     #[inline(always)]
+    fn sqrt(self, a: F) -> F {
+        both!(_mm256_sqrt_ps, a)
+    }
+    #[inline(always)]
     fn max_abs(self, a: F, b: F) -> F {
         self.max(a, self.abs(b))
     }

@@ -125,6 +125,10 @@ impl Simd for Avx512 {
         simd!(_mm512_abs_ps(a))
     }
     #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        simd!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
     fn max_abs(self, a: __m512, b: __m512) -> __m512 {
         // The greater magnitude (3), with its sign cleared (2 << 2).
         simd!(_mm512_range_ps::<0b1011>(a, b))

@@ -48,6 +48,8 @@ pub(crate) trait Simd: Copy {
     /// a * b + c, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
+    /// The square root, correctly rounded.
+    fn sqrt(self, a: Self::F) -> Self::F;
     /// max(a, |b|), for a that is not negative.
     fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
     /// The lesser; which zero comes of -0 and +0, and what of NaN, is unspecified.

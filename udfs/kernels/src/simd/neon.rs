@@ -154,6 +154,10 @@ impl Simd for Neon {
         each(|i| simd!(vabsq_f32(a[i])))
     }
     #[inline(always)]
+    fn sqrt(self, a: F) -> F {
+        each(|i| simd!(vsqrtq_f32(a[i])))
+    }
+    #[inline(always)]
     fn max_abs(self, a: F, b: F) -> F {
         self.max(a, self.abs(b))
     }

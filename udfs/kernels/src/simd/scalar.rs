@@ -84,6 +84,10 @@ impl Simd for Scalar {
         each(|i| a[i].abs())
     }
     #[inline(always)]
+    fn sqrt(self, a: F) -> F {
+        each(|i| a[i].sqrt())
+    }
+    #[inline(always)]
     fn max_abs(self, a: F, b: F) -> F {
         self.max(a, self.abs(b))
     }
