@@ -51,13 +51,13 @@ pub(crate) fn with_config(config: SessionConfig) -> Result<SessionContext> {
 ///
 /// # Errors
 /// If there is no readable model at the path, or the name is taken.
-pub async fn register_model(ctx: &SessionContext, name: &str, path: &str) -> Result<()> {
-    let model = AnyModel::open(Path::new(path))?;
+pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<Path>) -> Result<()> {
+    let model = AnyModel::open(path.as_ref())?;
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
         return Err(QuantError::Configuration(format!("the session has no catalog '{default_catalog}'")));
     };
-    if catalog.schema(name).is_some() {
+    if catalog.schema(name).is_some() || name == "information_schema" {
         return Err(QuantError::Configuration(format!("the name '{name}' is taken, name the model otherwise")));
     }
     let schema = Arc::new(MemorySchemaProvider::new());

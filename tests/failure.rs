@@ -53,7 +53,8 @@ fn models_that_cannot_be_read() {
         &["truncated.safetensors: tensor 'some.weight'", "truncated", "get it again"],
     );
     for command in ["inspect", "validate"] {
-        let arguments = [command, text(&path("none")), text(&path("none"))];
+        let none = path("none");
+        let arguments = [command, text(&none), text(&none)];
         let last = if command == "inspect" { 2 } else { 3 };
         contains(&run(arrow_quant(&arguments[..last])).error(), &["no model at `"]);
     }
@@ -76,6 +77,32 @@ fn outputs_that_cannot_be_written() {
 }
 
 #[cfg(unix)]
+#[test]
+fn a_damaged_quantized_model_is_not_validated() {
+    let directory = TempDir::new().unwrap();
+    // A name in which a glob would see a pattern.
+    let out = directory.path().join("b[1]*");
+    let model = "tests/data/digits-dit";
+    run(arrow_quant(&["quantize", model, text(&out), "--quiet"])).printed();
+    run(arrow_quant(&["validate", model, text(&out), "--min-accuracy", "0.9", "--quiet"])).printed();
+    let part = out.join("weights/part-00000.parquet");
+    let mut bytes = std::fs::read(&part).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&part, bytes).unwrap();
+    let error = run(arrow_quant(&["validate", model, text(&out), "--quiet"])).error();
+    contains(&error, &["part-00000.parquet is not what was written", "quantize the model again"]);
+}
+
+#[test]
+fn a_selection_of_nothing_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let out = directory.path().join("out");
+    let error = run(arrow_quant(&["quantize", "tests/data/digits-dit", text(&out), "--tensors", "nothing"])).error();
+    contains(&error, &["tensors is 'nothing', which selects no tensor"]);
+    assert!(names(directory.path()).is_empty());
+}
+
 #[test]
 fn an_output_that_is_not_writable() {
     use std::fs::File;

@@ -181,6 +181,28 @@ async fn one_giant_tensor_is_scanned_by_all_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_tensor_of_many_gigabytes_is_its_end() {
+    use std::io::{Seek, SeekFrom, Write};
+
+    // Sparse: 9.2 GB that take no room, all zero but for the last element.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("huge.safetensors");
+    let (rows, columns) = (70_000u64, 32_768u64);
+    let bytes = rows * columns * 4;
+    let header = format!(r#"{{"w":{{"dtype":"F32","shape":[{rows},{columns}],"data_offsets":[0,{bytes}]}}}}"#);
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + bytes).unwrap();
+    file.seek(SeekFrom::End(-4)).unwrap();
+    file.write_all(&7.0f32.to_le_bytes()).unwrap();
+    let ctx = session(1).unwrap();
+    register_model(&ctx, "m", text(&path)).await.unwrap();
+    let last = "SELECT tensor_stats(weights)['max'] FROM m.weights WHERE start = 70000 * 32768 - 65536";
+    assert_eq!(value::<Float64Type>(&ctx, last).await, 7.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn weights_and_quantized_values_survive_parquet() {
     let directory = tempfile::tempdir().unwrap();
     // A file that tells Arrow's types is read back as BinaryView, one that does not as Binary.

@@ -39,9 +39,9 @@ const PART_WEIGHTS: u64 = 1 << 25;
 /// How far a job is.
 #[derive(Debug, Clone)]
 pub struct Progress {
-    /// Weights done.
+    /// Weights quantized.
     pub done: u64,
-    /// Weights in all.
+    /// Weights to quantize; those that are kept cost no time to speak of.
     pub total: u64,
     /// The tensor worked on last.
     pub tensor: String,
@@ -67,18 +67,34 @@ pub async fn quantize_model(
     let selected = config.selected()?;
     arrow_quant_kernels::Isa::active()?;
     let source = Arc::new(Model::open(model)?);
+    let plans = plan_tensors(&source, settings, selected.as_ref());
+    if source.tensors().is_empty() {
+        let message = format!("`{}` has no tensors", source.path().display());
+        return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
+    }
+    if selected.is_some() && plans.iter().all(|plan| plan.settings.is_none()) {
+        let pattern = config.tensors.as_deref().unwrap_or_default();
+        let message =
+            format!("tensors is '{pattern}', which selects no tensor that can be quantized; see arrow-quant inspect");
+        return Err(QuantError::Configuration(message));
+    }
     let staging = Staging::create(out)?;
     for file in source.config_files()? {
         staging.copy(source.path(), &file)?;
     }
-    let plans = plan_tensors(&source, settings, selected.as_ref());
     let job = Job {
         source: Arc::clone(&source),
         plans: plans.clone(),
         staging: staging.path().to_path_buf(),
         on_progress,
         done: AtomicU64::new(0),
-        total: source.tensors().iter().map(|t| t.elements()).sum(),
+        total: source
+            .tensors()
+            .iter()
+            .zip(&plans)
+            .filter(|(_, p)| p.settings.is_some())
+            .map(|(t, _)| t.elements())
+            .sum(),
     };
     let (files, chunks) = Arc::new(job).run(settings, config.threads()).await?;
     let tensors = report::tensor_reports(&source, &plans, &chunks)?;
@@ -114,14 +130,16 @@ impl Job {
         let written = futures::stream::iter(0..parts)
             .map(|part| {
                 let (job, plan, ctx) = (Arc::clone(&self), Arc::clone(&plan), ctx.clone());
-                let task = tokio::spawn(async move { job.write(part, plan, &ctx).await });
+                let task = tokio::spawn(async move { Ok((part, job.write(part, plan, &ctx).await?)) });
                 AbortOnDrop(task)
             })
-            .buffered(threads)
+            // One more than there are threads, to work on while another waits for the disk.
+            .buffer_unordered(threads + 1)
             .try_collect::<Vec<_>>()
             .await;
-        let written = written.map_err(|error| self.explain(error))?;
-        let (files, chunks): (Vec<_>, Vec<_>) = written.into_iter().unzip();
+        let mut written = written.map_err(|error| self.explain(error))?;
+        written.sort_by_key(|(part, _)| *part);
+        let (files, chunks): (Vec<_>, Vec<_>) = written.into_iter().map(|(_, written)| written).unzip();
         Ok((files, chunks.into_iter().flatten().collect()))
     }
 
@@ -172,10 +190,10 @@ impl Job {
             // Batches are always ready; without a pause here, a cancelled job would go on to the end of the part.
             tokio::task::yield_now().await;
         }
-        writer.finish()
+        writer.finish().await
     }
 
-    /// Puts the tensor's name to the error of a weight that is not finite: the function that met it saw only a chunk.
+    /// Puts the tensor's name to the error of a weight that cannot be quantized: the function that met it saw only a chunk.
     fn explain(&self, error: QuantError) -> QuantError {
         if !matches!(error, QuantError::Query(_)) {
             return error;
@@ -183,14 +201,10 @@ impl Job {
         let quantized: HashMap<_, _> = self.plans.iter().map(|plan| (plan.key(), plan)).collect();
         for tensor in self.source.tensors() {
             let is_quantized = quantized.get(&(tensor.component.as_str(), tensor.name.as_str()));
-            if is_quantized.is_none_or(|plan| plan.settings.is_none()) {
-                continue;
-            }
-            if let Some((index, value)) = plan::first_not_finite(tensor) {
+            let Some(settings) = is_quantized.and_then(|plan| plan.settings) else { continue };
+            if let Some(reason) = plan::first_refused(tensor, settings) {
                 let name = plan::full_name(&tensor.component, &tensor.name);
-                let message = format!(
-                    "{name}: weight {index} is {value}, only finite weights can be quantized; repair the model, or leave the tensor out with --tensors"
-                );
+                let message = format!("{name}: {reason}; repair the model, or leave the tensor out with --tensors");
                 return QuantError::Quantization { tensor: Some(name), message };
             }
         }

@@ -71,11 +71,13 @@ impl PartWriter {
         Ok(&self.chunks[first..])
     }
 
-    /// Ends the file and makes it durable.
-    pub fn finish(mut self) -> Result<(FileEntry, Vec<WrittenChunk>)> {
+    /// Ends the file and makes it durable, without holding up the thread meanwhile.
+    pub async fn finish(mut self) -> Result<(FileEntry, Vec<WrittenChunk>)> {
         self.writer.finish().map_err(|e| write_error(&self.path, e))?;
         let file = self.writer.inner();
-        file.file.sync_data().map_err(|e| QuantError::io(&self.path, e))?;
+        let handle = file.file.try_clone().map_err(|e| QuantError::io(&self.path, e))?;
+        let synced = tokio::task::spawn_blocking(move || handle.sync_data()).await;
+        synced.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| QuantError::io(&self.path, e))?;
         let sha256 = file.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((FileEntry { path: self.relative, bytes: file.bytes, sha256 }, self.chunks))
     }

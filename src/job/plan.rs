@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use arrow_quant_kernels::{Isa, Scheme, Settings, Weights, group_count, stats, to_f32};
+use arrow_quant_kernels::{Isa, KernelError, Method, Scheme, Settings, Weights, group_count, par_quantize};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use regex::Regex;
@@ -99,17 +99,9 @@ pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>>
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
 }
 
-/// The first weight of a tensor that is NaN or infinite.
-pub(crate) fn first_not_finite(tensor: &Tensor) -> Option<(u64, f32)> {
-    const PIECE: usize = 1 << 16;
+/// Why a tensor cannot be quantized: its first weight that is not finite, or too large.
+pub(crate) fn first_refused(tensor: &Tensor, settings: Settings) -> Option<KernelError> {
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
-    for (piece, bytes) in tensor.data().chunks(PIECE * dtype.size()).enumerate() {
-        let weights = Weights::one_row(dtype, bytes).ok()?;
-        if stats(isa, weights).finite() < weights.len() as u64 {
-            let values = to_f32(isa, weights);
-            let index = values.iter().position(|x| !x.is_finite())?;
-            return Some(((piece * PIECE + index) as u64, values[index]));
-        }
-    }
-    None
+    let weights = Weights::new(dtype, tensor.data(), tensor.row_length() as usize).ok()?;
+    par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()
 }

@@ -34,7 +34,7 @@ pub struct TensorReport {
     pub bytes: u64,
     /// Between the weights and what they are restored to; `None` if kept, or all zero.
     pub cosine_similarity: Option<f64>,
-    /// Likewise, in dB; `None` also where nothing was lost, for that is infinite.
+    /// Likewise, in dB; infinite where nothing was lost, which JSON shows as null.
     pub sqnr_db: Option<f64>,
     /// The greatest error of a weight.
     pub max_abs_error: Option<f64>,
@@ -85,7 +85,7 @@ pub(crate) fn tensor_reports(
             kept_because: plan.kept_because.clone(),
             bytes,
             cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
-            sqnr_db: figures.and_then(|sums| finite(sums.sqnr_db())),
+            sqnr_db: figures.filter(|sums| sums.sum_aa > 0.0 || sums.sum_ee > 0.0).map(|sums| sums.sqnr_db()),
             max_abs_error: figures.map(|sums| sums.max_abs_error),
         });
     }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::tables::MANIFEST;
+use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
 /// `OUT.partial`, removed when dropped unless it was completed.
@@ -52,14 +52,15 @@ impl Staging {
 
     /// Copies a file of the source, given by its path in it.
     pub fn copy(&self, source: &Path, relative: &Path) -> Result<()> {
-        if relative == Path::new(MANIFEST) || relative.starts_with("weights") {
+        if relative == Path::new(MANIFEST) {
             return Ok(());
         }
         if let Some(parent) = relative.parent() {
             self.create_directory(parent)?;
         }
-        let to = self.path.join(relative);
-        fs::copy(source.join(relative), &to).map(drop).map_err(|e| QuantError::io(&to, e))
+        let (from, to) = (source.join(relative), self.path.join(relative));
+        File::open(&from).map_err(|e| QuantError::io(&from, e))?;
+        fs::copy(&from, &to).map(drop).map_err(|e| QuantError::io(&to, e))
     }
 
     /// Writes the manifest and gives the directory its name. Both are durable when this returns.

@@ -9,7 +9,7 @@ use datafusion::prelude::SessionContext;
 use serde::Serialize;
 
 use super::plan::full_name;
-use super::report::finite;
+use super::report::{TensorReport, finite};
 use crate::session::{register_model, session_config, with_config};
 use crate::tables::QuantizedModel;
 use crate::{Model, QuantError, Result};
@@ -27,7 +27,7 @@ pub struct TensorQuality {
     pub elements: u64,
     /// `None` if either is all zero.
     pub cosine_similarity: Option<f64>,
-    /// In dB; `None` where nothing was lost, for that is infinite.
+    /// In dB, infinite where nothing was lost; `None` if both are all zero.
     pub sqnr_db: Option<f64>,
     /// The greatest difference of a weight.
     pub max_abs_error: Option<f64>,
@@ -69,17 +69,18 @@ const QUERY: &str = "
 pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -> Result<ValidationReport> {
     let model = Model::open(original)?;
     let other = QuantizedModel::open(quantized)?;
-    check_same_tensors(&model, &other)?;
+    other.verify()?;
+    let reports = same_tensors(&model, &other)?;
     let mut config = session_config(threads);
     // The original must stay on the side that the join holds on to.
     config.options_mut().optimizer.join_reordering = false;
     let ctx = with_config(config)?;
-    register_model(&ctx, "original", &original.to_string_lossy()).await?;
-    register_model(&ctx, "quantized_model", &quantized.to_string_lossy()).await?;
+    register_model(&ctx, "original", original).await?;
+    register_model(&ctx, "quantized_model", quantized).await?;
     let measured = measure(&ctx).await?;
     let mut pooled = Pooled::default();
     let mut tensors = Vec::new();
-    for (tensor, report) in model.tensors().iter().zip(&other.manifest.tensors) {
+    for (tensor, report) in model.tensors().iter().zip(reports) {
         if tensor.float_dtype().is_none() || tensor.elements() == 0 {
             continue;
         }
@@ -97,7 +98,7 @@ pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -
             bits: report.bits,
             elements: tensor.elements(),
             cosine_similarity: figures.cosine_similarity,
-            sqnr_db: figures.sqnr_db.and_then(finite),
+            sqnr_db: figures.sqnr_db,
             max_abs_error: figures.max_abs_error,
         });
     }
@@ -159,7 +160,8 @@ impl Pooled {
         self.aa += aa;
         self.bb += bb;
         self.ab += figures.cosine_similarity.unwrap_or(0.0) * (aa * bb).sqrt();
-        self.ee += figures.sqnr_db.map_or(0.0, |db| aa / 10f64.powf(db / 10.0));
+        let rms_error = figures.sqnr_db.filter(|db| *db > f64::NEG_INFINITY);
+        self.ee += rms_error.map_or(bb, |db| aa / 10f64.powf(db / 10.0));
     }
 
     fn cosine_similarity(&self) -> Option<f64> {
@@ -171,17 +173,21 @@ impl Pooled {
     }
 }
 
-/// Both models list their tensors in the same order, so they are the same exactly if the lists are.
-fn check_same_tensors(model: &Model, other: &QuantizedModel) -> Result<()> {
+/// What became of each of the model's tensors, in its order.
+fn same_tensors<'a>(model: &Model, other: &'a QuantizedModel) -> Result<Vec<&'a TensorReport>> {
     let mut theirs: HashMap<_, _> =
-        other.manifest.tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), &t.shape)).collect();
+        other.manifest.tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
+    let mut reports = Vec::with_capacity(theirs.len());
     for tensor in model.tensors() {
         let name = full_name(&tensor.component, &tensor.name);
         let message = match theirs.remove(&(tensor.component.as_str(), tensor.name.as_str())) {
-            Some(shape) if *shape == tensor.shape => continue,
-            Some(shape) => format!(
-                "{name} has shape {:?} in the original and {shape:?} in the quantized model: they are not the same model",
-                tensor.shape
+            Some(report) if report.shape == tensor.shape => {
+                reports.push(report);
+                continue;
+            }
+            Some(report) => format!(
+                "{name} has shape {:?} in the original and {:?} in the quantized model: they are not the same model",
+                tensor.shape, report.shape
             ),
             None => format!("{name} is missing from the quantized model: they are not the same model"),
         };
@@ -193,6 +199,6 @@ fn check_same_tensors(model: &Model, other: &QuantizedModel) -> Result<()> {
             let message = format!("{name} is missing from the original: they are not the same model");
             Err(QuantError::ShapeMismatch { tensor: name, message })
         }
-        None => Ok(()),
+        None => Ok(reports),
     }
 }

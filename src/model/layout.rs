@@ -21,7 +21,7 @@ const OTHER_WEIGHTS: &[&str] = &["gguf", "onnx", "onnx_data", "msgpack", "h5"];
 const PIPELINE: &str = "model_index.json";
 
 /// The file that makes a directory a quantized model.
-const MANIFEST: &str = "arrow_quant.json";
+pub(crate) const MANIFEST: &str = "arrow_quant.json";
 
 /// The weight files of one component.
 #[derive(Debug)]
@@ -97,8 +97,9 @@ fn collect(
     trail.push(real);
     for entry in list(&here)? {
         let inner = relative.join(entry.file_name().unwrap_or_default());
+        // Sockets and pipes are no configuration, and reading one could wait for ever.
         if !entry.is_dir() {
-            if !is_weights(&entry) {
+            if !is_weights(&entry) && (entry.is_file() || !entry.exists()) {
                 found.push(inner);
             }
         } else if recursive && !entry.join(MANIFEST).is_file() {

@@ -2,6 +2,7 @@
 //! checks headers only; the weights stay in the mapped files until they are looked at.
 
 mod layout;
+pub(crate) use layout::MANIFEST;
 mod mapped;
 pub mod safetensors;
 #[cfg(test)]

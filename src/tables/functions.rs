@@ -11,8 +11,9 @@ use datafusion::catalog::{
 use datafusion::common::{Result, ScalarValue, plan_err};
 use datafusion::logical_expr::{CreateExternalTable, Expr};
 
-use super::{AnyModel, MANIFEST, default_name};
+use super::{AnyModel, default_name};
 use crate::QuantError;
+use crate::model::MANIFEST;
 
 /// The table functions.
 pub(crate) fn table_functions() -> Vec<Arc<TableFunction>> {

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 
+use crate::model::MANIFEST;
 use crate::{Model, Result};
 
 pub(crate) use functions::{SafetensorsFactory, table_functions};
-pub(crate) use quantized::{MANIFEST, QuantizedModel, part_schema};
+pub(crate) use quantized::{QuantizedModel, part_schema};
 pub(crate) use weights::WeightsTable;
 
 /// A model of either kind.
@@ -61,7 +62,9 @@ impl AnyModel {
 
 /// What a model is called where nobody named it: the last part of its path.
 pub(crate) fn default_name(path: &Path) -> String {
-    let canonical = path.canonicalize();
-    let path = canonical.as_deref().unwrap_or(path);
-    path.file_stem().map_or_else(|| "model".to_string(), |name| name.to_string_lossy().into_owned())
+    // `.` and `..` have no last part of their own.
+    let canonical = if path.file_name().is_none() { path.canonicalize().ok() } else { None };
+    let name = canonical.as_deref().unwrap_or(path).file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".safetensors").unwrap_or(&name);
+    if name.is_empty() { "model".to_string() } else { name.to_string() }
 }

@@ -1,5 +1,7 @@
 //! Quantized model directories: the manifest, and the tables over their Parquet files.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,13 +12,14 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, col, lit, when};
+use sha2::{Digest, Sha256};
 
 use super::tensors::shape_type;
-use crate::job::Manifest;
-use crate::{QuantError, Result};
+use url::Url;
 
-/// The manifest's file name. A directory is a complete quantized model exactly if it has one.
-pub(crate) const MANIFEST: &str = "arrow_quant.json";
+use crate::job::Manifest;
+use crate::model::MANIFEST;
+use crate::{QuantError, Result};
 
 /// The columns of the Parquet files: each row is either quantized, or keeps its weights.
 pub(crate) fn part_schema() -> SchemaRef {
@@ -73,6 +76,26 @@ impl QuantizedModel {
         Ok(Self { path: path.to_path_buf(), manifest })
     }
 
+    /// Checks that every file has the content the manifest tells.
+    pub fn verify(&self) -> Result<()> {
+        for file in &self.manifest.files {
+            let path = self.path.join(&file.path);
+            let mut hash = Sha256::new();
+            File::open(&path)
+                .and_then(|mut file| io::copy(&mut file, &mut hash))
+                .map_err(|e| QuantError::io(&path, e))?;
+            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            if found != file.sha256 {
+                let message = format!(
+                    "{} is not what was written (its SHA-256 is {found}): quantize the model again",
+                    path.display()
+                );
+                return Err(QuantError::Metadata { path, tensor: None, message });
+            }
+        }
+        Ok(())
+    }
+
     /// The rows of all parts as they are stored.
     fn parts(&self) -> Result<Arc<dyn TableProvider>> {
         let directory = self.path.canonicalize().map_err(|e| QuantError::io(&self.path, e))?;
@@ -80,8 +103,15 @@ impl QuantizedModel {
             .manifest
             .files
             .iter()
-            .map(|file| ListingTableUrl::parse(directory.join(&file.path).to_string_lossy()))
-            .collect::<datafusion::common::Result<Vec<_>>>()?;
+            .map(|file| {
+                let path = directory.join(&file.path);
+                // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
+                let url = Url::from_file_path(&path).map_err(|()| {
+                    QuantError::Configuration(format!("`{}` cannot be read: it has no URL", path.display()))
+                })?;
+                Ok(ListingTableUrl::try_new(url, None)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());

@@ -33,7 +33,7 @@ use crate::Model;
 const WEIGHTS: usize = 6;
 
 /// No batch references more bytes, however few rows that are.
-const BATCH_BYTES: u64 = 8 << 20;
+const BATCH_BYTES: usize = 8 << 20;
 
 /// The columns of the table.
 pub(crate) fn weights_schema() -> SchemaRef {
@@ -161,6 +161,11 @@ impl TableProvider for WeightsTable {
 }
 
 impl Source {
+    /// Bytes of a chunk.
+    fn bytes(&self, chunk: &Chunk) -> usize {
+        bytes_of(&self.model.tensors()[chunk.tensor], chunk.elements)
+    }
+
     /// The rows of some chunks. Payloads are not copied.
     fn batch(&self, chunks: &[Chunk], projection: &[usize]) -> Result<RecordBatch> {
         let tensors = self.model.tensors();
@@ -189,9 +194,7 @@ impl Source {
         let mut data = BinaryViewBuilder::with_capacity(chunks.len());
         for chunk in chunks {
             let tensor = &tensors[chunk.tensor];
-            // Elements may have less than a byte, but chunks start and end between bytes.
-            let bytes_of = |elements: u64| (elements * tensor.bytes / tensor.elements().max(1)) as usize;
-            let bytes = &tensor.data()[bytes_of(chunk.start)..bytes_of(chunk.start + chunk.elements)];
+            let bytes = &tensor.data()[bytes_of(tensor, chunk.start)..bytes_of(tensor, chunk.start + chunk.elements)];
             // Views hold values of at most 12 bytes themselves.
             if bytes.len() <= 12 {
                 data.append_value(bytes);
@@ -209,6 +212,13 @@ impl Source {
         let rows = Int64Array::from_iter_values(chunks.iter().map(|c| c.row_length as i64));
         Ok(Arc::new(tensor_value(Arc::new(dtypes), Arc::new(rows), Arc::new(data.finish()), None)))
     }
+}
+
+/// Bytes that a number of a tensor's elements take. Elements may have less than a byte, but chunks start and end between
+/// bytes.
+fn bytes_of(tensor: &crate::Tensor, elements: u64) -> usize {
+    // Of a tensor of many gigabytes, the product exceeds 64 bits.
+    (u128::from(elements) * u128::from(tensor.bytes) / u128::from(tensor.elements().max(1))) as usize
 }
 
 /// The scan of chunks, each partition a run of them.
@@ -289,7 +299,7 @@ impl ExecutionPlan for WeightsExec {
             let mut bytes = 0;
             let run = chunks[rest.clone()].iter().take(rows).take_while(|chunk| {
                 let fits = bytes < BATCH_BYTES;
-                bytes += source.model.tensors()[chunk.tensor].bytes.min(chunk.elements * 8);
+                bytes += source.bytes(chunk);
                 fits
             });
             let end = rest.start + run.count();
@@ -308,10 +318,7 @@ impl ExecutionPlan for WeightsExec {
         let mut statistics = Statistics::new_unknown(&self.schema());
         statistics.num_rows = Precision::Exact(chunks.len());
         if self.projection.contains(&WEIGHTS) {
-            let bytes = chunks.iter().map(|chunk| {
-                let tensor = &self.source.model.tensors()[chunk.tensor];
-                (chunk.elements * tensor.bytes / tensor.elements().max(1)) as usize
-            });
+            let bytes = chunks.iter().map(|chunk| self.source.bytes(chunk));
             statistics.total_byte_size = Precision::Inexact(bytes.sum());
         }
         Ok(Arc::new(statistics))

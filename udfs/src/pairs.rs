@@ -27,14 +27,14 @@ impl Figure {
     }
 }
 
-/// Fails at planning unless the arguments are two tensor values or one quantized value.
-pub(crate) fn check_types(function: &str, types: &[DataType]) -> Result<()> {
+/// The types to read the arguments as. Fails at planning unless they are two tensor values or one quantized value.
+pub(crate) fn coerce_types(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
     match types {
-        [quantized] => QuantizedColumn::check(function, quantized),
-        [a, b] => {
-            TensorColumn::check(function, "its first argument", a)?;
-            TensorColumn::check(function, "its second argument", b)
-        }
+        [quantized] => QuantizedColumn::check(function, quantized).map(|()| types.to_vec()),
+        [a, b] => Ok(vec![
+            TensorColumn::coerce(function, "its first argument", a)?,
+            TensorColumn::coerce(function, "its second argument", b)?,
+        ]),
         _ => plan_err!("{function} expects two tensor values or one quantized value, found {} arguments", types.len()),
     }
 }

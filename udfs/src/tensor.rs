@@ -93,16 +93,25 @@ impl TensorColumn {
                 let has = |name: &str, test: fn(&DataType) -> bool| {
                     fields.iter().any(|f| f.name() == name && test(f.data_type()))
                 };
-                has("dtype", is_string) && has("data", is_binary)
+                let row_length = fields.iter().find(|f| f.name() == "row_length");
+                has("dtype", is_string)
+                    && has("data", is_binary)
+                    && row_length.is_none_or(|f| f.data_type().is_integer() || f.data_type().is_null())
             }
             _ => false,
         }
     }
 
-    /// Fails at planning for a type that no tensor value can be read from.
-    pub fn check(function: &str, argument: &str, data_type: &DataType) -> Result<()> {
+    /// The type to read an argument as: lists of integers and empty lists as floats. Fails at planning for a type that no
+    /// tensor value can be read from.
+    pub fn coerce(function: &str, argument: &str, data_type: &DataType) -> Result<DataType> {
         if Self::accepts(data_type) {
-            return Ok(());
+            return Ok(data_type.clone());
+        }
+        if let DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) = data_type
+            && (item.data_type().is_integer() || item.data_type().is_null())
+        {
+            return Ok(DataType::new_list(DataType::Float64, true));
         }
         plan_err!(
             "{function} expects {argument} to be a tensor value (a struct with dtype and data) or a list of floats, found {data_type}"
@@ -144,7 +153,13 @@ impl TensorColumn {
                 if dtypes.is_null(row) || data.is_null(row) {
                     return Ok(None);
                 }
-                let dtype: Dtype = dtypes.value(row).parse().map_err(|e| kernel_error(self.function, row, e))?;
+                let dtype: Dtype = dtypes.value(row).parse().map_err(|_| {
+                    exec_datafusion_err!(
+                        "{}: a tensor of dtype {} has no weights to work on; leave such tensors out: WHERE weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')",
+                        self.function,
+                        dtypes.value(row)
+                    )
+                })?;
                 let bytes = data.value(row);
                 match row_lengths {
                     Some(lengths) if lengths.is_valid(row) => {

@@ -97,7 +97,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 
 /// The number in the environment's variable, 0 (all cores) where it is not set.
 fn threads_of(variable: Option<String>) -> Result<usize, Failure> {
-    let Some(value) = variable else { return Ok(0) };
+    let Some(value) = variable.filter(|value| !value.is_empty()) else { return Ok(0) };
     value.trim().parse().ok().filter(|&threads: &u16| threads <= MAX_THREADS).map(usize::from).ok_or_else(|| {
         Failure::Message(format!(
             "{THREADS_VARIABLE} is '{value}': set it to a whole number from 1 to {MAX_THREADS}, or 0 for all cores"
@@ -120,7 +120,7 @@ mod tests {
     fn threads_come_from_the_variable() {
         assert_eq!(threads_of(None).unwrap(), 0);
         assert_eq!(threads_of(Some("2".to_string())).unwrap(), 2);
-        for wrong in ["", "-1", "two", "1025", "70000"] {
+        for wrong in ["-1", "two", "1025", "70000"] {
             let message = threads_of(Some(wrong.to_string())).unwrap_err().to_string();
             assert!(message.contains("ARROW_QUANT_NUM_THREADS") && message.contains("0 for all cores"), "{message}");
         }

@@ -86,9 +86,11 @@ pub fn write_facts(facts: &[(&str, String)], out: &mut impl Write) -> io::Result
 
 /// A tensor's name within its model.
 pub fn tensor_label(component: &str, tensor: &str) -> String {
+    // A line end in a name would let a file write lines of the report.
+    let shown = |name: &str| name.replace(char::is_control, "\u{fffd}");
     match component {
-        "" => tensor.to_string(),
-        component => format!("{component}/{tensor}"),
+        "" => shown(tensor),
+        component => format!("{}/{}", shown(component), shown(tensor)),
     }
 }
 

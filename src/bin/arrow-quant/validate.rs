@@ -109,6 +109,7 @@ fn below(tensors: &[TensorQuality], floor: f64) -> Option<String> {
     let quantized: Vec<&TensorQuality> = tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     let cosine = |tensor: &TensorQuality| match tensor.cosine_similarity {
         None if tensor.max_abs_error.is_some_and(|error| error > 0.0) => 0.0,
+        Some(cosine) if cosine.is_nan() => -1.0,
         cosine => cosine.unwrap_or(1.0),
     };
     let lost = |tensor: &TensorQuality| tensor.cosine_similarity.is_none() && cosine(tensor) == 0.0;

@@ -3,7 +3,7 @@
 use std::ops::Add;
 
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
-use crate::types::Weights;
+use crate::types::{Dtype, Weights};
 use crate::{Isa, KernelError, Result};
 
 /// Sums over pairs (a, b), from which cosine similarity, SQNR and the greatest error of a slice, a tensor or a model
@@ -65,6 +65,9 @@ impl Add for PairSums {
 /// If the lengths differ.
 pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Option<f64>> {
     check_lengths(&a, &b)?;
+    if is_wide(&a, &b) {
+        return Ok(pair_sums_wide(&a, &b).cosine_similarity());
+    }
     let [ab, aa, bb] = for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
         isa.run(Products::<A, B> { a: a.bytes(), b: b.bytes(), dtypes: std::marker::PhantomData })
     }));
@@ -77,9 +80,35 @@ pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Opt
 /// If the lengths differ.
 pub fn pair_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums> {
     check_lengths(&a, &b)?;
+    if is_wide(&a, &b) {
+        return Ok(pair_sums_wide(&a, &b));
+    }
     Ok(for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
         isa.run(Pairs::<A, B> { a: a.bytes(), b: b.bytes(), dtypes: std::marker::PhantomData })
     })))
+}
+
+/// True if an element of either may be no f32.
+fn is_wide(a: &Weights<'_>, b: &Weights<'_>) -> bool {
+    a.dtype() == Dtype::F64 || b.dtype() == Dtype::F64
+}
+
+/// The sums of slices of which one is binary64, element i in lane i mod 16: the same on every instruction set.
+fn pair_sums_wide(a: &Weights<'_>, b: &Weights<'_>) -> PairSums {
+    for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
+        let mut lanes = [[0.0; LANES]; 4];
+        let mut max = 0.0f64;
+        let elements = a.bytes().chunks_exact(A::SIZE).map(A::wide).zip(b.bytes().chunks_exact(B::SIZE).map(B::wide));
+        for (i, (x, y)) in elements.enumerate() {
+            let error = x - y;
+            for (lane, product) in lanes.iter_mut().zip([x * x, y * y, x * y, error * error]) {
+                lane[i % LANES] += product;
+            }
+            max = if error.abs() > max || error.is_nan() { error.abs() } else { max };
+        }
+        let [sum_aa, sum_bb, sum_ab, sum_ee] = lanes.map(sum_lanes);
+        PairSums { n: a.len() as u64, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error: max }
+    }))
 }
 
 fn check_lengths(a: &Weights<'_>, b: &Weights<'_>) -> Result<()> {

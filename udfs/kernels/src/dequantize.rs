@@ -53,6 +53,11 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 fn check(q: &QuantizedRef<'_>) -> Result<()> {
+    // First, so that no length below is too large to compute with.
+    if q.length > q.codes.len().saturating_mul(8) / q.bits.get() {
+        let expected = q.length.saturating_mul(q.bits.get()).div_ceil(8);
+        return Err(KernelError::Mismatch { what: "bytes of codes", found: q.codes.len(), expected });
+    }
     if q.length > 0 && (q.row_length == 0 || !q.length.is_multiple_of(q.row_length)) {
         return Err(KernelError::Length { what: "quantized weights", found: q.length, multiple_of: q.row_length });
     }

@@ -15,15 +15,17 @@ pub enum KernelError {
         allowed: &'static str,
     },
     /// A NaN or infinite weight.
-    #[error("weight {index} is {value}: only finite weights can be quantized")]
+    #[error("weight {index} is {value:?}: only finite weights, in the range of f32, can be quantized")]
     NotFinite {
         /// Its index in the slice.
         index: usize,
-        /// NaN, inf or -inf.
-        value: f32,
+        /// NaN, inf or -inf; or a binary64 that exceeds binary32.
+        value: f64,
     },
-    /// A group whose maximum minus minimum overflows f32.
-    #[error("the group from weight {index} on spans {min:e} to {max:e}, more than f32 can express")]
+    /// A group with a weight of 2¹²⁵ or more in magnitude.
+    #[error(
+        "the group from weight {index} on spans {min:e} to {max:e}: only magnitudes below 4.25e37 can be quantized"
+    )]
     Range {
         /// The group's first weight.
         index: usize,

@@ -85,6 +85,13 @@ impl Rules {
             }
         };
         let grid_scale = self.store_scale(s, scale);
+        // Without a scale the group becomes one value, that of its range which is nearest to zero.
+        let flat = s.lt(s.abs(grid_scale), s.splat(f32::MIN_POSITIVE));
+        let nearest_zero = s.min(s.max(range.min, zero), range.max);
+        let min = match self.scheme {
+            Scheme::Affine => s.select(flat, nearest_zero, min),
+            _ => min,
+        };
         let grid_min = s.add(self.store(s, min), zero);
         let grid_zero = match self.scheme {
             Scheme::Affine => zero,

@@ -29,11 +29,11 @@
 //! | input | result |
 //! |---|---|
 //! | NaN, infinity | [`KernelError::NotFinite`] with the index, nothing else |
-//! | a group whose range exceeds f32 | [`KernelError::Range`] |
+//! | a weight of 2¹²⁵ or more in magnitude | [`KernelError::Range`] |
 //! | no elements | no groups, empty buffers, sums of zero |
 //! | a group of zeros | scale 0, minimum 0, codes 0: exact |
 //! | a constant group | `affine`: scale 0, minimum the constant: exact |
-//! | subnormals | as any number; a scale below 2⁻¹²⁶ becomes 0, and the group its minimum |
+//! | subnormals | as any number; a scale below 2⁻¹²⁶ becomes 0, and the group its value nearest to 0 |
 //! | a scale or minimum that f16 cannot hold | f32 parameters for the whole slice ([`ParameterDtype`]) |
 //! | rounding | to nearest, ties to even, everywhere |
 

@@ -10,9 +10,14 @@ use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, prefetch};
 use crate::types::{Bits, Method, ParameterDtype, Scheme, Settings, Weights, group_count};
 use crate::{Isa, KernelError, Result};
 
-/// Elements after which error sums are folded: whole rows, at least this many. Part of the specification, since it
-/// decides the order of additions; results are the same however many threads share the blocks.
+/// Elements after which error sums are folded: whole rows, at least this many, and longer rows in pieces of it. Part of
+/// the specification, since it decides the order of additions; results are the same however many threads share the
+/// blocks. A multiple of every group size.
 const BLOCK: usize = 1 << 16;
+
+/// Weights must be smaller in magnitude than 2¹²⁵, so that neither a group's range nor any level of its grid, rounded up,
+/// leaves the range of f32.
+const MAGNITUDE_LIMIT: f32 = f32::from_bits((125 + 127) << 23);
 
 /// How far ahead weights are fetched. A batch is read twice, with work between, which leaves the hardware's prefetchers
 /// idle at each batch's start: without this, minmax spends two fifths of its time waiting there.
@@ -161,9 +166,11 @@ struct Slice<'a> {
     importance: Option<&'a [f32]>,
 }
 
-/// Some rows of the slice and the buffers their results go to.
+/// Some rows of the slice, or a piece of one, and the buffers their results go to.
 struct Block<'a> {
     weights: Weights<'a>,
+    /// Where in its row the first weight is.
+    channel: usize,
     codes: &'a mut [u8],
     scales: &'a mut [u8],
     minima: &'a mut [u8],
@@ -194,33 +201,35 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// The slice in blocks of whole rows.
+    /// The slice in blocks.
     fn blocks<'b>(&self, out: &'b mut Quantized) -> Vec<Block<'b>>
     where
         'a: 'b,
     {
-        let (length, row_length) = (out.length, out.row_length);
-        if length == 0 {
-            return Vec::new();
-        }
-        let rows = BLOCK.div_ceil(row_length);
-        let groups = group_count(rows * row_length, row_length, self.settings.group_size);
-        let code_bytes = rows * row_length * if self.unaligned() { 8 } else { self.settings.bits.get() } / 8;
+        let row_length = out.row_length;
+        let span = if row_length > BLOCK { row_length } else { BLOCK.div_ceil(row_length.max(1)) * row_length };
+        let piece = span.min(if row_length > BLOCK { BLOCK } else { span });
+        let code_bits = if self.unaligned() { 8 } else { self.settings.bits.get() };
         let size = out.parameter_dtype.size();
-        let mut codes = out.codes.chunks_mut(code_bytes);
-        let mut scales = out.scales.chunks_mut(groups * size);
-        let mut minima = out.minima.chunks_mut(groups * size);
-        let mut zero_points = out.zero_points.chunks_mut(groups);
-        (0..length)
-            .step_by(rows * row_length)
-            .map(|start| Block {
-                weights: self.weights.rows(start, (rows * row_length).min(length - start)),
-                codes: codes.next().unwrap_or_default(),
-                scales: scales.next().unwrap_or_default(),
-                minima: minima.next().unwrap_or_default(),
-                zero_points: zero_points.next().unwrap_or_default(),
-            })
-            .collect()
+        let (mut codes, mut scales) = (out.codes.as_mut_slice(), out.scales.as_mut_slice());
+        let (mut minima, mut zero_points) = (out.minima.as_mut_slice(), out.zero_points.as_mut_slice());
+        let mut blocks = Vec::new();
+        for first in (0..out.length).step_by(span.max(1)) {
+            let end = out.length.min(first + span);
+            for start in (first..end).step_by(piece) {
+                let length = piece.min(end - start);
+                let groups = group_count(length, row_length.min(length), self.settings.group_size);
+                blocks.push(Block {
+                    weights: self.weights.rows(start, length),
+                    channel: if row_length > BLOCK { start - first } else { 0 },
+                    codes: take(&mut codes, length * code_bits / 8),
+                    scales: take(&mut scales, groups * size),
+                    minima: take(&mut minima, groups * size),
+                    zero_points: take(&mut zero_points, groups),
+                });
+            }
+        }
+        blocks
     }
 
     fn quantize_block(
@@ -243,17 +252,18 @@ impl<'a> Slice<'a> {
         let row = self.weights.row_length();
         let group_size = self.settings.group_size.get();
         for_dtype!(self.weights.dtype(), E => {
-            let element = |i: usize| E::one(&self.weights.bytes()[i * E::SIZE..]);
+            let stored = |i: usize| &self.weights.bytes()[i * E::SIZE..];
+            let element = |i: usize| E::one(stored(i));
             let length = self.weights.len();
             if let Some(index) = (0..length).find(|&i| !element(i).is_finite()) {
-                return KernelError::NotFinite { index, value: element(index) };
+                return KernelError::NotFinite { index, value: E::wide(stored(index)) };
             }
             for start in (0..length).step_by(row) {
                 for index in (start..start + row).step_by(group_size) {
                     let end = (index + group_size).min(start + row);
                     let min = (index..end).map(element).fold(f32::INFINITY, f32::min);
                     let max = (index..end).map(element).fold(f32::NEG_INFINITY, f32::max);
-                    if !(max - min).is_finite() {
+                    if max.abs().max(min.abs()) >= MAGNITUDE_LIMIT {
                         return KernelError::Range { index, min, max };
                     }
                 }
@@ -261,6 +271,12 @@ impl<'a> Slice<'a> {
         });
         unreachable!("a block was given up for a weight or range that is not finite")
     }
+}
+
+/// Cuts off the first `length` bytes, or what there is: buffers a scheme does not need are empty.
+fn take<'a>(rest: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
+    let length = length.min(rest.len());
+    rest.split_off_mut(..length).unwrap_or_default()
 }
 
 /// Codes of a byte each, packed.
@@ -285,7 +301,7 @@ impl<E: Element, const BITS: usize> Kernel for RunBits<'_, '_, E, BITS> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
-        let row = self.0.slice.weights.row_length();
+        let row = self.0.block.weights.row_length();
         let group_size = self.0.slice.settings.group_size.get();
         let rows = self.0.block.weights.len() / row;
         let (full, short) = (row / group_size, row % group_size);
@@ -382,8 +398,7 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
         let s = self.s;
         let search_wanted = !self.weights.is_empty();
         let range = if search_wanted { self.transpose(batch) } else { self.range(batch) };
-        let spans = s.lt(s.sub(range.max, range.min), s.splat(f32::INFINITY));
-        if s.bits(spans) != u16::MAX {
+        if s.bits(s.lt(range.magnitude(s), s.splat(MAGNITUDE_LIMIT))) != u16::MAX {
             return Err(Stop::Invalid);
         }
         let (mut grid, lost) = self.run.rules.minmax(s, range);
@@ -469,8 +484,9 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
             }
         }
         if let (Some(importance), false) = (self.run.slice.importance, self.importance.is_empty()) {
-            let row = self.run.slice.weights.row_length();
-            transpose_importance(s, importance, row, batch, &mut self.importance);
+            let block = &self.run.block;
+            let channels = batch.start.map(|start| block.channel + start % block.weights.row_length());
+            transpose_importance(s, importance, channels, batch.length, &mut self.importance);
         }
         Range::new(s, low, high)
     }
@@ -525,16 +541,15 @@ fn load_padded<S: Simd, E: Element>(s: S, bytes: &[u8]) -> S::F {
 /// The importance of a batch's weights, transposed like them, and scaled to a greatest value of 1 in each group. Where a
 /// group's importance is all zero, its weights count alike.
 #[inline(always)]
-fn transpose_importance<S: Simd>(s: S, importance: &[f32], row: usize, batch: &Batch, out: &mut [S::F]) {
-    let channel = batch.start.map(|start| start % row);
+fn transpose_importance<S: Simd>(s: S, importance: &[f32], channel: [usize; LANES], length: usize, out: &mut [S::F]) {
     let mut greatest = s.splat(0.0);
-    for (j, to) in out[..batch.length].iter_mut().enumerate() {
+    for (j, to) in out[..length].iter_mut().enumerate() {
         *to = s.load_lanes(&std::array::from_fn(|lane| importance[channel[lane] + j]));
         greatest = s.max(greatest, *to);
     }
     let some = s.lt(s.splat(f32::MIN_POSITIVE), greatest);
     let unit = crate::grid::inverse(s, greatest);
-    for to in &mut out[..batch.length] {
+    for to in &mut out[..length] {
         *to = s.select(some, s.mul(*to, unit), s.splat(1.0));
     }
 }

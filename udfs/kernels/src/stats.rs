@@ -3,8 +3,8 @@
 use std::ops::Add;
 
 use crate::Isa;
-use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
-use crate::types::Weights;
+use crate::simd::{self, Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
+use crate::types::{Dtype, Weights};
 
 /// Counts, extremes and power sums, of which those of disjoint slices add up. Elements that are not finite are counted
 /// and take no part in the rest.
@@ -85,6 +85,14 @@ impl Add for Stats {
 
 /// The statistics of a slice.
 pub fn stats(isa: Isa, weights: Weights<'_>) -> Stats {
+    if weights.dtype() == Dtype::F64 {
+        let of_element = |bytes| of_one(simd::F64::wide(bytes));
+        return weights
+            .bytes()
+            .chunks_exact(simd::F64::SIZE)
+            .map(of_element)
+            .fold(Stats::default(), |sum, one| sum + one);
+    }
     for_dtype!(weights.dtype(), E => isa.run(Run::<E> { bytes: weights.bytes(), dtype: std::marker::PhantomData }))
 }
 
@@ -132,20 +140,19 @@ impl<E: Element> Kernel for Run<'_, E> {
         (stats.min, stats.max) = (least.into(), greatest.into());
         (stats.sum, stats.sum_squares) = (sum, squares);
         for element in tail.chunks_exact(E::SIZE) {
-            stats = Stats { n: stats.n, ..stats + of_one(E::one(element)) };
+            stats = Stats { n: stats.n, ..stats + of_one(E::wide(element)) };
         }
         stats
     }
 }
 
-fn of_one(x: f32) -> Stats {
-    let mut one = Stats::default();
+fn of_one(x: f64) -> Stats {
+    let mut one = Stats { n: 1, ..Stats::default() };
     if x.is_nan() {
         one.nans = 1;
     } else if x.is_infinite() {
         one.infinities = 1;
     } else {
-        let x = f64::from(x);
         one = Stats { zeros: (x == 0.0).into(), min: x, max: x, sum: x, sum_squares: x * x, ..one };
     }
     one

@@ -66,7 +66,7 @@ named! {
 named! {
     /// How an element is stored, little-endian. The names are those of safetensors.
     Dtype, "dtype",
-    /// IEEE 754 binary64; quantized after rounding to binary32.
+    /// IEEE 754 binary64; compared as such, quantized after rounding to binary32.
     F64 = "F64",
     /// IEEE 754 binary32.
     F32 = "F32",
@@ -234,10 +234,11 @@ impl<'a> Weights<'a> {
         self.row_length
     }
 
-    /// The elements from `start` on, `length` of them; both in whole rows.
+    /// The elements from `start` on, `length` of them: whole rows, or a piece of one, which is then a row.
     pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
         let size = self.dtype.size();
-        Self { bytes: &self.bytes[start * size..(start + length) * size], ..*self }
+        let bytes = &self.bytes[start * size..(start + length) * size];
+        Self { bytes, row_length: self.row_length.min(length), ..*self }
     }
 }
 

@@ -399,7 +399,9 @@ fn weights_that_are_not_finite_are_named() {
                         let bytes = f32_bytes(&values);
                         let error =
                             quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), run, None).unwrap_err();
-                        let expected = format!("weight {index} is {name}: only finite weights can be quantized");
+                        let expected = format!(
+                            "weight {index} is {name}: only finite weights, in the range of f32, can be quantized"
+                        );
                         assert_eq!(error.to_string(), expected);
                     }
                 }
@@ -409,6 +411,84 @@ fn weights_that_are_not_finite_are_named() {
             let error = quantize(isa, Weights::one_row(Dtype::F32, &f32_bytes(&wide)).unwrap(), run, None).unwrap_err();
             assert!(matches!(error, KernelError::Range { index: 32, .. }), "{error}");
         }
+    }
+}
+
+#[test]
+fn the_largest_weights_are_restored_or_refused_but_never_infinite() {
+    for isa in Isa::available() {
+        for &scheme in Scheme::ALL {
+            for &bits in Bits::ALL {
+                for method in [Method::MinMax, Method::Mse] {
+                    for magnitude in [f32::MAX, 4.3e37, 4.2e37, 1e37] {
+                        let values = [magnitude, 0.0, magnitude / 3.0, -magnitude];
+                        let run = Settings { bits, group_size: GroupSize::ALL[0], scheme, method };
+                        match quantize(isa, Weights::one_row(Dtype::F32, &f32_bytes(&values)).unwrap(), run, None) {
+                            Ok(q) => {
+                                let restored = dequantize(isa, &q.as_ref()).unwrap();
+                                assert!(restored.iter().all(|x| x.is_finite()), "{restored:?}");
+                                assert!(q.errors.sum_ee.is_finite());
+                            }
+                            Err(error) => assert!(matches!(error, KernelError::Range { .. }) && magnitude > 4.25e37),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn subnormal_weights_are_not_made_worse_than_zeros() {
+    let values: Vec<f32> = gaussian(64, 13).iter().map(|x| x * 1e-42).collect();
+    let bytes = f32_bytes(&values);
+    let run = settings(4, 32, Scheme::Affine, Method::Mse);
+    let q = quantize(Isa::available()[0], Weights::one_row(Dtype::F32, &bytes).unwrap(), run, None).unwrap();
+    assert!(q.errors.sqnr_db() >= 0.0, "{}", q.errors.sqnr_db());
+}
+
+#[test]
+fn a_binary64_is_compared_as_such() {
+    let bytes = |values: &[f64]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let (a, b) = (bytes(&[1e200, 1.0]), bytes(&[1e200, 1.000000001]));
+    let of = |bytes| Weights::one_row(Dtype::F64, bytes).unwrap();
+    for isa in Isa::available() {
+        let sums = pair_sums(isa, of(&a), of(&b)).unwrap();
+        assert!((sums.max_abs_error - 1e-9).abs() < 1e-15);
+        assert_eq!(stats(isa, of(&a)).max, 1e200);
+        let run = settings(4, 32, Scheme::Affine, Method::Mse);
+        let error = quantize(isa, of(&a), run, None).unwrap_err().to_string();
+        assert!(error.starts_with("weight 0 is 1e200:"), "{error}");
+    }
+}
+
+#[test]
+fn a_length_beyond_the_codes_is_refused() {
+    let bytes = f32_bytes(&gaussian(32, 1));
+    let run = settings(4, 32, Scheme::Symmetric, Method::MinMax);
+    let isa = Isa::available()[0];
+    let q = quantize(isa, Weights::one_row(Dtype::F32, &bytes).unwrap(), run, None).unwrap();
+    for length in [1 << 62, usize::MAX, 1 << 40] {
+        let hostile = arrow_quant_kernels::QuantizedRef { length, row_length: 1, ..q.as_ref() };
+        assert!(dequantize(isa, &hostile).unwrap_err().to_string().starts_with("bytes of codes: found 16"));
+    }
+}
+
+#[test]
+fn a_long_row_is_cut_without_a_trace() {
+    // Longer than a block, and no multiple of a group.
+    let values = gaussian((1 << 17) + 1000, 17);
+    let bytes = f32_bytes(&values);
+    let importance: Vec<f32> = (0..values.len()).map(|i| (i % 5) as f32).collect();
+    let whole = Weights::one_row(Dtype::F32, &bytes).unwrap();
+    for run in [settings(4, 64, Scheme::Affine, Method::Mse), settings(2, 256, Scheme::Asymmetric, Method::Mse)] {
+        let isa = Isa::available()[0];
+        let q = quantize(isa, whole, run, Some(&importance)).unwrap();
+        assert_eq!(q, par_quantize(isa, whole, run, Some(&importance)).unwrap());
+        // The part behind the second block alone, with its part of the importance.
+        let tail = Weights::one_row(Dtype::F32, &bytes[4 << 17..]).unwrap();
+        let alone = quantize(isa, tail, run, Some(&importance[1 << 17..])).unwrap();
+        assert!(q.codes.ends_with(&alone.codes) && q.scales.ends_with(&alone.scales));
     }
 }
 

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
 
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use crate::functions::SECTION;
-use crate::pairs::{Figure, Pairs, check_types};
+use crate::pairs::{Figure, Pairs, coerce_types};
 
 /// `cosine_similarity_agg(a, b)`, `cosine_similarity_agg(quantized)`.
 pub(crate) fn cosine_similarity_agg() -> AggregateUDF {
@@ -22,7 +22,7 @@ pub(crate) fn cosine_similarity_agg() -> AggregateUDF {
         Figure::CosineSimilarity,
         "The cosine similarity of two tensors given in chunks: of all rows of a group together, exactly, by adding up their \
          sums in f64. NULL rows are skipped.",
-        "SELECT tensor, cosine_similarity_agg(weights, dequantize(quantize(weights, 4, 128))) FROM weights('model/') GROUP BY tensor;",
+        "SELECT component, tensor, cosine_similarity_agg(weights, dequantize(quantize(weights, 4, 128))) FROM weights('model/') GROUP BY component, tensor;",
     )
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn sqnr_agg() -> AggregateUDF {
         "sqnr_agg",
         Figure::Sqnr,
         "The signal-to-quantization-noise ratio in dB of two tensors given in chunks. NULL rows are skipped.",
-        "SELECT tensor, sqnr_agg(quantized) AS db FROM quantized('model-int4/') GROUP BY tensor ORDER BY db;",
+        "SELECT component, tensor, sqnr_agg(quantized) AS db FROM quantized('model-int4/') GROUP BY component, tensor ORDER BY db;",
     )
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn max_abs_error_agg() -> AggregateUDF {
         "max_abs_error_agg",
         Figure::MaxAbsError,
         "The greatest |a - b| over the elements of two tensors given in chunks. NULL rows are skipped.",
-        "SELECT tensor, max_abs_error_agg(quantized) FROM quantized('model-int4/') GROUP BY tensor;",
+        "SELECT component, tensor, max_abs_error_agg(quantized) FROM quantized('model-int4/') GROUP BY component, tensor;",
     )
 }
 
@@ -94,8 +94,7 @@ impl AggregateUDFImpl for SimilarityAgg {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        check_types(self.measure.name, types)?;
-        Ok(types.to_vec())
+        coerce_types(self.measure.name, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {

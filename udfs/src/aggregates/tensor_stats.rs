@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
 
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use crate::functions::SECTION;
-use crate::functions::tensor_stats::{check_types, stats_array, stats_type};
+use crate::functions::tensor_stats::{coerce_types, stats_array, stats_type};
 use crate::pairs::active_isa;
 use crate::tensor::TensorColumn;
 
@@ -27,7 +27,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
         "tensor_stats_agg(weights)",
     )
     .with_sql_example(
-        "```sql\nSELECT tensor, tensor_stats_agg(weights)['max'] FROM weights('model/') GROUP BY tensor;\n```",
+        "```sql\nSELECT component, tensor, tensor_stats_agg(weights)['max'] FROM weights('model/') GROUP BY component, tensor;\n```",
     )
     .with_argument("weights", "tensor values or lists of floats")
     .with_related_udf("tensor_stats")
@@ -56,8 +56,7 @@ impl AggregateUDFImpl for TensorStatsAgg {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        check_types(NAME, types)?;
-        Ok(types.to_vec())
+        coerce_types(NAME, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {

@@ -5,9 +5,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
 use arrow_quant_kernels::{Bits, GroupSize, Isa, KernelError, Method, Scheme, Settings, quantize, to_f32};
-use datafusion::common::{
-    Result, ScalarValue, exec_datafusion_err, exec_err, internal_err, plan_datafusion_err, plan_err,
-};
+use datafusion::common::{Result, ScalarValue, exec_datafusion_err, internal_err, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
@@ -30,7 +28,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     .with_sql_example(
         "```sql\nSELECT tensor, quantize(weights, 4, 128) AS quantized FROM weights('model/') WHERE tensor LIKE '%proj%';\n\
          -- each tensor at its own width\n\
-         SELECT tensor, quantize(weights, p.bits, p.group_size, 'symmetric') FROM weights('model/') JOIN plan p USING (tensor);\n```",
+         SELECT tensor, quantize(weights, p.bits, p.group_size, 'symmetric') FROM weights('model/') JOIN plan p USING (component, tensor);\n```",
     )
     .with_argument("weights", "a tensor value (struct of dtype, row_length and data) or a list of floats")
     .with_argument("bits", "2, 4 or 8; may be a column")
@@ -84,11 +82,10 @@ impl ScalarUDFImpl for Quantize {
                 types.len()
             );
         }
-        TensorColumn::check(NAME, "weights", &types[0])?;
         if types[3..].iter().filter(|t| is_list(t)).count() > 1 {
             return plan_err!("{NAME} expects one importance, found two lists");
         }
-        let mut coerced = vec![types[0].clone()];
+        let mut coerced = vec![TensorColumn::coerce(NAME, "weights", &types[0])?];
         for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
             if !(data_type.is_integer() || data_type.is_null()) {
                 return plan_err!("{NAME} expects {argument} to be an integer, found {data_type}");

@@ -11,7 +11,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
-use crate::pairs::{Figure, Pairs, active_isa, check_types};
+use crate::pairs::{Figure, Pairs, active_isa, coerce_types};
 use crate::tensor::{Row, TensorColumn, kernel_error};
 
 /// `cosine_similarity(a, b)`, `cosine_similarity(quantized)`.
@@ -98,8 +98,7 @@ impl ScalarUDFImpl for Similarity {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        check_types(self.name, types)?;
-        Ok(types.to_vec())
+        coerce_types(self.name, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {

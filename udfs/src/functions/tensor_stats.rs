@@ -52,8 +52,7 @@ impl ScalarUDFImpl for TensorStats {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        check_types(NAME, types)?;
-        Ok(types.to_vec())
+        coerce_types(NAME, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
@@ -74,10 +73,10 @@ impl ScalarUDFImpl for TensorStats {
     }
 }
 
-/// Fails at planning unless there is one argument, a tensor value.
-pub(crate) fn check_types(function: &str, types: &[DataType]) -> Result<()> {
+/// The type to read the one argument as. Fails at planning unless there is one, and it can be read as a tensor value.
+pub(crate) fn coerce_types(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
     let [weights] = types else { return plan_err!("{function} expects 1 argument, found {}", types.len()) };
-    TensorColumn::check(function, "weights", weights)
+    Ok(vec![TensorColumn::coerce(function, "weights", weights)?])
 }
 
 fn stats_fields() -> Fields {

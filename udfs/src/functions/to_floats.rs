@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Float32Builder, ListBuilder};
 use arrow::datatypes::{DataType, Field};
 use arrow_quant_kernels::to_f32;
-use datafusion::common::{Result, exec_err, plan_err};
+use datafusion::common::{Result, exec_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
@@ -49,9 +49,7 @@ impl ScalarUDFImpl for ToFloats {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [weights] = types else { return plan_err!("{NAME} expects 1 argument, found {}", types.len()) };
-        TensorColumn::check(NAME, "weights", weights)?;
-        Ok(types.to_vec())
+        super::tensor_stats::coerce_types(NAME, types)
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {

@@ -110,6 +110,8 @@ pub(crate) trait Element {
     fn load<S: Simd>(s: S, bytes: &[u8]) -> S::F;
     /// The element at the start of `bytes`.
     fn one(bytes: &[u8]) -> f32;
+    /// The same, not rounded.
+    fn wide(bytes: &[u8]) -> f64;
 }
 
 fn head<const N: usize>(bytes: &[u8]) -> &[u8; N] {
@@ -117,7 +119,7 @@ fn head<const N: usize>(bytes: &[u8]) -> &[u8; N] {
 }
 
 macro_rules! element {
-    ($name:ident, $size:literal, $load:ident, $bytes:ident => $one:expr) => {
+    ($name:ident, $size:literal, $load:ident, $bytes:ident => $wide:expr) => {
         pub(crate) struct $name;
         impl Element for $name {
             const SIZE: usize = $size;
@@ -128,13 +130,18 @@ macro_rules! element {
             #[inline(always)]
             fn one(bytes: &[u8]) -> f32 {
                 let $bytes = *head(bytes);
-                $one
+                $wide as f32
+            }
+            #[inline(always)]
+            fn wide(bytes: &[u8]) -> f64 {
+                let $bytes = *head(bytes);
+                $wide as f64
             }
         }
     };
 }
 
-element!(F64, 8, load_f64, b => f64::from_le_bytes(b) as f32);
+element!(F64, 8, load_f64, b => f64::from_le_bytes(b));
 element!(F32, 4, load_f32, b => f32::from_le_bytes(b));
 element!(F16, 2, load_f16, b => half::f16::from_le_bytes(b).to_f32());
 element!(BF16, 2, load_bf16, b => f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
