@@ -38,6 +38,7 @@
 //! | rounding | to nearest, ties to even, everywhere |
 
 mod assign;
+mod batch;
 mod compare;
 mod dequantize;
 mod error;
