@@ -1,14 +1,12 @@
 //! The `arrow-quant` command from outside: what it writes and what it prints.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::common::{DIGITS, Tensor, arrow_quant, contains, files, names, run, text, write_large_model, write_model};
 use arrow_quant_kernels::Isa;
-use common::{DIGITS, Tensor, arrow_quant, contains, files, names, run, text, write_large_model, write_model};
 use serde_json::Value;
 use tempfile::TempDir;
 

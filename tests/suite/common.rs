@@ -1,8 +1,5 @@
 //! What the tests share: weights and models made for a test, the example model, and the command.
 
-// Each test binary uses a part of this.
-#![allow(dead_code)]
-
 use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::fs;

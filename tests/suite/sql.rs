@@ -5,11 +5,10 @@
 //! `B` (boolean), `?` for all others. Cells: numbers rounded to six decimals without the zeros after them, `NULL`,
 //! `(empty)` for the empty string, `<n bytes>` for binary values.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::common::DIGITS;
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
@@ -18,7 +17,6 @@ use arrow_quant_v2::{
     DeploymentProfile, DiffusionQuantConfig, QuantError, Result, quantize_model, register_model, session,
 };
 use async_trait::async_trait;
-use common::DIGITS;
 use datafusion::prelude::SessionContext;
 use sqllogictest::{AsyncDB, ColumnType, DBOutput, Runner, strict_column_validator};
 

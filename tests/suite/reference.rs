@@ -17,7 +17,7 @@ fn the_sql_page_has_the_functions_own_documentation() {
         fs::write(PAGE, expected).unwrap();
         return;
     }
-    assert!(found == expected, "docs/sql.md is stale: run UPDATE_DOCS=1 cargo test --test reference");
+    assert!(found == expected, "docs/sql.md is stale: run UPDATE_DOCS=1 cargo test --test suite reference");
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! What queries over weights cost and give: one evaluation a row, parallel scans, mixed precision, round trips.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::common::{DIGITS, Tensor, text, write_model};
 use arrow::array::{Array, ArrowPrimitiveType, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, FieldRef, Float32Type, Float64Type, Int32Type, Int64Type};
 use arrow_quant_v2::{register_model, session};
-use common::{DIGITS, Tensor, text, write_model};
 use datafusion::common::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,

@@ -1,11 +1,9 @@
 //! What the `arrow-quant` command says when it cannot go on, and that it leaves nothing half-written behind.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{DIGITS, Tensor, arrow_quant, contains, names, run, safetensors, text, write_model};
+use crate::common::{DIGITS, Tensor, arrow_quant, contains, names, run, safetensors, text, write_model};
 use tempfile::TempDir;
 
 /// The message of a `quantize` that must fail, after which the directory holds what it held before.
@@ -140,7 +138,7 @@ fn an_interrupted_run_leaves_nothing() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use common::write_large_model;
+    use crate::common::write_large_model;
 
     let directory = TempDir::new().unwrap();
     let model = directory.path().join("large.safetensors");
