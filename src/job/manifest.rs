@@ -49,22 +49,19 @@ impl Manifest {
         fingerprint: String,
         tensors: Vec<TensorReport>,
         files: Vec<FileEntry>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             format_version: FORMAT_VERSION,
             created_by: concat!("arrow-quant ", env!("CARGO_PKG_VERSION")).to_string(),
-            settings: serde_json::to_value(config).unwrap_or_default(),
+            settings: serde_json::to_value(config).map_err(unwritable)?,
             source: Source { name, fingerprint },
             tensors,
             files,
-        }
+        })
     }
 
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).map(|json| json + "\n").map_err(|e| QuantError::Quantization {
-            tensor: None,
-            message: format!("the manifest cannot be written: {e}"),
-        })
+        serde_json::to_string_pretty(self).map(|json| json + "\n").map_err(unwritable)
     }
 
     /// Reads a manifest; file names that lead out of the directory are refused.
@@ -87,6 +84,10 @@ impl Manifest {
             None => Ok(manifest),
         }
     }
+}
+
+fn unwritable(error: serde_json::Error) -> QuantError {
+    QuantError::Quantization { tensor: None, message: format!("the manifest cannot be written: {error}") }
 }
 
 #[derive(Deserialize)]

@@ -98,7 +98,7 @@ pub async fn quantize_model(
     };
     let (files, chunks) = Arc::new(job).run(settings, config.threads()).await?;
     let tensors = report::tensor_reports(&source, &plans, &chunks)?;
-    let manifest = Manifest::new(config, default_name(source.path()), source.fingerprint(), tensors, files);
+    let manifest = Manifest::new(config, default_name(source.path()), source.fingerprint(), tensors, files)?;
     staging.complete(&manifest.to_json()?)?;
     let pooled = chunks.iter().filter_map(|chunk| chunk.errors).fold(PairSums::default(), |sum, part| sum + part);
     Ok(QuantizeReport::new(&source, out, manifest, pooled, started.elapsed()))
