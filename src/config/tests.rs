@@ -1,0 +1,307 @@
+use std::path::PathBuf;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+
+/// The profile table: field, edge, local, cloud.
+const PROFILES: [(&str, [f64; 3]); 7] = [
+    ("bit_width", [2.0, 4.0, 8.0]),
+    ("num_time_groups", [5.0, 10.0, 20.0]),
+    ("group_size", [256.0, 128.0, 64.0]),
+    ("min_accuracy", [0.65, 0.85, 0.95]),
+    ("calibration_samples", [32.0, 128.0, 512.0]),
+    ("enable_time_aware", [1.0, 1.0, 1.0]),
+    ("enable_spatial", [0.0, 1.0, 1.0]),
+];
+
+/// A YAML file in a directory that lives as long.
+fn yaml(text: &str) -> (TempDir, PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+fn refusal(text: &str) -> String {
+    let (directory, path) = yaml(text);
+    let message = DiffusionQuantConfig::from_yaml(path).unwrap_err().to_string();
+    message.replace(&format!("{}/", directory.path().display()), "")
+}
+
+fn variables(variables: &[(&str, &str)]) -> Vec<(String, String)> {
+    variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+#[test]
+fn profiles_have_the_documented_values() {
+    for (field, expected) in PROFILES {
+        for ((profile, name), expected) in DeploymentProfile::ALL.into_iter().zip(expected) {
+            let config = DiffusionQuantConfig::from_profile(name.parse().unwrap());
+            assert_eq!((config.deployment_profile, profile.to_string().as_str()), (profile, name));
+            let found = fields::value_of(&config, field).unwrap();
+            assert_eq!(found.as_f64().or(found.as_bool().map(f64::from)), Some(expected), "{field} of {name}");
+            assert_eq!((config.method.as_str(), config.scheme.as_str()), ("mse", "affine"));
+            config.validate().unwrap();
+        }
+    }
+    assert_eq!(DiffusionQuantConfig::default(), DiffusionQuantConfig::from_profile(DeploymentProfile::Local));
+    let unknown = "phone".parse::<DeploymentProfile>().unwrap_err().to_string();
+    assert_eq!(unknown, "deployment_profile is 'phone', allowed: edge, local or cloud");
+}
+
+#[test]
+fn every_field_is_in_the_table_and_in_the_order_of_the_struct() {
+    let all = serde_json::to_value(DiffusionQuantConfig::default()).unwrap();
+    let mut names: Vec<_> = all.as_object().unwrap().keys().map(String::as_str).collect();
+    let mut listed: Vec<_> = FIELDS.iter().map(|field| field.name).collect();
+    names.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(names, listed);
+}
+
+#[test]
+fn values_at_the_limits() {
+    for (field, allowed, refused) in [
+        ("bit_width", json!([2, 4, 8]), json!([0, 1, 3, 5, 16, -2, 4.5, "4", null, true])),
+        ("num_time_groups", json!([1, 50, 100]), json!([0, 101, -1, 1.5, "ten"])),
+        ("group_size", json!([32, 64, 128, 256]), json!([0, 16, 100, 512, "64"])),
+        ("min_accuracy", json!([0, 0.0, 0.5, 1, 1.0]), json!([-0.01, 1.01, "high", null])),
+        ("calibration_samples", json!([1, 1_000_000]), json!([0, -1, "many"])),
+        ("deployment_profile", json!(["edge", "local", "cloud"]), json!(["Edge", "", 1])),
+        ("modality", json!(["text", "code", "image", "audio", null]), json!(["video", 1])),
+        ("scheme", json!(["affine", "asymmetric", "symmetric"]), json!(["linear", 1, null])),
+        ("method", json!(["mse", "minmax"]), json!(["best", null])),
+        ("min_sqnr_db", json!([null, 0, 12.5, -3]), json!(["high"])),
+        ("fail_fast", json!([true, false]), json!([1, "yes", null])),
+        ("tensors", json!([null, "attn|mlp"]), json!(["(", 1])),
+        ("skip_sensitive_layers", json!([true, false]), json!([0])),
+        ("sensitive_layer_names", json!([[], ["a", "b"]]), json!(["a", [1], null])),
+        ("sensitive_layer_patterns", json!([[], ["^a.*b$"]]), json!([["("], "a"])),
+        (
+            "layer_bit_widths",
+            json!([{}, {"a": 2, "b": 4, "c": 8, "d": 16}]),
+            json!([{"a": 3}, {"a": "4"}, [2], {"(": 4}]),
+        ),
+        ("enable_mixed_precision", json!([true, false]), json!(["on"])),
+        ("target_model_size_mb", json!([null, 0.5, 1900]), json!([0, -1, "1GB"])),
+        ("target_bpw", json!([null, 2.5, 64]), json!([0, 65, "4"])),
+        ("enable_time_aware", json!([true, false]), json!(["on"])),
+        ("enable_spatial", json!([true, false]), json!(["on"])),
+        ("num_threads", json!([0, 1, 1024]), json!([-1, 1025, 1.5])),
+        ("enable_streaming", json!([true, false]), json!(["on"])),
+        ("max_memory_limit_mb", json!([null, 192, 300]), json!([0, 191, -1, "1GB"])),
+    ] {
+        for value in allowed.as_array().unwrap() {
+            let mut config = DiffusionQuantConfig::default();
+            config.set(field, value).unwrap();
+            config.validate().unwrap();
+            assert_eq!(fields::value_of(&config, field).unwrap().as_f64(), value.as_f64(), "{field}");
+        }
+        for value in refused.as_array().unwrap() {
+            let message = DiffusionQuantConfig::default().set(field, value).unwrap_err().to_string();
+            assert!(message.starts_with(field), "{message}");
+            let explained = message.contains(", allowed: ") || message.contains("no regular expression");
+            assert!(explained, "{field} {value}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_field_set_in_rust_is_checked_as_well() {
+    let message = |change: fn(&mut DiffusionQuantConfig)| {
+        let mut config = DiffusionQuantConfig::default();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    };
+    assert_eq!(message(|c| c.bit_width = 3), "bit_width is 3, allowed: 2, 4 or 8");
+    assert_eq!(message(|c| c.group_size = 0), "group_size is 0, allowed: 32, 64, 128 or 256");
+    assert_eq!(message(|c| c.num_time_groups = 101), "num_time_groups is 101, allowed: 1 to 100");
+    assert_eq!(message(|c| c.min_accuracy = f64::NAN), "min_accuracy is not a number, allowed: 0.0 to 1.0");
+    assert_eq!(message(|c| c.min_accuracy = 1.5), "min_accuracy is 1.5, allowed: 0.0 to 1.0");
+    assert_eq!(message(|c| c.scheme = "x".into()), "scheme is 'x', allowed: affine, asymmetric or symmetric");
+    assert!(message(|c| c.tensors = Some("(".into())).starts_with("tensors is '(', which is no regular expression"));
+    assert!(message(|c| (c.target_bpw, c.target_model_size_mb) = (Some(3.0), Some(1.0))).contains("one of them"));
+    let uniform = message(|c| {
+        c.enable_mixed_precision = false;
+        c.layer_bit_widths.insert("a".into(), 8);
+    });
+    assert!(uniform.starts_with("layer_bit_widths is set but enable_mixed_precision is false"));
+}
+
+#[test]
+fn yaml_gives_back_what_was_written() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    let mut config = DiffusionQuantConfig::from_profile(DeploymentProfile::Edge);
+    config.to_yaml(&path).unwrap();
+    assert_eq!(DiffusionQuantConfig::from_yaml(&path).unwrap(), config);
+    for (field, value) in [
+        ("modality", json!("audio")),
+        ("bit_width", json!(8)),
+        ("min_accuracy", json!(0.1 + 0.2)),
+        ("min_sqnr_db", json!(-1e-300)),
+        ("tensors", json!("a: 'b' #\n\"c\"")),
+        ("sensitive_layer_names", json!(["null", "1", "true", ""])),
+        ("sensitive_layer_patterns", json!(["^\\d+$"])),
+        ("layer_bit_widths", json!({"1": 2, "a.b": 16})),
+        ("target_bpw", json!(std::f64::consts::PI)),
+        ("max_memory_limit_mb", json!(300)),
+        ("fail_fast", json!(true)),
+    ] {
+        config.set(field, &value).unwrap();
+    }
+    config.to_yaml(&path).unwrap();
+    assert_eq!(DiffusionQuantConfig::from_yaml(&path).unwrap(), config);
+}
+
+#[test]
+fn a_yaml_file_that_is_wrong_is_refused_by_name() {
+    assert_eq!(refusal("bitwidth: 4"), "c.yaml: there is no field 'bitwidth'; did you mean bit_width?");
+    assert_eq!(refusal("min_acuracy: 0.9"), "c.yaml: there is no field 'min_acuracy'; did you mean min_accuracy?");
+    assert!(refusal("zzz: 1").starts_with("c.yaml: there is no field 'zzz', allowed: deployment_profile, "));
+    assert_eq!(refusal("bit_width: 3"), "c.yaml: bit_width is 3, allowed: 2, 4 or 8");
+    assert_eq!(
+        refusal("deployment_profile: phone"),
+        "c.yaml: deployment_profile is 'phone', allowed: edge, local or cloud"
+    );
+    assert_eq!(refusal("min_accuracy: .nan"), "c.yaml: min_accuracy is '.nan', allowed: 0.0 to 1.0");
+    assert!(refusal("min_sqnr_db: .inf").starts_with("c.yaml: min_sqnr_db is '.inf', allowed: a number"));
+    assert!(refusal("bit_width: 4\nbit_width: 8").contains("duplicate"), "{}", refusal("bit_width: 4\nbit_width: 8"));
+    assert!(refusal("a: [").starts_with("c.yaml: no YAML: "));
+    assert!(refusal("4").starts_with("c.yaml: expected fields"));
+    assert!(refusal("1: 2").contains("put it in quotes"));
+    assert!(refusal("target_bpw: 3\ntarget_model_size_mb: 1").contains("both set"));
+    let missing = DiffusionQuantConfig::from_yaml("/none/c.yaml").unwrap_err();
+    assert!(missing.to_string().starts_with("/none/c.yaml: no such file"), "{missing}");
+    let (_directory, empty) = yaml("# nothing\n");
+    assert_eq!(DiffusionQuantConfig::from_yaml(empty).unwrap(), DiffusionQuantConfig::default());
+}
+
+#[test]
+fn each_variable_overrides_its_field() {
+    for (name, field, text, value, wrong) in [
+        ("ARROW_QUANT_BIT_WIDTH", "bit_width", "2", json!(2), "3"),
+        ("ARROW_QUANT_NUM_TIME_GROUPS", "num_time_groups", "7", json!(7), "0"),
+        ("ARROW_QUANT_GROUP_SIZE", "group_size", " 32 ", json!(32), "33"),
+        ("ARROW_QUANT_MIN_ACCURACY", "min_accuracy", "0.5", json!(0.5), "2"),
+        ("ARROW_QUANT_CALIBRATION_SAMPLES", "calibration_samples", "9", json!(9), "some"),
+        ("ARROW_QUANT_FAIL_FAST", "fail_fast", "true", json!(true), "maybe"),
+        ("ARROW_QUANT_NUM_THREADS", "num_threads", "3", json!(3), "-1"),
+        ("ARROW_QUANT_MAX_MEMORY_MB", "max_memory_limit_mb", "300", json!(300), "1"),
+    ] {
+        let mut config = DiffusionQuantConfig::default();
+        let set = layers::apply_variables(&mut config, variables(&[(name, text)])).unwrap();
+        assert_eq!((set.as_slice(), fields::value_of(&config, field)), (&[field][..], Some(value)));
+        let message = layers::apply_variables(&mut config, variables(&[(name, wrong)])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{name} is '{wrong}', allowed: ")), "{message}");
+        assert_eq!(layers::apply_variables(&mut config, variables(&[(name, "")])).unwrap().len(), 0, "empty: not set");
+        let misspelled = format!("{name}S");
+        let message = layers::apply_variables(&mut config, variables(&[(&misspelled, text)])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("there is no variable {misspelled}; did you mean {name}?")), "{message}");
+    }
+    let mut config = DiffusionQuantConfig::default();
+    let others = variables(&[("ARROW_QUANT_ISA", "scalar"), ("ARROW_QUANT_BENCH_DIR", "x"), ("PATH", "/bin")]);
+    assert!(layers::apply_variables(&mut config, others).unwrap().is_empty());
+}
+
+/// Each pair of places that a value can come from: the later wins.
+#[test]
+fn later_places_win() {
+    let (_directory, file) = yaml("deployment_profile: edge\ngroup_size: 32");
+    let layers = |with: &[&str]| {
+        let mut layers = ConfigLayers::new();
+        if with.contains(&"file") {
+            layers = layers.file(&file);
+        }
+        if with.contains(&"variable") {
+            layers = layers.variables(variables(&[("ARROW_QUANT_GROUP_SIZE", "64")]));
+        }
+        if with.contains(&"explicit") {
+            layers = layers.explicit("group_size", 256.into());
+        }
+        if with.contains(&"profile") {
+            layers = layers.explicit("deployment_profile", "cloud".into());
+        }
+        let layered = layers.load().unwrap();
+        (layered.config.group_size, layered.origin("group_size"))
+    };
+    let (profile, variable) = (Origin::Profile(DeploymentProfile::Cloud), Origin::Variable("ARROW_QUANT_GROUP_SIZE"));
+    let from_file = Origin::File(file.clone());
+    assert_eq!(layers(&[]), (128, Origin::Profile(DeploymentProfile::Local)));
+    for (with, expected) in [
+        (["profile", ""], (64, profile)),
+        (["profile", "file"], (32, from_file.clone())),
+        (["profile", "variable"], (64, variable.clone())),
+        (["profile", "explicit"], (256, Origin::Explicit)),
+        (["file", "variable"], (64, variable)),
+        (["file", "explicit"], (256, Origin::Explicit)),
+        (["variable", "explicit"], (256, Origin::Explicit)),
+    ] {
+        assert_eq!(layers(&with), expected, "{with:?}");
+    }
+    // The profile of the file, unless one is named: its values are below all of the file's.
+    let layered = ConfigLayers::new().file(&file).load().unwrap();
+    assert_eq!((layered.config.bit_width, layered.config.group_size), (2, 32));
+    assert_eq!(layered.origin("deployment_profile"), from_file);
+    assert_eq!(layered.origin("bit_width"), Origin::Profile(DeploymentProfile::Edge));
+}
+
+#[test]
+fn a_target_takes_the_place_of_one_in_the_other_unit() {
+    let (_directory, file) = yaml("target_bpw: 3.5");
+    let layered = ConfigLayers::new().file(&file).explicit("target_model_size_mb", 12.into()).load().unwrap();
+    assert_eq!((layered.config.target_bpw, layered.config.target_model_size_mb), (None, Some(12.0)));
+}
+
+#[test]
+fn the_nearest_name_is_near() {
+    assert_eq!(nearest("grup_size", FIELDS.iter().map(|f| f.name)), Some("group_size"));
+    assert_eq!(nearest("zebra", FIELDS.iter().map(|f| f.name)), None);
+}
+
+/// What a comment of the example says of a field beside its meaning: what is allowed, its defaults, its variable.
+fn facts(field: &Field) -> String {
+    let default = |profile| {
+        let value = fields::value_of(&DiffusionQuantConfig::from_profile(profile), field.name).unwrap();
+        value.as_str().map_or_else(|| value.to_string(), str::to_string)
+    };
+    let [edge, local, cloud] = DeploymentProfile::ALL.map(|(profile, _)| default(profile));
+    let defaults = if field.name == "deployment_profile" || edge == local && local == cloud {
+        format!("default {local}")
+    } else {
+        format!("edge {edge}, local {local}, cloud {cloud}")
+    };
+    let variable = field.variable.map_or_else(String::new, |variable| format!("; {variable}"));
+    format!("# allowed: {}; {defaults}{variable}", field.allowed)
+}
+
+#[test]
+fn the_example_is_the_default_and_tells_what_is_allowed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.yaml");
+    assert_eq!(DiffusionQuantConfig::from_yaml(&path).unwrap(), DiffusionQuantConfig::default());
+    let text = fs::read_to_string(path).unwrap();
+    // Of each paragraph the comment and the last line, which is a field in all but the first.
+    let paragraphs = text.trim_end().split("\n\n").filter_map(|paragraph| paragraph.rsplit_once('\n'));
+    let found: Vec<_> = paragraphs.filter(|(_, last)| !last.starts_with('#')).collect();
+    let names: Vec<_> = found.iter().filter_map(|(_, line)| Some(line.split_once(':')?.0)).collect();
+    assert_eq!(names, FIELDS.map(|field| field.name));
+    for (field, (comment, _)) in FIELDS.iter().zip(found) {
+        let facts = facts(field);
+        assert!(comment.lines().any(|line| line == facts), "{}: there is no line '{facts}'", field.name);
+    }
+}
+
+#[test]
+fn the_page_on_configuration_has_every_field() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let text = fs::read_to_string(path).unwrap();
+    for field in &FIELDS {
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{}` | ", field.name)) && line.contains("--"));
+        let row = row.unwrap_or_else(|| panic!("{} has no row", field.name));
+        let variable = field.variable.map_or("–".to_string(), |variable| format!("`{variable}`"));
+        let facts = format!(" | {} | {variable} | ", field.allowed);
+        assert!(row.contains(&facts), "{}: '{row}' does not have '{facts}'", field.name);
+    }
+}
