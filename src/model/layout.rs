@@ -18,7 +18,7 @@ const PICKLES: &[&str] = &["bin", "pt", "pth", "ckpt", "pkl"];
 const OTHER_WEIGHTS: &[&str] = &["gguf", "onnx", "onnx_data", "msgpack", "h5"];
 
 /// The file that makes a directory a diffusers pipeline.
-const PIPELINE: &str = "model_index.json";
+pub(super) const PIPELINE: &str = "model_index.json";
 
 /// The file that makes a directory a quantized model.
 pub(crate) const MANIFEST: &str = "arrow_quant.json";
@@ -230,7 +230,7 @@ fn sharded(directory: &Path, path: &Path) -> Result<(Index, Vec<PathBuf>)> {
     Ok((Index { path: path.to_path_buf(), weight_map }, files))
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
     let bytes = fs::read(path).map_err(|e| QuantError::io(path, e))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| defect(path, None, format_args!("{}; expected {expected}", shown(&e.to_string()))))

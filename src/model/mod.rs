@@ -1,13 +1,15 @@
 //! Models as they lie on disk: a safetensors file, a directory of them, or a diffusers pipeline. Opening one reads and
 //! checks headers only; the weights stay in the mapped files until they are looked at.
 
+mod family;
 mod layout;
-pub(crate) use layout::MANIFEST;
 mod mapped;
 pub mod safetensors;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,6 +17,9 @@ use std::time::SystemTime;
 use arrow_quant_kernels::Dtype;
 use sha2::{Digest, Sha256};
 
+pub use family::Modality;
+pub(crate) use family::{Detected, Evidence, detect};
+pub(crate) use layout::MANIFEST;
 pub use mapped::MappedFile;
 
 use crate::error::Result;
@@ -29,6 +34,7 @@ pub struct Model {
     path: PathBuf,
     tensors: Vec<Tensor>,
     files: Vec<(Arc<str>, Arc<MappedFile>)>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// One tensor of a model, its data in a mapped file.
@@ -64,9 +70,15 @@ impl Model {
     /// [`Metadata`](crate::error::QuantError::Metadata) if headers or indexes contradict each other or the files,
     /// [`Io`](crate::error::QuantError::Io) if a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut model = Self { path: path.to_path_buf(), tensors: Vec::new(), files: Vec::new() };
+        Self::load(path, true)
+    }
+
+    /// Opens the model at `path`, with all its files read into memory if not `streaming`.
+    pub(crate) fn load(path: &Path, streaming: bool) -> Result<Self> {
+        let mut model =
+            Self { path: path.to_path_buf(), tensors: Vec::new(), files: Vec::new(), metadata: BTreeMap::new() };
         for component in layout::components(path)? {
-            model.read(&component)?;
+            model.read(&component, streaming)?;
         }
         model.tensors.sort_by(|a, b| (&a.component, &a.name).cmp(&(&b.component, &b.name)));
         model.files.sort_by(|a, b| a.0.cmp(&b.0));
@@ -81,6 +93,11 @@ impl Model {
     /// Every tensor, in the order of component and name, bytewise.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
+    }
+
+    /// Free text in the headers of the files; of the same key in several, the first file's.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// Every file of weights with its name as in [`Tensor::file_name`], in the order of the names.
@@ -118,15 +135,19 @@ impl Model {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn read(&mut self, component: &layout::Component) -> Result<()> {
+    fn read(&mut self, component: &layout::Component, streaming: bool) -> Result<()> {
         let first = self.tensors.len();
         for path in &component.files {
-            let file = MappedFile::open(path)?;
+            let file = MappedFile::open(path, streaming)?;
             let own_name = layout::name(path);
             let in_pipeline = !component.name.is_empty();
             let file_name = if in_pipeline { format!("{}/{own_name}", component.name) } else { own_name };
             let file_name: Arc<str> = file_name.into();
-            for header in safetensors::parse(path, file.bytes())?.tensors {
+            let safetensors::Header { metadata, tensors } = safetensors::parse(path, file.bytes())?;
+            for (key, value) in metadata {
+                self.metadata.entry(key).or_insert(value);
+            }
+            for header in tensors {
                 self.tensors.push(Tensor {
                     component: component.name.clone(),
                     name: header.name,
@@ -156,6 +177,13 @@ impl Tensor {
     /// Its elements as they are stored: little-endian, row-major, at any alignment.
     pub fn data(&self) -> &[u8] {
         &self.file.bytes()[self.offset..self.offset + self.bytes as usize]
+    }
+
+    /// Says that some elements will not be looked at again soon.
+    pub(crate) fn release(&self, elements: Range<u64>) {
+        let byte =
+            |element: u64| (u128::from(element) * u128::from(self.bytes) / u128::from(self.elements().max(1))) as usize;
+        self.file.release(self.offset + byte(elements.start)..self.offset + byte(elements.end));
     }
 
     /// The file it is in, relative to the model's directory, with `/` between a component and the file.

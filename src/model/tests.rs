@@ -5,7 +5,7 @@ use super::*;
 use crate::error::QuantError;
 
 /// A directory with `files`, parents included.
-fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+pub(super) fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         let path = directory.path().join(name);
@@ -16,7 +16,7 @@ fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
 }
 
 /// A safetensors file of F32 tensors.
-fn weights(tensors: &[(&str, &[i64])]) -> Vec<u8> {
+pub(super) fn weights(tensors: &[(&str, &[i64])]) -> Vec<u8> {
     let mut end = 0;
     let members = tensors.iter().map(|(name, shape)| {
         let begin = end;
