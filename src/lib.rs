@@ -8,12 +8,12 @@
 //!
 //! ```no_run
 //! # async fn run() -> arrow_quant_v2::Result<()> {
-//! use arrow_quant_v2::{DeploymentProfile, DiffusionQuantConfig, quantize_model};
-//! use std::{path::Path, sync::Arc};
+//! use arrow_quant_v2::{DeploymentProfile, DiffusionQuantConfig, JobOptions, quantize_model};
+//! use std::path::Path;
 //!
 //! let config = DiffusionQuantConfig::from_profile(DeploymentProfile::Local);
-//! let report = quantize_model(Path::new("dream-7b"), Path::new("dream-7b-int4"), &config, Arc::new(|_| {})).await?;
-//! println!("{:.1}x smaller", report.compression_ratio);
+//! let done = quantize_model(Path::new("dream-7b"), Path::new("dream-7b-int4"), &config, &JobOptions::default()).await?;
+//! println!("{:.1}x smaller", done.report.totals.compression_ratio);
 //! # Ok(()) }
 //! ```
 
@@ -24,10 +24,11 @@ mod model;
 mod session;
 mod tables;
 
-pub use config::{DeploymentProfile, DiffusionQuantConfig};
+pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
 pub use error::{QuantError, Result};
 pub use job::{
-    OnProgress, Progress, QuantizeReport, TensorQuality, TensorReport, ValidationReport, quantize_model, validate_model,
+    Attempt, JobOptions, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage,
+    TensorQuality, TensorReport, Totals, ValidationReport, plan_model, quantize_model, unfinished_run, validate_model,
 };
-pub use model::{Model, Tensor};
+pub use model::{Modality, Model, Tensor};
 pub use session::{register_model, session};

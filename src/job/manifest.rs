@@ -3,22 +3,31 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::report::TensorReport;
-use crate::{DiffusionQuantConfig, QuantError, Result};
+use super::report::{TensorReport, Totals};
+use crate::{QuantError, Result};
 
 /// The version of the directory's format that this crate writes, and the only one it reads.
 const FORMAT_VERSION: u32 = 1;
+
+/// The program that writes it.
+pub(crate) const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
 
 /// The manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     format_version: u32,
     /// The program that wrote it.
-    created_by: String,
+    pub created_by: String,
     /// The configuration, by its field names.
-    settings: serde_json::Value,
-    source: Source,
+    pub settings: Map<String, Value>,
+    pub source: Source,
+    /// What the model makes, if that was told or found out.
+    pub modality: Option<String>,
+    /// What else there is to know.
+    pub notes: Vec<String>,
+    pub totals: Totals,
     /// Every tensor: what it became, and at what loss.
     pub tensors: Vec<TensorReport>,
     /// Every Parquet file.
@@ -27,10 +36,10 @@ pub(crate) struct Manifest {
 
 /// What was quantized.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Source {
-    name: String,
+pub(crate) struct Source {
+    pub name: String,
     /// Over the files' names, sizes, times and headers.
-    fingerprint: String,
+    pub fingerprint: String,
 }
 
 /// A file of the directory.
@@ -43,21 +52,18 @@ pub(crate) struct FileEntry {
 }
 
 impl Manifest {
-    pub fn new(
-        config: &DiffusionQuantConfig,
-        name: String,
-        fingerprint: String,
-        tensors: Vec<TensorReport>,
-        files: Vec<FileEntry>,
-    ) -> Result<Self> {
-        Ok(Self {
+    pub fn new(source: Source, settings: Map<String, Value>) -> Self {
+        Self {
             format_version: FORMAT_VERSION,
-            created_by: concat!("arrow-quant ", env!("CARGO_PKG_VERSION")).to_string(),
-            settings: serde_json::to_value(config).map_err(unwritable)?,
-            source: Source { name, fingerprint },
-            tensors,
-            files,
-        })
+            created_by: PROGRAM.to_string(),
+            settings,
+            source,
+            modality: None,
+            notes: Vec::new(),
+            totals: Totals::default(),
+            tensors: Vec::new(),
+            files: Vec::new(),
+        }
     }
 
     pub fn to_json(&self) -> Result<String> {
@@ -110,7 +116,8 @@ mod tests {
         assert!(message("{").starts_with("m.json: no manifest"));
         assert!(message(r#"{"format_version": 9}"#).contains("format version 9 was written by another version"));
         let escape = r#"{"format_version":1,"created_by":"x","settings":{},"source":{"name":"","fingerprint":""},
-            "tensors":[],"files":[{"path":"../x","bytes":1,"sha256":""}]}"#;
+            "modality":null,"notes":[],"totals":{"weights":0,"original_bytes":0,"stored_bytes":0,"bits_per_weight":0,
+            "compression_ratio":0,"cosine_similarity":null,"sqnr_db":null,"squared_error":0},"tensors":[],"files":[{"path":"../x","bytes":1,"sha256":""}]}"#;
         assert_eq!(message(escape), "m.json: `../x` is no file of the directory");
     }
 }

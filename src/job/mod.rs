@@ -1,235 +1,403 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
+mod html;
+mod journal;
 mod manifest;
+mod memory;
 mod part;
 mod plan;
+mod plan_file;
+mod planning;
+mod progress;
 mod report;
+mod run;
+mod sample;
 mod staging;
+mod target;
+mod ties;
 mod validate;
 
-use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use arrow_quant_kernels::PairSums;
-use datafusion::datasource::provider_as_source;
-use datafusion::execution::FunctionRegistry;
-use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, col, lit, when};
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::prelude::SessionContext;
-use futures::{StreamExt, TryStreamExt};
+use arrow_quant_kernels::{Bits, PairSums};
+use sha2::{Digest, Sha256};
 
 pub(crate) use manifest::Manifest;
-pub use report::{QuantizeReport, TensorReport};
+pub(crate) use part::hash_of;
+pub(crate) use plan::full_name;
+pub use planning::{PlanReport, PlannedTensor, plan_model};
+pub use progress::{OnProgress, Progress, Stage};
+pub use report::{Attempt, ModelReport, QuantizeReport, TensorReport, Totals};
+pub use staging::unfinished_run;
 pub use validate::{TensorQuality, ValidationReport, validate_model};
 
-use crate::session::{session_config, with_config};
-use crate::tables::{WeightsTable, default_name, part_schema};
-use crate::{DiffusionQuantConfig, Model, QuantError, Result};
-use manifest::FileEntry;
-use part::{PartWriter, WrittenChunk};
-use plan::{TensorPlan, plan_table, plan_tensors};
-use staging::Staging;
+use crate::tables::default_name;
+use crate::{DiffusionQuantConfig, QuantError, Result};
+use journal::{PartRecord, RunIdentity};
+use manifest::{PROGRAM, Source};
+use plan::{Choice, TensorPlan, kept_unless_smaller};
+use planning::Planned;
+use progress::Listener;
+use run::{Run, TensorSums, tensor_sums};
+use staging::{Earlier, Staging};
 
-/// Weights of a part, the unit of work: one Parquet file, written by one thread.
-const PART_WEIGHTS: u64 = 1 << 25;
+/// The shortest time between two reports of progress, unless a job is asked for another.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How far a job is.
-#[derive(Debug, Clone)]
-pub struct Progress {
-    /// Weights quantized.
-    pub done: u64,
-    /// Weights to quantize; those that are kept cost no time to speak of.
-    pub total: u64,
-    /// The tensor worked on last.
-    pub tensor: String,
+/// A part of the target size that may stay unused.
+const UNUSED: f64 = 0.005;
+
+/// Times that a plan is adjusted to the target size before it is given up. Each time files are written anew, the first
+/// one makes good for what could not be known before, and a second one is rare.
+const ADJUSTMENTS: usize = 6;
+
+/// What a job is asked for beside its configuration.
+#[derive(Clone)]
+pub struct JobOptions {
+    /// A file that says what each tensor becomes, as [`PlanReport::write`] makes it; instead of what the configuration
+    /// would have.
+    pub plan: Option<PathBuf>,
+    /// Whether to go on with what an interrupted run of the same job left.
+    pub resume: bool,
+    /// Told how far the job is.
+    pub on_progress: Option<OnProgress>,
+    /// The shortest time between two calls of `on_progress`; each stage's first and last are made in any case.
+    pub progress_interval: Duration,
 }
 
-/// Called with every batch of weights done, from any thread.
-pub type OnProgress = Arc<dyn Fn(&Progress) + Send + Sync>;
+impl Default for JobOptions {
+    fn default() -> Self {
+        Self { plan: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
+    }
+}
+
+impl JobOptions {
+    fn listener(&self) -> Listener {
+        Listener { on_progress: self.on_progress.clone(), interval: self.progress_interval }
+    }
+}
 
 /// Quantizes a model into a new directory. The directory appears when it is complete: until then all is written to a
-/// sibling named `OUT.partial`, which is removed if the job fails or its future is dropped.
+/// sibling, `OUT.partial`. If the job is interrupted - its future dropped, the process killed, the disk full - the parts
+/// that are finished stay there, for a later run to go on from ([`JobOptions::resume`]).
 ///
 /// # Errors
 /// If the configuration is not valid, there is no readable model, the output exists already, a weight is NaN or infinite,
-/// or a file cannot be written.
+/// a file cannot be written, the target size cannot be met or, with `fail_fast`, a tensor is below the floor.
 pub async fn quantize_model(
     model: &Path,
     out: &Path,
     config: &DiffusionQuantConfig,
-    on_progress: OnProgress,
+    options: &JobOptions,
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
-    let settings = config.settings()?;
-    let selected = config.selected()?;
-    arrow_quant_kernels::Isa::active()?;
-    let source = Arc::new(Model::open(model)?);
-    let plans = plan_tensors(&source, settings, selected.as_ref());
-    if source.tensors().is_empty() {
-        let message = format!("`{}` has no tensors", source.path().display());
-        return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
-    }
-    if selected.is_some() && plans.iter().all(|plan| plan.settings.is_none()) {
-        let pattern = config.tensors.as_deref().unwrap_or_default();
-        let message =
-            format!("tensors is '{pattern}', which selects no tensor that can be quantized; see arrow-quant inspect");
-        return Err(QuantError::Configuration(message));
-    }
-    let staging = Staging::create(out)?;
-    for file in source.config_files()? {
-        staging.copy(source.path(), &file)?;
-    }
-    let job = Job {
-        source: Arc::clone(&source),
-        plans: plans.clone(),
-        staging: staging.path().to_path_buf(),
-        on_progress,
-        done: AtomicU64::new(0),
-        total: source
-            .tensors()
-            .iter()
-            .zip(&plans)
-            .filter(|(_, p)| p.settings.is_some())
-            .map(|(t, _)| t.elements())
-            .sum(),
+    let planned = Planned::new(model, config, options).await?;
+    let held =
+        if config.enable_streaming { 0 } else { planned.source.files().map(|(_, f)| f.bytes().len() as u64).sum() };
+    let in_flight = memory::in_flight(config, held)?;
+    let settings = config.recorded()?;
+    let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint() };
+    let identity = RunIdentity {
+        program: PROGRAM.to_string(),
+        source: source.fingerprint.clone(),
+        settings: settings.clone(),
+        plan: plan_hash(&planned.plans),
     };
-    let (files, chunks) = Arc::new(job).run(settings, config.threads()).await?;
-    let tensors = report::tensor_reports(&source, &plans, &chunks)?;
-    let manifest = Manifest::new(config, default_name(source.path()), source.fingerprint(), tensors, files)?;
+    let (staging, earlier) = Staging::open(out, options.resume, &identity)?;
+    let copied = planned
+        .source
+        .config_files()
+        .and_then(|files| files.iter().try_for_each(|file| staging.copy(planned.source.path(), file)));
+    // What an earlier run finished stays: to copy a file can be tried again.
+    copied.map_err(|error| if staging.stays() { resumable(error) } else { error })?;
+    let staging = Arc::new(staging);
+    let run = Run {
+        source: Arc::clone(&planned.source),
+        settings: planned.settings,
+        parts: planned.parts.clone(),
+        staging: Arc::clone(&staging),
+        in_flight,
+        listener: options.listener(),
+    };
+    let floor = Floor::of(config);
+    let tensors = planned.plans.len();
+    let (fallbacks, fell_because) = (vec![Vec::new(); tensors], vec![None; tensors]);
+    let rounds = Rounds { floor, fail_fast: config.fail_fast, fallbacks, fell_because, planned };
+    let result = rounds.run(&run).await;
+    drop(run);
+    // The run's tasks have ended by now, so nobody else holds it.
+    let Some(mut staging) = Arc::into_inner(staging) else {
+        return result.and(Err(defect("a part is still being written")));
+    };
+    let done = match result {
+        Ok(done) => done,
+        Err(error) => {
+            if !matches!(error, QuantError::Io { .. }) {
+                staging.discard();
+            }
+            return Err(if staging.stays() { resumable(error) } else { error });
+        }
+    };
+    let mut manifest = Manifest::new(source, settings);
+    manifest.files = done.records.into_iter().map(|record| record.file).collect();
+    let stored_bytes = manifest.files.iter().map(|file| file.bytes).sum();
+    let planned = done.planned;
+    manifest.totals = Totals::new(&planned.source, stored_bytes, &done.sums);
+    manifest.tensors = report::tensor_reports(&planned.source, &planned.plans, &done.sums, &done.fallbacks)?;
+    manifest.modality = planned.modality.map(|modality| modality.to_string());
+    manifest.notes = planned.notes;
     staging.complete(&manifest.to_json()?)?;
-    let pooled = chunks.iter().filter_map(|chunk| chunk.errors).fold(PairSums::default(), |sum, part| sum + part);
-    Ok(QuantizeReport::new(&source, out, manifest, pooled, started.elapsed()))
+    Ok(QuantizeReport {
+        model: planned.source.path().to_path_buf(),
+        output: out.to_path_buf(),
+        parts: manifest.files.len(),
+        resumed_parts: if let Earlier::Parts(parts) = &earlier { *parts } else { 0 },
+        started_afresh: if let Earlier::Unlike(reason) = earlier { Some(reason) } else { None },
+        report: ModelReport::new(manifest),
+        quantization_time_s: started.elapsed().as_secs_f64(),
+    })
 }
 
-/// A job under way.
-struct Job {
-    source: Arc<Model>,
-    plans: Vec<TensorPlan>,
-    staging: PathBuf,
-    on_progress: OnProgress,
-    done: AtomicU64,
-    total: u64,
-}
-
-impl Job {
-    /// Runs the query, each of its partitions into a file; files and chunks in order.
-    async fn run(
-        self: Arc<Self>,
-        settings: arrow_quant_kernels::Settings,
-        threads: usize,
-    ) -> Result<(Vec<FileEntry>, Vec<WrittenChunk>)> {
-        // Partitions are parts of the model, whatever the number of threads; one thread takes one at a time.
-        let mut config = session_config(1);
-        config.options_mut().optimizer.enable_dynamic_filter_pushdown = false;
-        let ctx = with_config(config)?;
-        let plan = self.query(&ctx, settings).await?;
-        let parts = plan.properties().partitioning.partition_count();
-        let written = futures::stream::iter(0..parts)
-            .map(|part| {
-                let (job, plan, ctx) = (Arc::clone(&self), Arc::clone(&plan), ctx.clone());
-                let task = tokio::spawn(async move { Ok((part, job.write(part, plan, &ctx).await?)) });
-                AbortOnDrop(task)
-            })
-            // One more than there are threads, to work on while another waits for the disk.
-            .buffer_unordered(threads + 1)
-            .try_collect::<Vec<_>>()
-            .await;
-        let mut written = written.map_err(|error| self.explain(error))?;
-        written.sort_by_key(|(part, _)| *part);
-        let (files, chunks): (Vec<_>, Vec<_>) = written.into_iter().map(|(_, written)| written).unzip();
-        Ok((files, chunks.into_iter().flatten().collect()))
-    }
-
-    /// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method), CASE WHEN p.bits IS NULL THEN w.weights END
-    /// FROM plan p JOIN weights w USING (component, tensor)`.
-    async fn query(
-        &self,
-        ctx: &SessionContext,
-        settings: arrow_quant_kernels::Settings,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let weights = WeightsTable::new("", Arc::clone(&self.source)).in_parts_of(PART_WEIGHTS);
-        let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&self.plans)?), None)?;
-        let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
-        let keys = (vec!["p.component", "p.tensor"], vec!["w.component", "w.tensor"]);
-        let quantize = ctx.udf("quantize")?.call(vec![
-            col("w.weights"),
-            col("p.bits"),
-            col("p.group_size"),
-            lit(settings.scheme.name()),
-            lit(settings.method.name()),
-        ]);
-        let kept = when(col("p.bits").is_null(), col("w.weights")).end()?;
-        let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
-        let logical = plan
-            .join(weights.build()?, JoinType::Inner, keys, None)?
-            .project(headers.into_iter().chain([quantize.alias("quantized"), kept.alias("weights")]))?
-            .build()?;
-        Ok(ctx.state().create_physical_plan(&logical).await?)
-    }
-
-    /// Writes one partition of the query.
-    async fn write(
-        &self,
-        part: usize,
-        plan: Arc<dyn ExecutionPlan>,
-        ctx: &SessionContext,
-    ) -> Result<(FileEntry, Vec<WrittenChunk>)> {
-        let mut batches = plan.execute(part, ctx.task_ctx())?;
-        let mut writer = PartWriter::create(&self.staging, part, part_schema())?;
-        while let Some(batch) = batches.try_next().await? {
-            let chunks = writer.write(&batch)?;
-            let weights: u64 = chunks.iter().map(|chunk| chunk.elements).sum();
-            let done = self.done.fetch_add(weights, Ordering::Relaxed) + weights;
-            if let Some(last) = chunks.last() {
-                let tensor = last.tensor.clone();
-                (self.on_progress)(&Progress { done, total: self.total, tensor });
-            }
-            // Batches are always ready; without a pause here, a cancelled job would go on to the end of the part.
-            tokio::task::yield_now().await;
+/// A failure that leaves parts behind says so.
+fn resumable(error: QuantError) -> QuantError {
+    match error {
+        QuantError::Io { path, source } => {
+            let said = QuantError::io(&path, source);
+            let message = format!("{said}; the finished parts are kept, continue with --resume");
+            let message =
+                message.strip_prefix(&format!("{}: ", path.display())).map_or(message.clone(), str::to_string);
+            QuantError::io(&path, io::Error::other(message))
         }
-        writer.finish().await
-    }
-
-    /// Puts the tensor's name to the error of a weight that cannot be quantized: the function that met it saw only a chunk.
-    fn explain(&self, error: QuantError) -> QuantError {
-        if !matches!(error, QuantError::Query(_)) {
-            return error;
-        }
-        let quantized: HashMap<_, _> = self.plans.iter().map(|plan| (plan.key(), plan)).collect();
-        for tensor in self.source.tensors() {
-            let is_quantized = quantized.get(&(tensor.component.as_str(), tensor.name.as_str()));
-            let Some(settings) = is_quantized.and_then(|plan| plan.settings) else { continue };
-            if let Some(reason) = plan::first_refused(tensor, settings) {
-                let name = plan::full_name(&tensor.component, &tensor.name);
-                let message = format!("{name}: {reason}; repair the model, or leave the tensor out with --tensors");
-                return QuantError::Quantization { tensor: Some(name), message };
-            }
-        }
-        error
+        other => other,
     }
 }
 
-/// A spawned task that ends when its handle is dropped, so that a cancelled job stops working.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+fn defect(what: &str) -> QuantError {
+    QuantError::Quantization { tensor: None, message: format!("{what}; this is a defect, please report it") }
+}
 
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
+fn plan_hash(plans: &[TensorPlan]) -> String {
+    let mut hash = Sha256::new();
+    for plan in plans {
+        let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
+        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.because]).to_string());
+    }
+    part::hex(hash)
+}
+
+/// The least quality of a quantized tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floor {
+    cosine_similarity: f64,
+    sqnr_db: Option<f64>,
+}
+
+impl Floor {
+    pub fn of(config: &DiffusionQuantConfig) -> Self {
+        Self { cosine_similarity: config.min_accuracy, sqnr_db: config.min_sqnr_db }
+    }
+
+    /// Whether a tensor with these sums may be as it is. One of zeros that stay zeros may; one that became zeros may not.
+    pub fn allows(&self, sums: &PairSums) -> bool {
+        if sums.sum_ee == 0.0 {
+            return true;
+        }
+        sums.cosine_similarity().is_some_and(|cosine| cosine >= self.cosine_similarity)
+            && self.sqnr_db.is_none_or(|floor| sums.sqnr_db() >= floor)
+    }
+
+    /// The part of the floor that a tensor is below, in words.
+    fn violated_by(&self, sums: &PairSums) -> String {
+        match (sums.cosine_similarity(), self.sqnr_db) {
+            (Some(cosine), Some(floor)) if cosine >= self.cosine_similarity => {
+                format!("an SQNR of {:.2} dB, below min_sqnr_db {floor}", sums.sqnr_db())
+            }
+            (Some(cosine), _) => {
+                format!("a cosine similarity of {cosine:.6}, below min_accuracy {}", self.cosine_similarity)
+            }
+            (None, _) => format!("become all zeros, below min_accuracy {}", self.cosine_similarity),
+        }
     }
 }
 
-impl<T> Future for AbortOnDrop<Result<T>> {
-    type Output = Result<T>;
+/// The rounds of a job: the model is quantized by a plan, and what falls short of the floor or the target size gets
+/// another plan, until nothing does.
+struct Rounds {
+    planned: Planned,
+    floor: Floor,
+    fail_fast: bool,
+    fallbacks: Vec<Vec<Attempt>>,
+    /// Of those that fell back, why.
+    fell_because: Vec<Option<String>>,
+}
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        std::pin::Pin::new(&mut self.0).poll(context).map(|joined| match joined {
-            Ok(result) => result,
-            Err(error) => {
-                Err(QuantError::Quantization { tensor: None, message: format!("a worker ended early: {error}") })
+/// All parts written as they shall be.
+struct Done {
+    planned: Planned,
+    fallbacks: Vec<Vec<Attempt>>,
+    sums: Vec<TensorSums>,
+    records: Vec<PartRecord>,
+}
+
+impl Rounds {
+    async fn run(mut self, run: &Run) -> Result<Done> {
+        let (mut stage, mut adjustments) = (Stage::Quantizing, 0);
+        loop {
+            let mut watch = Watch::new(&self);
+            let records = run.measure(&self.planned.plans, stage, &mut |record| watch.see(record)).await?;
+            let sums = tensor_sums(&records, &self.planned.plans);
+            let below = self.below(&sums);
+            if let Some(&first) = below.first().filter(|_| self.fail_fast) {
+                return Err(stopped(&self.planned.plans[first], &self.floor, &sums[first].errors));
             }
-        })
+            let files: u64 = records.iter().map(|record| record.file.bytes).sum();
+            below.iter().for_each(|&index| self.fall_back(index, &sums[index].errors));
+            let is_adjusted = (adjustments < ADJUSTMENTS || !below.is_empty())
+                && self.meet_target(&sums, files, !below.is_empty())?;
+            for (plan, because) in self.planned.plans.iter_mut().zip(&self.fell_because) {
+                if let Some(because) = because {
+                    plan.because.clone_from(because);
+                }
+            }
+            self.planned.follow_ties();
+            if below.is_empty() && !is_adjusted {
+                self.refuse_too_large(files)?;
+                run.complete(&self.planned.plans).await?;
+                return Ok(Done { planned: self.planned, fallbacks: self.fallbacks, sums, records });
+            }
+            adjustments += usize::from(is_adjusted);
+            stage = Stage::Requantizing;
+        }
+    }
+
+    /// The tensors that are below the floor.
+    fn below(&self, sums: &[TensorSums]) -> Vec<usize> {
+        let is_below =
+            |&index: &usize| self.planned.plans[index].choice.is_some() && !self.floor.allows(&sums[index].errors);
+        (0..sums.len()).filter(is_below).collect()
+    }
+
+    /// Gives a tensor the next width: 2, 4, 8 bits, its own dtype.
+    fn fall_back(&mut self, index: usize, sums: &PairSums) {
+        let plan = &mut self.planned.plans[index];
+        let Some(choice) = plan.choice else { return };
+        self.fallbacks[index].push(Attempt {
+            bits: choice.bits.get() as u8,
+            group_size: choice.group_size.get() as u32,
+            cosine_similarity: sums.cosine_similarity(),
+            sqnr_db: report::sqnr_db(sums).and_then(report::finite),
+        });
+        let found = self.floor.violated_by(sums);
+        self.fell_because[index] = Some(format!("fallback: {} bits have {found}", choice.bits.get()));
+        if let Some(allocation) = self.planned.allocation.as_mut().filter(|_| plan.is_open) {
+            if allocation.forbid(index, choice) {
+                return;
+            }
+            plan.is_open = false;
+        }
+        let wider = Bits::ALL.iter().copied().find(|bits| bits.get() > choice.bits.get());
+        plan.choice = wider.map(|bits| Choice { bits, ..choice });
+        *plan = kept_unless_smaller(plan.clone(), &self.planned.source.tensors()[index], self.planned.settings);
+    }
+
+    /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it.
+    fn meet_target(&mut self, sums: &[TensorSums], files: u64, is_changed: bool) -> Result<bool> {
+        let (Some(target), Some(allocation)) = (&self.planned.target, self.planned.allocation.as_mut()) else {
+            return Ok(false);
+        };
+        let target = target.bytes;
+        let before: Vec<Option<Choice>> = allocation.chosen().map(|(_, cost)| cost.choice).collect();
+        let mut open = 0;
+        for (index, is_as_written) in allocation
+            .chosen()
+            .map(|(index, cost)| (index, cost.choice == self.planned.plans[index].choice))
+            .collect::<Vec<_>>()
+        {
+            open += sums[index].bytes;
+            if is_as_written {
+                allocation.measured(index, sums[index].bytes, sums[index].errors.sum_ee);
+            }
+        }
+        let beside = files.saturating_sub(open);
+        let is_near = files <= target && files as f64 >= (1.0 - UNUSED) * target as f64;
+        if is_near && !is_changed {
+            return Ok(false);
+        }
+        // What the target leaves for the tensors, a little less than all of it: files vary by some bytes.
+        let budget = target.saturating_sub(beside + target / 5000);
+        allocation.adjust(budget).map_err(|_| too_small(target))?;
+        let is_other = allocation.chosen().zip(&before).any(|((_, cost), before)| cost.choice != *before);
+        self.planned.follow_allocation();
+        Ok(is_other || is_changed)
+    }
+
+    fn refuse_too_large(&self, files: u64) -> Result<()> {
+        match &self.planned.target {
+            Some(target) if files > target.bytes => Err(too_small(target.bytes)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn too_small(target: u64) -> QuantError {
+    QuantError::Configuration(format!(
+        "the target size of {:.3} MB cannot be met, for tensors that are below the floor need more: allow more, or lower \
+         min_accuracy",
+        target as f64 / 1e6
+    ))
+}
+
+fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
+    let name = full_name(&plan.component, &plan.tensor);
+    let bits = plan.choice.map_or(0, |choice| choice.bits.get());
+    let found = floor.violated_by(sums);
+    QuantError::Validation {
+        message: format!(
+            "{name} quantized to {bits} bits has {found}: give it more bits, or leave out fail_fast to have that done"
+        ),
+    }
+}
+
+/// Looks at parts as they are written, to end a job that shall fail fast.
+struct Watch<'a> {
+    plans: &'a [TensorPlan],
+    source: &'a crate::Model,
+    floor: &'a Floor,
+    fail_fast: bool,
+    index: std::collections::HashMap<(&'a str, &'a str), usize>,
+    sums: Vec<PairSums>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(rounds: &'a Rounds) -> Self {
+        let plans = &rounds.planned.plans;
+        Self {
+            plans,
+            source: &rounds.planned.source,
+            floor: &rounds.floor,
+            fail_fast: rounds.fail_fast,
+            index: plans.iter().enumerate().map(|(index, plan)| (plan.key(), index)).collect(),
+            sums: vec![PairSums::default(); plans.len()],
+        }
+    }
+
+    fn see(&mut self, record: &PartRecord) -> Result<()> {
+        if !self.fail_fast {
+            return Ok(());
+        }
+        for written in &record.tensors {
+            let key = (written.component.as_str(), written.tensor.as_str());
+            let (Some(&index), Some(errors)) = (self.index.get(&key), written.errors) else { continue };
+            let sums = &mut self.sums[index];
+            *sums = *sums + errors;
+            let is_whole = sums.n == self.source.tensors()[index].elements();
+            if is_whole && !self.floor.allows(sums) {
+                return Err(stopped(&self.plans[index], self.floor, sums));
+            }
+        }
+        Ok(())
     }
 }

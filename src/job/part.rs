@@ -1,18 +1,18 @@
 //! One Parquet file of a quantized model.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, BinaryViewArray, RecordBatch};
-use arrow::datatypes::{Int64Type, SchemaRef};
-use arrow_quant_kernels::PairSums;
+use arrow::datatypes::SchemaRef;
 use arrow_quant_udfs::error_sums;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 
+use super::journal::WrittenTensor;
 use super::manifest::FileEntry;
 use crate::{QuantError, Result};
 
@@ -28,59 +28,70 @@ const PAYLOADS: [[&str; 2]; 5] = [
     ["weights", "data"],
 ];
 
-/// What was written of one chunk.
-#[derive(Debug, Clone)]
-pub(crate) struct WrittenChunk {
-    pub component: String,
-    pub tensor: String,
-    pub elements: u64,
-    /// Of codes and parameters, or of kept elements.
-    pub bytes: u64,
-    /// `None` if it was kept.
-    pub errors: Option<PairSums>,
-}
-
-/// Writes batches of one partition.
+/// Writes one part. Its file has another name until it is complete and durable, so that a part of the same number which
+/// is there already stays whole until then.
 pub(crate) struct PartWriter {
     relative: String,
     path: PathBuf,
     writer: ArrowWriter<HashedFile>,
-    chunks: Vec<WrittenChunk>,
+    tensors: Vec<WrittenTensor>,
+}
+
+/// What a batch added.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Written {
+    /// Weights that were quantized.
+    pub weights: u64,
+    /// The last tensor.
+    pub tensor: String,
 }
 
 impl PartWriter {
-    /// Creates `weights/part-NNNNN.parquet` in a directory.
+    /// Creates the file of a part in a directory.
     pub fn create(directory: &Path, part: usize, schema: SchemaRef) -> Result<Self> {
         let relative = format!("weights/part-{part:05}.parquet");
         let path = directory.join(&relative);
-        let file = File::create_new(&path).map_err(|e| QuantError::io(&path, e))?;
+        let unfinished = unfinished(&path);
+        let file = File::create(&unfinished).map_err(|e| QuantError::io(&path, e))?;
         let writer = ArrowWriter::try_new(HashedFile::new(file), schema, Some(properties()))
             .map_err(|e| write_error(&path, e))?;
-        Ok(Self { relative, path, writer, chunks: Vec::new() })
+        Ok(Self { relative, path, writer, tensors: Vec::new() })
     }
 
     /// Writes a batch, and says what was in it.
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<&[WrittenChunk]> {
-        let first = self.chunks.len();
-        self.chunks.extend(written_chunks(batch)?);
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<Written> {
+        let written = add_written(batch, &mut self.tensors)?;
         // The writer checks nullability, not names.
         self.writer.write(batch).map_err(|e| write_error(&self.path, e))?;
         if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
             self.writer.flush().map_err(|e| write_error(&self.path, e))?;
         }
-        Ok(&self.chunks[first..])
+        Ok(written)
     }
 
-    /// Ends the file and makes it durable, without holding up the thread meanwhile.
-    pub async fn finish(mut self) -> Result<(FileEntry, Vec<WrittenChunk>)> {
+    /// Ends the file, makes it durable and gives it its name. Waits for the disk: not for a thread of the runtime.
+    pub fn finish(mut self) -> Result<(FileEntry, Vec<WrittenTensor>)> {
         self.writer.finish().map_err(|e| write_error(&self.path, e))?;
         let file = self.writer.inner();
-        let handle = file.file.try_clone().map_err(|e| QuantError::io(&self.path, e))?;
-        let synced = tokio::task::spawn_blocking(move || handle.sync_data()).await;
-        synced.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| QuantError::io(&self.path, e))?;
-        let sha256 = file.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok((FileEntry { path: self.relative, bytes: file.bytes, sha256 }, self.chunks))
+        file.file.sync_data().map_err(|e| QuantError::io(&self.path, e))?;
+        fs::rename(unfinished(&self.path), &self.path).map_err(|e| QuantError::io(&self.path, e))?;
+        Ok((FileEntry { path: self.relative, bytes: file.bytes, sha256: hex(file.hash.clone()) }, self.tensors))
     }
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("unfinished")
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+pub(crate) fn hash_of(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hex(hash))
+}
+
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Payloads have neither dictionary nor statistics, and pages of about a megabyte; statistics only where filters look.
@@ -111,14 +122,16 @@ fn write_error(path: &Path, error: parquet::errors::ParquetError) -> QuantError 
     }
 }
 
-fn written_chunks(batch: &RecordBatch) -> Result<Vec<WrittenChunk>> {
+/// Adds what a batch holds to what was written of each tensor: rows of one tensor follow each other, and their sums are
+/// added in the order of its chunks.
+fn add_written(batch: &RecordBatch, tensors: &mut Vec<WrittenTensor>) -> Result<Written> {
     let column = |name: &str| batch.column_by_name(name).map(|c| c.as_ref());
-    let (Some(components), Some(tensors), Some(quantized), Some(weights)) =
+    let (Some(components), Some(names), Some(quantized), Some(weights)) =
         (column("component"), column("tensor"), column("quantized"), column("weights"))
     else {
         return Err(QuantError::Configuration("the batch lacks columns of a quantized model".to_string()));
     };
-    let (components, tensors) = (components.as_string::<i32>(), tensors.as_string::<i32>());
+    let (components, names) = (components.as_string::<i32>(), names.as_string::<i32>());
     let (quantized, weights) = (quantized.as_struct(), weights.as_struct());
     let sums = error_sums(quantized)?;
     let payloads: Vec<(&BinaryViewArray, bool)> = PAYLOADS
@@ -129,27 +142,33 @@ fn written_chunks(batch: &RecordBatch) -> Result<Vec<WrittenChunk>> {
             Some((parent.column_by_name(field)?.as_binary_view(), is_quantized))
         })
         .collect();
-    let lengths = quantized.column_by_name("length").map(|c| c.as_primitive::<Int64Type>());
-    Ok((0..batch.num_rows())
-        .map(|row| {
-            let is_quantized = quantized.is_valid(row);
-            let bytes = payloads
-                .iter()
-                .filter(|(column, of_quantized)| *of_quantized == is_quantized && column.is_valid(row))
-                .map(|(column, _)| column.value(row).len() as u64);
-            let elements = match (is_quantized, lengths) {
-                (true, Some(lengths)) => lengths.value(row) as u64,
-                _ => 0,
-            };
-            WrittenChunk {
-                component: components.value(row).to_string(),
-                tensor: tensors.value(row).to_string(),
-                elements,
-                bytes: bytes.sum(),
-                errors: sums[row],
+    let mut written = Written::default();
+    for (row, errors) in sums.into_iter().enumerate() {
+        let is_quantized = quantized.is_valid(row);
+        let bytes = payloads
+            .iter()
+            .filter(|(column, of_quantized)| *of_quantized == is_quantized && column.is_valid(row))
+            .map(|(column, _)| column.value(row).len() as u64);
+        let (component, tensor) = (components.value(row), names.value(row));
+        match tensors.last_mut().filter(|last| last.component == component && last.tensor == tensor) {
+            Some(last) => {
+                last.bytes += bytes.sum::<u64>();
+                last.errors = match (last.errors, errors) {
+                    (Some(a), Some(b)) => Some(a + b),
+                    (a, b) => a.or(b),
+                };
             }
-        })
-        .collect())
+            None => tensors.push(WrittenTensor {
+                component: component.to_string(),
+                tensor: tensor.to_string(),
+                bytes: bytes.sum(),
+                errors,
+            }),
+        }
+        written.weights += errors.map_or(0, |errors| errors.n);
+        written.tensor = tensor.to_string();
+    }
+    Ok(written)
 }
 
 /// A file that hashes what is written to it.

@@ -1,30 +1,54 @@
-//! Which tensors are quantized to what, and which are kept.
+//! What each tensor becomes, and why.
 
 use std::sync::Arc;
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use arrow_quant_kernels::{Isa, KernelError, Method, Scheme, Settings, Weights, group_count, par_quantize};
+use arrow_quant_kernels::{Bits, GroupSize, Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use regex::Regex;
 
-use crate::{Result, Tensor};
+use super::ties::repeated;
+use crate::config::{nearest, regex};
+use crate::model::Detected;
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, Tensor};
+
+/// How a tensor is quantized; scheme and method are the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Choice {
+    pub bits: Bits,
+    pub group_size: GroupSize,
+}
+
+impl Choice {
+    pub fn with(self, settings: Settings) -> Settings {
+        Settings { bits: self.bits, group_size: self.group_size, ..settings }
+    }
+}
 
 /// What becomes of one tensor.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TensorPlan {
     pub component: String,
     pub tensor: String,
     /// `None` if it is kept.
-    pub settings: Option<Settings>,
-    /// Why it is kept.
-    pub kept_because: Option<String>,
+    pub choice: Option<Choice>,
+    /// Why.
+    pub because: String,
+    /// Whether bits and group size may still be chosen, by a target size.
+    pub is_open: bool,
+    /// The index of the tensor that it is the same as, which is stored for both.
+    pub same_as: Option<usize>,
 }
 
 impl TensorPlan {
     pub fn key(&self) -> (&str, &str) {
         (&self.component, &self.tensor)
+    }
+
+    pub fn name(&self) -> String {
+        full_name(&self.component, &self.tensor)
     }
 }
 
@@ -33,50 +57,222 @@ pub(crate) fn full_name(component: &str, tensor: &str) -> String {
     if component.is_empty() { tensor.to_string() } else { format!("{component}/{tensor}") }
 }
 
-/// The plan for every tensor of a model, in its order.
-pub(crate) fn plan_tensors(model: &crate::Model, settings: Settings, selected: Option<&Regex>) -> Vec<TensorPlan> {
-    let plan = |tensor: &Tensor| {
-        let kept_because = reason_to_keep(tensor, settings, selected);
-        TensorPlan {
-            component: tensor.component.clone(),
-            tensor: tensor.name.clone(),
-            settings: kept_because.is_none().then_some(settings),
-            kept_because,
-        }
-    };
-    model.tensors().iter().map(plan).collect()
+/// The plan for every tensor of a model, in its order, as the configuration has it before a target size is looked at.
+///
+/// # Errors
+/// If a name in the configuration is no tensor's, or two of its patterns contradict each other.
+pub(crate) fn plan_tensors(
+    model: &Model,
+    config: &DiffusionQuantConfig,
+    settings: Settings,
+    detected: &Detected,
+) -> Result<Vec<TensorPlan>> {
+    let rules = Rules::new(model, config, settings, detected)?;
+    let mut plans = model.tensors().iter().map(|tensor| rules.plan(tensor)).collect::<Result<Vec<_>>>()?;
+    unite(&mut plans, &repeated(model.tensors()));
+    Ok(plans)
 }
 
-fn reason_to_keep(tensor: &Tensor, settings: Settings, selected: Option<&Regex>) -> Option<String> {
+/// Gives tensors that are the same the same plan: that of the one which was to keep more of itself.
+pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
+    let precision = |plan: &TensorPlan| match plan.choice {
+        None if plan.because == NOT_SELECTED => (0, 0),
+        None => (u8::MAX, 0),
+        Some(choice) => (choice.bits.get() as u8, -(choice.group_size.get() as i64)),
+    };
+    for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
+        if precision(&plans[index]) > precision(&plans[first]) {
+            let better = plans[index].clone();
+            plans[first] = TensorPlan {
+                component: plans[first].component.clone(),
+                tensor: plans[first].tensor.clone(),
+                because: format!("{}, for {} which is the same", better.because, better.name()),
+                ..better
+            };
+        }
+    }
+    for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
+        plans[index].choice = plans[first].choice;
+        plans[index].because = format!("the same as {}", plans[first].name());
+        plans[index].same_as = Some(first);
+    }
+}
+
+const NOT_SELECTED: &str = "not selected";
+
+/// What the configuration says of tensors, ready to be asked.
+struct Rules<'a> {
+    settings: Settings,
+    selected: Option<Regex>,
+    sensitive_names: &'a [String],
+    sensitive_patterns: Vec<Regex>,
+    /// Bits by exact name, and by pattern.
+    named_widths: Vec<(&'a str, i64)>,
+    width_patterns: Vec<(&'a str, Regex, i64)>,
+    /// Of the architecture, if they are asked for.
+    defaults: Option<&'a Detected>,
+    has_target: bool,
+}
+
+impl<'a> Rules<'a> {
+    fn new(
+        model: &Model,
+        config: &'a DiffusionQuantConfig,
+        settings: Settings,
+        detected: &'a Detected,
+    ) -> Result<Self> {
+        let is_there = |name: &str| model.tensors().iter().any(|tensor| is_named(tensor, name));
+        if let Some(unknown) = config.sensitive_layer_names.iter().find(|name| !is_there(name)) {
+            return Err(unknown_name(model, "sensitive_layer_names", unknown));
+        }
+        let patterns = |field, patterns: &[String]| patterns.iter().map(|p| regex(field, p)).collect::<Result<_>>();
+        let (mut named_widths, mut width_patterns) = (Vec::new(), Vec::new());
+        for (layer, bits) in &config.layer_bit_widths {
+            if is_there(layer) {
+                refuse_unfit(model, layer, *bits)?;
+                named_widths.push((layer.as_str(), *bits));
+                continue;
+            }
+            let pattern = regex("layer_bit_widths", layer)?;
+            if !model.tensors().iter().any(|tensor| pattern.is_match(&tensor.name)) {
+                return Err(unknown_name(model, "layer_bit_widths", layer));
+            }
+            width_patterns.push((layer.as_str(), pattern, *bits));
+        }
+        Ok(Self {
+            settings,
+            selected: config.tensors.as_deref().map(|pattern| regex("tensors", pattern)).transpose()?,
+            sensitive_names: &config.sensitive_layer_names,
+            sensitive_patterns: patterns("sensitive_layer_patterns", &config.sensitive_layer_patterns)?,
+            named_widths,
+            width_patterns,
+            defaults: config.skip_sensitive_layers.then_some(detected),
+            has_target: config.target_model_size_mb.is_some() || config.target_bpw.is_some(),
+        })
+    }
+
+    fn plan(&self, tensor: &Tensor) -> Result<TensorPlan> {
+        let choice = Choice { bits: self.settings.bits, group_size: self.settings.group_size };
+        let unfit = unfit(tensor);
+        let width = if unfit.is_none() { self.width(tensor)? } else { None };
+        let reason = unfit.or_else(|| self.reason_to_keep(tensor).filter(|_| width.is_none()));
+        let (choice, because) = if let Some(reason) = reason {
+            (None, reason)
+        } else if let Some((layer, bits)) = width {
+            // 16 bits is to keep it.
+            let choice = Bits::try_from(bits).ok().map(|bits| Choice { bits, ..choice });
+            (choice, format!("layer_bit_widths '{layer}'"))
+        } else {
+            (Some(choice), "bit_width".to_string())
+        };
+        let plan = TensorPlan {
+            component: tensor.component.clone(),
+            tensor: tensor.name.clone(),
+            is_open: choice.is_some() && width.is_none(),
+            choice,
+            because,
+            same_as: None,
+        };
+        // A target size looks at all choices, of which some may be smaller.
+        let is_up_to_target = self.has_target && plan.is_open;
+        Ok(if is_up_to_target { plan } else { kept_unless_smaller(plan, tensor, self.settings) })
+    }
+
+    /// The bits that `layer_bit_widths` has for a tensor: by a name of it, the longest if there are several, or by
+    /// patterns, which must agree.
+    fn width(&self, tensor: &Tensor) -> Result<Option<(&'a str, i64)>> {
+        let named = self.named_widths.iter().filter(|(name, _)| is_named(tensor, name));
+        if let Some(found) = named.max_by_key(|(name, _)| name.len()) {
+            return Ok(Some(*found));
+        }
+        let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| pattern.is_match(&tensor.name));
+        let Some((first, _, bits)) = matching.next() else { return Ok(None) };
+        match matching.find(|(_, _, other)| other != bits) {
+            Some((second, _, other)) => Err(QuantError::Configuration(format!(
+                "layer_bit_widths of '{first}' is {bits} and of '{second}' {other}, and both match {}: name it, or narrow one",
+                full_name(&tensor.component, &tensor.name)
+            ))),
+            None => Ok(Some((first, *bits))),
+        }
+    }
+
+    /// Why a tensor is kept that could be quantized.
+    fn reason_to_keep(&self, tensor: &Tensor) -> Option<String> {
+        if let Some(name) = self.sensitive_names.iter().find(|name| is_named(tensor, name)) {
+            return Some(format!("sensitive_layer_names '{name}'"));
+        }
+        if let Some(pattern) = self.sensitive_patterns.iter().find(|pattern| pattern.is_match(&tensor.name)) {
+            return Some(format!("sensitive_layer_patterns '{pattern}'"));
+        }
+        if self.selected.as_ref().is_some_and(|pattern| !pattern.is_match(&tensor.name)) {
+            return Some(NOT_SELECTED.to_string());
+        }
+        self.defaults.and_then(|detected| detected.sensitive(&tensor.component, &tensor.name))
+    }
+}
+
+/// Why a tensor cannot be quantized.
+fn unfit(tensor: &Tensor) -> Option<String> {
     if tensor.float_dtype().is_none() {
         return Some(format!("{} is not quantized", tensor.dtype));
     }
-    if tensor.shape.len() < 2 {
-        return Some(format!("{}-D", tensor.shape.len()));
+    (tensor.shape.len() < 2).then(|| format!("{}-D", tensor.shape.len()))
+}
+
+/// Short rows, as of a patch embedding, may take more for parameters than their codes save.
+pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, settings: Settings) -> TensorPlan {
+    if plan.choice.is_some_and(|choice| quantized_bytes(tensor, choice.with(settings)) >= tensor.bytes) {
+        (plan.choice, plan.is_open) = (None, false);
+        plan.because = "no smaller".to_string();
     }
-    if selected.is_some_and(|regex| !regex.is_match(&tensor.name)) {
-        return Some("not selected".to_string());
+    plan
+}
+
+/// A width for a tensor that can have none; for a module it is that of those that can.
+fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
+    let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
+    match tensor.and_then(unfit) {
+        Some(reason) if bits != 16 => Err(QuantError::Configuration(format!(
+            "layer_bit_widths of '{name}' is {bits}, but it cannot be quantized ({reason}): leave it out"
+        ))),
+        _ => Ok(()),
     }
-    // With f16 parameters; short rows, as of a patch embedding, may take more for them than they save.
-    if quantized_bytes(tensor, settings) >= tensor.bytes {
-        return Some("no smaller".to_string());
-    }
-    None
+}
+
+/// True for the tensor's name, with or without its component, and for that of a module it belongs to.
+fn is_named(tensor: &Tensor, name: &str) -> bool {
+    let is_module_of =
+        |full: &str| full.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    is_module_of(&tensor.name)
+        || !tensor.component.is_empty() && is_module_of(&full_name(&tensor.component, &tensor.name))
+}
+
+fn unknown_name<'a>(model: &'a Model, field: &str, name: &str) -> QuantError {
+    // Tensors, and the modules that they are of.
+    let modules = |tensor: &'a str| tensor.match_indices('.').map(move |(end, _)| &tensor[..end]).chain([tensor]);
+    let near = nearest(name, model.tensors().iter().flat_map(|tensor| modules(&tensor.name)));
+    let advice = near.map_or("see arrow-quant inspect".to_string(), |near| format!("did you mean '{near}'?"));
+    QuantError::Configuration(format!("{field} has '{name}', which is no tensor or module of the model; {advice}"))
 }
 
 /// Bytes of codes and f16 parameters.
-fn quantized_bytes(tensor: &Tensor, settings: Settings) -> u64 {
+pub(crate) fn quantized_bytes(tensor: &Tensor, settings: Settings) -> u64 {
     let (elements, row) = (tensor.elements() as usize, tensor.row_length() as usize);
     let groups = group_count(elements, row.max(1), settings.group_size);
-    let per_group = match settings.scheme {
+    (settings.bits.packed_len(elements) + groups * parameter_bytes(settings.scheme)) as u64
+}
+
+/// Bytes of a group's f16 parameters.
+fn parameter_bytes(scheme: Scheme) -> usize {
+    match scheme {
         Scheme::Affine => 4,
         Scheme::Asymmetric => 3,
         Scheme::Symmetric => 2,
-    };
-    (settings.bits.packed_len(elements) + groups * per_group) as u64
+    }
 }
 
-/// The plan as a table to join with; `bits` is NULL for tensors that are kept.
+/// The plan as a table to join with; `bits` is NULL for tensors that are kept. What is stored under another name is not
+/// in it.
 pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>> {
     let schema = Arc::new(Schema::new(vec![
         Field::new("component", DataType::Utf8, false),
@@ -84,24 +280,27 @@ pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>>
         Field::new("bits", DataType::Int64, true),
         Field::new("group_size", DataType::Int64, true),
     ]));
-    let int = |f: fn(&Settings) -> usize| {
-        plans.iter().map(|plan| plan.settings.as_ref().map(|s| f(s) as i64)).collect::<Int64Array>()
-    };
+    let stored: Vec<&TensorPlan> = plans.iter().filter(|plan| plan.same_as.is_none()).collect();
+    let int =
+        |f: fn(Choice) -> usize| stored.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
     let batch = RecordBatch::try_new(
         Arc::clone(&schema),
         vec![
-            Arc::new(StringArray::from_iter_values(plans.iter().map(|plan| &plan.component))),
-            Arc::new(StringArray::from_iter_values(plans.iter().map(|plan| &plan.tensor))),
-            Arc::new(int(|s| s.bits.get())),
-            Arc::new(int(|s| s.group_size.get())),
+            Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.component))),
+            Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.tensor))),
+            Arc::new(int(|choice| choice.bits.get())),
+            Arc::new(int(|choice| choice.group_size.get())),
         ],
     )?;
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
 }
 
-/// Why a tensor cannot be quantized: its first weight that is not finite, or too large.
-pub(crate) fn first_refused(tensor: &Tensor, settings: Settings) -> Option<KernelError> {
+/// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.
+pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
     let weights = Weights::new(dtype, tensor.data(), tensor.row_length() as usize).ok()?;
-    par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()
+    let reason = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
+    let name = full_name(&tensor.component, &tensor.name);
+    let message = format!("{name}: {reason}; repair the model, or leave the tensor out with --tensors");
+    Some(QuantError::Quantization { tensor: Some(name), message })
 }

@@ -1,18 +1,19 @@
 //! What a job did, tensor by tensor.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use arrow_quant_kernels::PairSums;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::manifest::Manifest;
-use super::part::WrittenChunk;
 use super::plan::TensorPlan;
+use super::run::TensorSums;
+use crate::tables::QuantizedModel;
 use crate::{Model, QuantError, Result};
 
 /// What became of one tensor.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TensorReport {
     /// The sub-model of a pipeline; empty in a plain model.
     pub component: String,
@@ -28,9 +29,15 @@ pub struct TensorReport {
     pub bits: Option<u8>,
     /// Weights that share a scale.
     pub group_size: Option<u32>,
-    /// Why it was kept.
-    pub kept_because: Option<String>,
-    /// Of codes, scales and minima or zero points; or of the elements that were kept.
+    /// Why it has these bits, or was kept.
+    pub because: String,
+    /// What was tried before, and found to be below the floor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<Attempt>,
+    /// The name of the tensor that it is the same as: what is stored of that one is stored for both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
+    /// Of codes, scales and minima or zero points; or of the elements that were kept. 0 if stored under another name.
     pub bytes: u64,
     /// Between the weights and what they are restored to; `None` if kept, or all zero.
     pub cosine_similarity: Option<f64>,
@@ -38,6 +45,19 @@ pub struct TensorReport {
     pub sqnr_db: Option<f64>,
     /// The greatest error of a weight.
     pub max_abs_error: Option<f64>,
+}
+
+/// A way to quantize a tensor that lost too much.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Weights that share a scale.
+    pub group_size: u32,
+    /// As it was.
+    pub cosine_similarity: Option<f64>,
+    /// As it was, in dB.
+    pub sqnr_db: Option<f64>,
 }
 
 impl TensorReport {
@@ -52,55 +72,53 @@ pub(crate) fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
 
-/// The reports of all tensors, in the model's order. Sums are added in the order of the chunks, whoever wrote them.
+/// The SQNR, where there were weights to lose.
+pub(crate) fn sqnr_db(sums: &PairSums) -> Option<f64> {
+    (sums.sum_aa > 0.0 || sums.sum_ee > 0.0).then(|| sums.sqnr_db())
+}
+
+/// The reports of all tensors, in the model's order.
 pub(crate) fn tensor_reports(
     model: &Model,
     plans: &[TensorPlan],
-    chunks: &[WrittenChunk],
+    sums: &[TensorSums],
+    fallbacks: &[Vec<Attempt>],
 ) -> Result<Vec<TensorReport>> {
-    let mut rest = chunks.iter().peekable();
     let mut reports = Vec::with_capacity(plans.len());
-    for (tensor, plan) in model.tensors().iter().zip(plans) {
-        let (mut bytes, mut sums) = (0, PairSums::default());
-        while let Some(chunk) = rest.next_if(|c| (c.component.as_str(), c.tensor.as_str()) == plan.key()) {
-            bytes += chunk.bytes;
-            sums = sums + chunk.errors.unwrap_or_default();
-        }
-        let quantized = plan.settings.is_some();
-        if bytes != tensor.bytes && !quantized || quantized && sums.n != tensor.elements() {
+    for (index, (tensor, plan)) in model.tensors().iter().zip(plans).enumerate() {
+        let stored = plan.same_as.unwrap_or(index);
+        let TensorSums { bytes, errors } = sums[stored];
+        let is_quantized = plan.choice.is_some();
+        if bytes != tensor.bytes && !is_quantized || is_quantized && errors.n != tensor.elements() {
             return Err(QuantError::Quantization {
                 tensor: Some(plan.tensor.clone()),
                 message: format!("{}: not all of it was written; this is a defect, please report it", plan.tensor),
             });
         }
-        let figures = Some(sums).filter(|sums| sums.n > 0);
+        let figures = Some(errors).filter(|errors| errors.n > 0);
         reports.push(TensorReport {
             component: plan.component.clone(),
             tensor: plan.tensor.clone(),
             dtype: tensor.dtype.clone(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
-            bits: plan.settings.map(|s| s.bits.get() as u8),
-            group_size: plan.settings.map(|s| s.group_size.get() as u32),
-            kept_because: plan.kept_because.clone(),
-            bytes,
+            bits: plan.choice.map(|choice| choice.bits.get() as u8),
+            group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
+            because: plan.because.clone(),
+            fallbacks: fallbacks[stored].clone(),
+            same_as: plan.same_as.map(|first| plans[first].name()),
+            bytes: if plan.same_as.is_some() { 0 } else { bytes },
             cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
-            sqnr_db: figures.filter(|sums| sums.sum_aa > 0.0 || sums.sum_ee > 0.0).map(|sums| sums.sqnr_db()),
+            sqnr_db: figures.as_ref().and_then(sqnr_db),
             max_abs_error: figures.map(|sums| sums.max_abs_error),
         });
     }
     Ok(reports)
 }
 
-/// What a job did.
-#[derive(Debug, Clone, Serialize)]
-pub struct QuantizeReport {
-    /// The source.
-    pub model: PathBuf,
-    /// The quantized model's directory.
-    pub output: PathBuf,
-    /// Every tensor, in the order of the model.
-    pub tensors: Vec<TensorReport>,
+/// Figures of a whole model.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Totals {
     /// Elements of all tensors.
     pub weights: u64,
     /// Bytes of all tensors in the source.
@@ -115,28 +133,92 @@ pub struct QuantizeReport {
     pub cosine_similarity: Option<f64>,
     /// Of all quantized tensors as one, in dB.
     pub sqnr_db: Option<f64>,
-    /// Wall-clock seconds.
-    pub quantization_time_s: f64,
+    /// Σ(w − ŵ)² over all quantized tensors.
+    pub squared_error: f64,
 }
 
-impl QuantizeReport {
-    pub(crate) fn new(source: &Model, output: &Path, manifest: Manifest, pooled: PairSums, elapsed: Duration) -> Self {
-        let weights: u64 = manifest.tensors.iter().map(|t| t.elements).sum();
-        let original_bytes: u64 = source.tensors().iter().map(|t| t.bytes).sum();
-        let stored_bytes: u64 = manifest.files.iter().map(|f| f.bytes).sum();
-        let pooled = Some(pooled).filter(|sums| sums.n > 0);
+impl Totals {
+    pub(crate) fn new(source: &Model, stored_bytes: u64, sums: &[TensorSums]) -> Self {
+        let weights: u64 = source.tensors().iter().map(|tensor| tensor.elements()).sum();
+        let original_bytes: u64 = source.tensors().iter().map(|tensor| tensor.bytes).sum();
+        let pooled = sums.iter().fold(PairSums::default(), |sum, tensor| sum + tensor.errors);
+        let figures = Some(pooled).filter(|sums| sums.n > 0);
         Self {
-            model: source.path().to_path_buf(),
-            output: output.to_path_buf(),
-            tensors: manifest.tensors,
             weights,
             original_bytes,
             stored_bytes,
             bits_per_weight: 8.0 * stored_bytes as f64 / weights.max(1) as f64,
             compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
-            cosine_similarity: pooled.and_then(|sums| sums.cosine_similarity()),
-            sqnr_db: pooled.and_then(|sums| finite(sums.sqnr_db())),
-            quantization_time_s: elapsed.as_secs_f64(),
+            cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
+            sqnr_db: figures.and_then(|sums| finite(sums.sqnr_db())),
+            squared_error: pooled.sum_ee,
         }
     }
+}
+
+/// What a quantized model says of itself: the account of every decision.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelReport {
+    /// The source's name.
+    pub name: String,
+    /// The program that wrote it.
+    pub created_by: String,
+    /// The configuration, by its field names.
+    pub settings: Map<String, Value>,
+    /// What the model makes, if that was told or found out.
+    pub modality: Option<String>,
+    /// What else there is to know.
+    pub notes: Vec<String>,
+    /// Every tensor, in the order of the model.
+    pub tensors: Vec<TensorReport>,
+    /// Of the whole model.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+impl ModelReport {
+    /// Reads the report of a quantized model directory.
+    ///
+    /// # Errors
+    /// If there is none at the path.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::new(QuantizedModel::open(path.as_ref())?.manifest))
+    }
+
+    pub(crate) fn new(manifest: Manifest) -> Self {
+        Self {
+            name: manifest.source.name,
+            created_by: manifest.created_by,
+            settings: manifest.settings,
+            modality: manifest.modality,
+            notes: manifest.notes,
+            tensors: manifest.tensors,
+            totals: manifest.totals,
+        }
+    }
+
+    /// The report as one page of HTML that needs nothing else.
+    pub fn to_html(&self) -> String {
+        super::html::html(self)
+    }
+}
+
+/// What a job did.
+#[derive(Debug, Clone, Serialize)]
+pub struct QuantizeReport {
+    /// The source.
+    pub model: PathBuf,
+    /// The quantized model's directory.
+    pub output: PathBuf,
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub report: ModelReport,
+    /// Parts that the job consists of.
+    pub parts: usize,
+    /// Parts that an interrupted run had finished.
+    pub resumed_parts: usize,
+    /// Why an interrupted run was not gone on with, if there was one.
+    pub started_afresh: Option<String>,
+    /// Wall-clock seconds.
+    pub quantization_time_s: f64,
 }

@@ -89,7 +89,7 @@ pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -
             let message = format!("{name}: `{}` has no weights of it, quantize the model again", quantized.display());
             return Err(QuantError::ShapeMismatch { tensor: name, message });
         };
-        if report.bits.is_some() {
+        if report.bits.is_some() && report.same_as.is_none() {
             pooled.add(tensor.elements(), figures);
         }
         tensors.push(TensorQuality {

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod functions;
+mod parts;
 mod quantized;
 mod tensors;
 mod weights;
@@ -15,6 +16,7 @@ use crate::model::MANIFEST;
 use crate::{Model, Result};
 
 pub(crate) use functions::{SafetensorsFactory, table_functions};
+pub(crate) use parts::ModelParts;
 pub(crate) use quantized::{QuantizedModel, part_schema};
 pub(crate) use weights::WeightsTable;
 

@@ -1,23 +1,21 @@
 //! Quantized model directories: the manifest, and the tables over their Parquet files.
 
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
-use datafusion::datasource::{ViewTable, provider_as_source};
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder, col, lit, when};
-use sha2::{Digest, Sha256};
+use datafusion::datasource::{MemTable, ViewTable, provider_as_source};
+use datafusion::logical_expr::{Expr, JoinType, LogicalPlanBuilder, col, lit, when};
 
 use super::tensors::shape_type;
 use url::Url;
 
-use crate::job::Manifest;
+use crate::job::{Manifest, full_name, hash_of};
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -80,11 +78,7 @@ impl QuantizedModel {
     pub fn verify(&self) -> Result<()> {
         for file in &self.manifest.files {
             let path = self.path.join(&file.path);
-            let mut hash = Sha256::new();
-            File::open(&path)
-                .and_then(|mut file| io::copy(&mut file, &mut hash))
-                .map_err(|e| QuantError::io(&path, e))?;
-            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            let found = hash_of(&path).map_err(|e| QuantError::io(&path, e))?;
             if found != file.sha256 {
                 let message = format!(
                     "{} is not what was written (its SHA-256 is {found}): quantize the model again",
@@ -118,9 +112,55 @@ impl QuantizedModel {
         Ok(Arc::new(ListingTable::try_new(config)?))
     }
 
-    /// The parts with the model's name before their columns, up to a last column.
+    /// The rows of all parts, and those of tensors that are stored under another name.
+    fn rows(&self) -> Result<LogicalPlanBuilder> {
+        let scan = |name| Ok::<_, QuantError>(LogicalPlanBuilder::scan(name, provider_as_source(self.parts()?), None)?);
+        let parts = scan("parts")?;
+        let Some(ties) = self.ties()? else { return Ok(parts) };
+        let ties = LogicalPlanBuilder::scan("ties", provider_as_source(ties), None)?;
+        let keys = (vec!["ties.stored_component", "ties.stored_tensor"], vec!["stored.component", "stored.tensor"]);
+        let own = ["shape", "chunk", "start", "quantized", "weights"].map(|name| col(format!("stored.{name}")));
+        let tied = ties
+            .join(scan("stored")?.build()?, JoinType::Inner, keys, None)?
+            .project([col("ties.component"), col("ties.tensor")].into_iter().chain(own))?
+            .build()?;
+        Ok(parts.union(tied)?)
+    }
+
+    /// A table of tensors that are stored under another name, with that name. `None` if there are none.
+    fn ties(&self) -> Result<Option<Arc<dyn TableProvider>>> {
+        let tensors = &self.manifest.tensors;
+        let mut rows: [Vec<&str>; 4] = Default::default();
+        for tensor in tensors {
+            let Some(name) = &tensor.same_as else { continue };
+            let Some(stored) =
+                tensors.iter().find(|t| t.same_as.is_none() && full_name(&t.component, &t.tensor) == *name)
+            else {
+                let message = format!(
+                    "`{}`: {} is stored as {name}, which is not there: quantize the model again",
+                    self.path.display(),
+                    full_name(&tensor.component, &tensor.tensor)
+                );
+                return Err(QuantError::Metadata { path: self.path.clone(), tensor: Some(name.clone()), message });
+            };
+            for (column, value) in
+                rows.iter_mut().zip([&tensor.component, &tensor.tensor, &stored.component, &stored.tensor])
+            {
+                column.push(value);
+            }
+        }
+        if rows[0].is_empty() {
+            return Ok(None);
+        }
+        let names = ["component", "tensor", "stored_component", "stored_tensor"];
+        let column = |values: &Vec<&str>| Arc::new(StringArray::from(values.clone())) as ArrayRef;
+        let batch = RecordBatch::try_from_iter(names.into_iter().zip(rows.iter().map(column)))?;
+        Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+    }
+
+    /// The rows with the model's name before their columns, up to a last column.
     fn view(&self, name: &str, filter: Option<Expr>, payload: Expr) -> Result<Arc<dyn TableProvider>> {
-        let mut plan = LogicalPlanBuilder::scan("parts", provider_as_source(self.parts()?), None)?;
+        let mut plan = self.rows()?;
         if let Some(filter) = filter {
             plan = plan.filter(filter)?;
         }

@@ -26,6 +26,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 
 use super::chunks::{Chunk, chunks};
+use super::parts::{ModelParts, runs};
 use super::tensors::{shape_type, shapes};
 use crate::Model;
 
@@ -54,8 +55,8 @@ pub(crate) fn weights_schema() -> SchemaRef {
 pub(crate) struct WeightsTable {
     source: Source,
     chunks: Arc<[Chunk]>,
-    /// Elements of a partition; `None` for as many partitions as the session wants.
-    part_elements: Option<u64>,
+    /// The partitions, where they are not as many as the session wants.
+    parts: Option<ModelParts>,
 }
 
 /// What rows are made from.
@@ -68,13 +69,13 @@ struct Source {
 impl WeightsTable {
     pub fn new(name: &str, model: Arc<Model>) -> Self {
         let chunks = chunks(&model).into();
-        Self { source: Source { name: name.into(), model }, chunks, part_elements: None }
+        Self { source: Source { name: name.into(), model }, chunks, parts: None }
     }
 
-    /// The same table in partitions of about `elements` each, whatever the session: so that what is made of a partition
-    /// does not depend on the machine.
-    pub fn in_parts_of(self, elements: u64) -> Self {
-        Self { part_elements: Some(elements), ..self }
+    /// The same table with these partitions, whatever the session: so that what is made of a partition does not depend on
+    /// the machine.
+    pub fn in_parts(self, parts: ModelParts) -> Self {
+        Self { chunks: Arc::clone(parts.all_chunks()), parts: Some(parts), ..self }
     }
 
     /// The chunks that pass filters on the columns known from headers.
@@ -97,24 +98,6 @@ impl WeightsTable {
         }
         let kept = headers.column(WEIGHTS).as_primitive::<Int64Type>();
         Ok(kept.values().iter().map(|&i| self.chunks[i as usize]).collect())
-    }
-
-    /// Runs of chunks of about equal size, in order.
-    fn partitions(&self, chunks: &[Chunk], wanted: usize) -> Vec<Range<usize>> {
-        let total: u64 = chunks.iter().map(|c| c.elements).sum();
-        let size = self.part_elements.unwrap_or_else(|| total.div_ceil(wanted.max(1) as u64)).max(1);
-        let (mut runs, mut first, mut filled) = (Vec::new(), 0, 0);
-        for (i, chunk) in chunks.iter().enumerate() {
-            filled += chunk.elements;
-            if filled >= size {
-                runs.push(first..i + 1);
-                (first, filled) = (i + 1, 0);
-            }
-        }
-        if first < chunks.len() || runs.is_empty() {
-            runs.push(first..chunks.len());
-        }
-        runs
     }
 }
 
@@ -154,7 +137,14 @@ impl TableProvider for WeightsTable {
         if let Some(limit) = limit.filter(|&limit| limit < chunks.len()) {
             chunks = chunks[..limit].into();
         }
-        let partitions = self.partitions(&chunks, state.config().target_partitions());
+        let partitions = match &self.parts {
+            // Of some of the chunks, parts are not what they were.
+            Some(parts) if chunks.len() == self.chunks.len() => parts.iter().cloned().collect(),
+            _ => {
+                let total: u64 = chunks.iter().map(|c| c.elements).sum();
+                runs(&chunks, total.div_ceil(state.config().target_partitions().max(1) as u64))
+            }
+        };
         let projection = projection.cloned().unwrap_or_else(|| (0..=WEIGHTS).collect());
         Ok(Arc::new(WeightsExec::new(self.source.clone(), chunks, partitions, projection)?))
     }

@@ -1,0 +1,133 @@
+//! Figures as people read them.
+
+use maud::{Markup, html};
+
+use super::TensorReport;
+
+/// Shown where there is no figure.
+pub(super) const NONE: &str = "–";
+
+/// Bytes with three digits that count: `2.49 MB`, MB = 10^6.
+pub(super) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1000 => format!("{bytes} B"),
+        _ => scaled(bytes as f64, &[(1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")]),
+    }
+}
+
+/// A count: `12,345`, `1.24 million`, `3.40 billion`.
+pub(super) fn count(count: u64) -> String {
+    match count {
+        0..1_000_000 => grouped(count),
+        _ => scaled(count as f64, &[(1e9, "billion"), (1e6, "million")]),
+    }
+}
+
+/// In the first unit that is not greater than the value, or else the last.
+fn scaled(value: f64, units: &[(f64, &str)]) -> String {
+    let fits = units.iter().find(|(unit, _)| value >= *unit).or(units.last());
+    let (unit, name) = *fits.unwrap_or(&(1.0, ""));
+    let value = value / unit;
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$} {name}")
+}
+
+/// Digits in groups of three: `1,234,567`.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 tensor`, `2 tensors`.
+pub(super) fn tensors(number: usize) -> String {
+    plural(number, "tensor", "tensors")
+}
+
+/// A number and what it counts.
+pub(super) fn plural(number: usize, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number as u64), if number == 1 { one } else { many })
+}
+
+/// A measure with a fixed number of decimals.
+pub(super) fn measure(value: Option<f64>, decimals: usize) -> String {
+    value.filter(|x| x.is_finite()).map_or(NONE.to_string(), |x| format!("{x:.decimals$}"))
+}
+
+/// A part of a whole in per cent.
+pub(super) fn percent(part: u64, whole: u64) -> String {
+    match 100.0 * part as f64 / whole.max(1) as f64 {
+        share if share > 0.0 && share < 0.1 => "< 0.1 %".to_string(),
+        share => format!("{share:.1} %"),
+    }
+}
+
+/// `4096 × 4096`; a scalar has no dimensions to show.
+pub(super) fn shape(shape: &[i64]) -> String {
+    match shape {
+        [] => "scalar".to_string(),
+        _ => shape.iter().map(i64::to_string).collect::<Vec<_>>().join(" × "),
+    }
+}
+
+/// Stored bits per weight, scales included.
+pub(super) fn bits_per_weight(tensor: &TensorReport) -> String {
+    let stored = tensor.elements > 0 && tensor.same_as.is_none();
+    measure(stored.then(|| 8.0 * tensor.bytes as f64 / tensor.elements as f64), 2)
+}
+
+/// Decibels; a quantized tensor without them came back as it was.
+pub(super) fn sqnr(tensor: &TensorReport) -> String {
+    match (tensor.bits, tensor.sqnr_db) {
+        (Some(_), None) => "exact".to_string(),
+        (_, db) => measure(db, 2),
+    }
+}
+
+/// The greatest error of a weight.
+pub(super) fn error(value: Option<f64>) -> String {
+    match value.filter(|x| x.is_finite()) {
+        Some(x) if x != 0.0 && x.abs() < 1e-3 => format!("{x:.1e}"),
+        Some(0.0) => "0".to_string(),
+        other => measure(other, 4),
+    }
+}
+
+/// `4 bits`; of a kept tensor its dtype.
+pub(super) fn bits(tensor: &TensorReport) -> String {
+    match (&tensor.same_as, tensor.bits) {
+        (Some(_), _) => "tied".to_string(),
+        (None, Some(bits)) => bits.to_string(),
+        (None, None) => tensor.dtype.clone(),
+    }
+}
+
+/// A tensor's name after its component's.
+pub(super) fn name(tensor: &TensorReport) -> Markup {
+    html! {
+        @if !tensor.component.is_empty() { span.component { (tensor.component) } " " }
+        code { (tensor.tensor) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let shown = [0, 999, 1000, 131_072, 2_490_000, 4_000_000_000].map(bytes);
+        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "131 kB", "2.49 MB", "4.00 GB"]);
+        assert_eq!([7, 12_345, 1_240_000, 340_000_000_000].map(count), ["7", "12,345", "1.24 million", "340 billion"]);
+        assert_eq!([percent(0, 0), percent(1, 10_000), percent(1, 8)], ["0.0 %", "< 0.1 %", "12.5 %"]);
+        assert_eq!([shape(&[]), shape(&[2, 3])], ["scalar", "2 × 3"]);
+        assert_eq!([None, Some(0.0), Some(0.01234), Some(1.2e-5)].map(error), ["–", "0", "0.0123", "1.2e-5"]);
+        assert_eq!([tensors(1), tensors(1200)], ["1 tensor", "1,200 tensors"]);
+    }
+}

@@ -1,0 +1,305 @@
+//! What an unfinished run has done so far: which parts are complete, and what was measured in them. A later run goes on
+//! from there.
+//!
+//! A file of JSON lines beside the parts. The first says what the run is of; each other one that a part was written, after
+//! the part itself is durable. A line that was cut off by the end of the run counts for nothing.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use arrow_quant_kernels::PairSums;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::manifest::FileEntry;
+use crate::{QuantError, Result};
+
+/// What a run is of. Parts are used again only by a run of the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunIdentity {
+    /// The program that writes the parts.
+    pub program: String,
+    /// The source's fingerprint.
+    pub source: String,
+    /// The configuration, as recorded in the manifest.
+    pub settings: Map<String, Value>,
+    /// A hash of what each tensor shall become at first.
+    pub plan: String,
+}
+
+impl RunIdentity {
+    /// What differs from another run, in words.
+    fn difference(&self, other: &Self) -> String {
+        if self.program != other.program {
+            return format!("it was begun by {}", other.program);
+        }
+        if self.source != other.source {
+            return "the model has changed since".to_string();
+        }
+        let names = self.settings.keys().chain(other.settings.keys());
+        let mut changed: Vec<_> = names.filter(|name| self.settings.get(*name) != other.settings.get(*name)).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        match changed.as_slice() {
+            [] => "its plan was another".to_string(),
+            [field] => format!("it was begun with another {field}"),
+            fields => {
+                format!("it was begun with other {}", fields.iter().map(|f| f.as_str()).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+/// A part that was written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PartRecord {
+    /// Its number.
+    pub part: usize,
+    /// A hash of what its tensors were to become.
+    pub plan: String,
+    pub file: FileEntry,
+    /// What was written of each of its tensors, in order.
+    pub tensors: Vec<WrittenTensor>,
+}
+
+/// What was written of one tensor in one part.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WrittenTensor {
+    pub component: String,
+    pub tensor: String,
+    /// Of codes and parameters, or of kept elements.
+    pub bytes: u64,
+    /// `None` if it was kept.
+    #[serde(with = "sums")]
+    pub errors: Option<PairSums>,
+}
+
+/// Error sums as a list of their fields.
+mod sums {
+    use arrow_quant_kernels::PairSums;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Fields = (u64, f64, f64, f64, f64, f64);
+
+    pub fn serialize<S: Serializer>(sums: &Option<PairSums>, serializer: S) -> Result<S::Ok, S::Error> {
+        let fields: Option<Fields> = sums.map(|s| (s.n, s.sum_aa, s.sum_bb, s.sum_ab, s.sum_ee, s.max_abs_error));
+        fields.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PairSums>, D::Error> {
+        let fields = Option::<Fields>::deserialize(deserializer)?;
+        Ok(fields.map(|(n, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error)| PairSums {
+            n,
+            sum_aa,
+            sum_bb,
+            sum_ab,
+            sum_ee,
+            max_abs_error,
+        }))
+    }
+}
+
+/// The journal of a run, locked for as long as the run lasts.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    /// By part and plan, the latest of each.
+    records: HashMap<(usize, String), PartRecord>,
+    /// The plan of what lies on disk, by part.
+    on_disk: HashMap<usize, String>,
+}
+
+/// Whether a journal's run can be gone on with.
+pub(crate) enum Found {
+    /// It is the same run.
+    Same(Journal),
+    /// It is another, for this reason.
+    Other(String),
+    /// It is still running.
+    Running,
+}
+
+impl Journal {
+    /// Begins the journal of a run in a new file.
+    pub fn create(path: &Path, identity: &RunIdentity) -> Result<Self> {
+        let io = |e| QuantError::io(path, e);
+        let mut file = File::create_new(path).map_err(io)?;
+        file.try_lock().map_err(|e| io(e.into()))?;
+        write_line(&mut file, identity).map_err(io)?;
+        Ok(Self::new(path, file, HashMap::new(), HashMap::new()))
+    }
+
+    fn new(
+        path: &Path,
+        file: File,
+        records: HashMap<(usize, String), PartRecord>,
+        on_disk: HashMap<usize, String>,
+    ) -> Self {
+        Self { path: path.to_path_buf(), inner: Mutex::new(Inner { file, records, on_disk }) }
+    }
+
+    /// Opens the journal of an earlier run. `is_intact` tells whether a part's file is what was written.
+    pub fn open(path: &Path, identity: &RunIdentity, is_intact: impl Fn(&FileEntry) -> bool) -> Result<Found> {
+        let io = |e| QuantError::io(path, e);
+        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Other("it did not get far".to_string())),
+            Err(e) => return Err(io(e)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Found::Running),
+            Err(TryLockError::Error(e)) => return Err(io(e)),
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(io)?;
+        // What follows the last line end was being written when the run ended.
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut lines = text[..complete].lines();
+        let Some(found) = lines.next().and_then(|line| serde_json::from_str::<RunIdentity>(line).ok()) else {
+            return Ok(Found::Other("it did not get far".to_string()));
+        };
+        if found != *identity {
+            return Ok(Found::Other(identity.difference(&found)));
+        }
+        let mut records = HashMap::new();
+        let mut latest: HashMap<usize, PartRecord> = HashMap::new();
+        for line in lines {
+            let Ok(record) = serde_json::from_str::<PartRecord>(line) else {
+                return Ok(Found::Other("its journal is damaged".to_string()));
+            };
+            latest.insert(record.part, record.clone());
+            records.insert((record.part, record.plan.clone()), record);
+        }
+        latest.retain(|_, record| is_intact(&record.file));
+        file.set_len(complete as u64).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io)?;
+        let on_disk = latest.into_values().map(|record| (record.part, record.plan)).collect();
+        Ok(Found::Same(Self::new(path, file, records, on_disk)))
+    }
+
+    /// What was measured when a part was written by a plan, in this run or an earlier one.
+    pub fn record(&self, part: usize, plan: &str) -> Option<PartRecord> {
+        self.lock().records.get(&(part, plan.to_string())).cloned()
+    }
+
+    /// Whether a part lies on disk as a plan has it.
+    pub fn is_on_disk(&self, part: usize, plan: &str) -> bool {
+        self.lock().on_disk.get(&part).is_some_and(|found| found == plan)
+    }
+
+    /// Parts on disk.
+    pub fn parts(&self) -> usize {
+        self.lock().on_disk.len()
+    }
+
+    /// Says that a part is about to be written again, so that what lies on disk no longer counts.
+    pub fn forget(&self, part: usize) {
+        self.lock().on_disk.remove(&part);
+    }
+
+    /// Adds a part that is durable.
+    pub fn append(&self, record: &PartRecord) -> Result<()> {
+        let mut inner = self.lock();
+        write_line(&mut inner.file, record).map_err(|e| QuantError::io(&self.path, e))?;
+        inner.on_disk.insert(record.part, record.plan.clone());
+        inner.records.insert((record.part, record.plan.clone()), record.clone());
+        Ok(())
+    }
+
+    /// A thread that panicked while it held the lock left whole lines: `write_line` writes one at once.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Writes a value as a line, and waits until it is durable.
+fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> RunIdentity {
+        let settings = Map::from_iter([("bit_width".to_string(), Value::from(4))]);
+        RunIdentity { program: "p 1".into(), source: "abc".into(), settings, plan: "0".into() }
+    }
+
+    fn record(part: usize, plan: &str, sum: f64) -> PartRecord {
+        let errors = Some(PairSums { n: 7, sum_aa: sum, ..PairSums::default() });
+        PartRecord {
+            part,
+            plan: plan.to_string(),
+            file: FileEntry { path: format!("part-{part}"), bytes: 1, sha256: String::new() },
+            tensors: vec![WrittenTensor { component: String::new(), tensor: "w".into(), bytes: 1, errors }],
+        }
+    }
+
+    #[test]
+    fn what_was_finished_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let awkward = 0.1 + 0.2;
+        {
+            let journal = Journal::create(&path, &identity()).unwrap();
+            journal.append(&record(0, "a", awkward)).unwrap();
+            journal.append(&record(1, "a", 1e-310)).unwrap();
+            journal.append(&record(1, "b", 3.0)).unwrap();
+            assert!(matches!(Journal::open(&path, &identity(), |_| true).unwrap(), Found::Running));
+        }
+        // The run ended while it wrote a line.
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"part\":2,").unwrap();
+        drop(file);
+        for _ in 0..2 {
+            let Found::Same(journal) = Journal::open(&path, &identity(), |file| file.path != "part-0").unwrap() else {
+                panic!("not the same run");
+            };
+            let sum = |part, plan| journal.record(part, plan).map(|r| r.tensors[0].errors.unwrap().sum_aa);
+            assert_eq!(
+                (sum(0, "a"), sum(1, "a"), sum(1, "b"), sum(2, "a")),
+                (Some(awkward), Some(1e-310), Some(3.0), None)
+            );
+            assert!(!journal.is_on_disk(0, "a"), "damaged since");
+            assert!(!journal.is_on_disk(1, "a") && journal.is_on_disk(1, "b"), "written again since");
+        }
+    }
+
+    #[test]
+    fn another_run_is_told_from_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let reason = |change: fn(&mut RunIdentity)| {
+            let mut other = identity();
+            change(&mut other);
+            match Journal::open(&path, &other, |_| true).unwrap() {
+                Found::Other(reason) => reason,
+                _ => panic!("the same run"),
+            }
+        };
+        assert_eq!(reason(|_| ()), "it did not get far");
+        drop(Journal::create(&path, &identity()).unwrap());
+        assert_eq!(reason(|r| r.program = "p 2".into()), "it was begun by p 1");
+        assert_eq!(reason(|r| r.source = "x".into()), "the model has changed since");
+        assert_eq!(reason(|r| r.plan = "x".into()), "its plan was another");
+        assert_eq!(
+            reason(|r| drop(r.settings.insert("bit_width".into(), 2.into()))),
+            "it was begun with another bit_width"
+        );
+        std::fs::write(&path, "{").unwrap();
+        assert_eq!(reason(|_| ()), "it did not get far");
+    }
+}

@@ -1,0 +1,473 @@
+//! A target size: bits and group size of each tensor, chosen so that the sum of all squared errors is least.
+//!
+//! A multiple-choice knapsack. Each tensor's choices that are worth it lie on a convex curve of error over bytes; steps
+//! along those curves are taken in the order of what a byte brings (Shoham and Gersho, "Efficient bit allocation for an
+//! arbitrary set of quantizers", 1988). What is left of the budget is filled with the best single changes, and then choices
+//! are exchanged between two tensors while that helps. The same starts from the best uniform choice as well, which is far
+//! from those steps where a budget is just enough for it.
+
+use std::cmp::Ordering;
+
+use super::plan::Choice;
+use super::sample::{Cost, all_choices};
+use crate::{QuantError, Result};
+
+/// Exchanges that are made at most: on real models a few dozen are left to make.
+const EXCHANGES: usize = 1000;
+
+/// A part of a tensor's error below which a gain is rounding.
+const SLIGHTEST: f64 = 1e-9;
+
+/// The choices of one tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Open {
+    /// Its index in the model.
+    pub tensor: usize,
+    /// Ways to quantize it, and to keep it: more bytes, less error.
+    costs: Vec<Cost>,
+    chosen: usize,
+}
+
+/// Tensors whose choices share a budget of bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Allocation {
+    open: Vec<Open>,
+    /// If all must have the same choice.
+    is_uniform: bool,
+}
+
+impl Allocation {
+    /// The choices of some tensors, given by index with the costs of each, those of keeping it included.
+    pub fn new(costs: Vec<(usize, Vec<Cost>)>, is_uniform: bool) -> Self {
+        let open =
+            |(tensor, costs)| Open { tensor, costs: if is_uniform { costs } else { worth_it(costs) }, chosen: 0 };
+        Self { open: costs.into_iter().map(open).collect(), is_uniform }
+    }
+
+    /// What each tensor becomes.
+    pub fn chosen(&self) -> impl Iterator<Item = (usize, &Cost)> {
+        self.open.iter().map(|open| (open.tensor, &open.costs[open.chosen]))
+    }
+
+    /// Bytes of all tensors as chosen.
+    pub fn bytes(&self) -> u64 {
+        self.chosen().map(|(_, cost)| cost.bytes).sum()
+    }
+
+    /// The fewest bytes that there is a choice for.
+    pub fn least_bytes(&self) -> u64 {
+        self.open.iter().filter_map(|open| open.costs.iter().map(|cost| cost.bytes).min()).sum()
+    }
+
+    /// Chooses for all tensors within a budget.
+    ///
+    /// # Errors
+    /// If even the smallest choices exceed it.
+    pub fn choose(&mut self, budget: u64) -> Result<()> {
+        if self.is_uniform {
+            return self.choose_one_for_all(budget);
+        }
+        self.open.iter_mut().for_each(|open| open.chosen = 0);
+        if self.bytes() > budget {
+            return Err(too_small());
+        }
+        let uniform = self.uniform(budget);
+        self.take_steps(budget);
+        self.improve(budget);
+        if let Some(mut uniform) = uniform {
+            uniform.improve(budget);
+            if uniform.squared_error() < self.squared_error() {
+                *self = uniform;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes along the curves of all tensors, from the smallest choices.
+    fn take_steps(&mut self, budget: u64) {
+        let mut bytes = self.bytes();
+        let mut steps: Vec<Step> = self.open.iter().enumerate().flat_map(|(i, open)| hull(i, &open.costs)).collect();
+        steps.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.open.cmp(&b.open)).then(a.to.cmp(&b.to)));
+        for step in &steps {
+            let open = &mut self.open[step.open];
+            let more = open.costs[step.to].bytes - open.costs[open.chosen].bytes;
+            // A tensor whose step did not fit stays where it is: later steps of it lead further.
+            if open.chosen == step.from && bytes + more <= budget {
+                (open.chosen, bytes) = (step.to, bytes + more);
+            }
+        }
+    }
+
+    /// The best choice that is the same for all tensors which have it; the others take their smallest.
+    fn uniform(&self, budget: u64) -> Option<Self> {
+        let of = |choice: Choice| {
+            let mut all = self.clone();
+            for open in &mut all.open {
+                open.chosen = open.costs.iter().position(|cost| cost.choice == Some(choice)).unwrap_or(0);
+            }
+            (all.bytes() <= budget).then_some(all)
+        };
+        let all = all_choices().into_iter().filter_map(of);
+        all.min_by(|a, b| a.squared_error().total_cmp(&b.squared_error()))
+    }
+
+    /// The sum over all tensors as chosen.
+    fn squared_error(&self) -> f64 {
+        self.chosen().map(|(_, cost)| cost.squared_error).sum()
+    }
+
+    /// Fills what is left of the budget, and exchanges choices between two tensors, while either helps.
+    fn improve(&mut self, budget: u64) {
+        self.fill(budget);
+        for _ in 0..EXCHANGES {
+            let Some(changes) = self.best_exchange(budget) else { return };
+            for (open, to) in changes {
+                self.open[open].chosen = to;
+            }
+            self.fill(budget);
+        }
+    }
+
+    /// The two changes, one to more bytes and one to fewer, that together fit the budget and take most error away.
+    fn best_exchange(&self, budget: u64) -> Option<[(usize, usize); 2]> {
+        let left = budget.saturating_sub(self.bytes());
+        let cuts = self.cuts();
+        let mut best: Option<(f64, [(usize, usize); 2])> = None;
+        for (i, open) in self.open.iter().enumerate() {
+            let now = &open.costs[open.chosen];
+            for (to, cost) in open.costs.iter().enumerate().skip(open.chosen + 1) {
+                let needed = cost.bytes.saturating_sub(now.bytes).saturating_sub(left);
+                // The cuts that free enough come first.
+                let enough = cuts.partition_point(|cut| cut.fewer >= needed);
+                let Some(Some(cut)) = enough.checked_sub(1).map(|last| cuts[last].cheapest_other_than(i)) else {
+                    continue;
+                };
+                let gain = now.squared_error - cost.squared_error - cut.worse;
+                if gain > SLIGHTEST * now.squared_error && best.is_none_or(|(other, _)| gain > other) {
+                    best = Some((gain, [(i, to), (cut.open, cut.to)]));
+                }
+            }
+        }
+        best.map(|(_, changes)| changes)
+    }
+
+    /// All changes to fewer bytes, those that free most first, each with the cheapest two of those up to it.
+    fn cuts(&self) -> Vec<Cuts> {
+        let mut all: Vec<(u64, Cut)> = Vec::new();
+        for (i, open) in self.open.iter().enumerate() {
+            let now = &open.costs[open.chosen];
+            for (to, cost) in open.costs[..open.chosen].iter().enumerate() {
+                let cut = Cut { open: i, to, worse: cost.squared_error - now.squared_error };
+                all.push((now.bytes.saturating_sub(cost.bytes), cut));
+            }
+        }
+        all.sort_by(|a, b| b.0.cmp(&a.0));
+        let mut cheapest: [Option<Cut>; 2] = [None, None];
+        let with_cheapest = |(fewer, cut): (u64, Cut)| {
+            match &cheapest {
+                [None, _] => cheapest = [Some(cut), None],
+                [Some(first), _] if cut.worse < first.worse => {
+                    // The second is another tensor's.
+                    let second = if first.open == cut.open { cheapest[1] } else { Some(*first) };
+                    cheapest = [Some(cut), second];
+                }
+                [Some(first), second] => {
+                    if first.open != cut.open && second.is_none_or(|second| cut.worse < second.worse) {
+                        cheapest[1] = Some(cut);
+                    }
+                }
+            }
+            Cuts { fewer, cheapest }
+        };
+        all.into_iter().map(with_cheapest).collect()
+    }
+
+    /// Moves to a budget that differs a little from what is chosen, changing as few tensors as need be.
+    ///
+    /// # Errors
+    /// If even the smallest choices exceed it.
+    pub fn adjust(&mut self, budget: u64) -> Result<()> {
+        if self.is_uniform {
+            return self.choose_one_for_all(budget);
+        }
+        while self.bytes() > budget {
+            let excess = self.bytes() - budget;
+            let Some((open, to)) = self.cheapest_cut(excess) else { return Err(too_small()) };
+            self.open[open].chosen = to;
+        }
+        // No exchanges here: what changes is written anew.
+        self.fill(budget);
+        Ok(())
+    }
+
+    /// Takes a choice away from a tensor, and all that are not better. Gives false if it was the last.
+    pub fn forbid(&mut self, tensor: usize, choice: Choice) -> bool {
+        if self.is_uniform {
+            // What one tensor cannot have, none can.
+            for open in &mut self.open {
+                open.costs.retain(|cost| cost.choice != Some(choice));
+                open.chosen = open.chosen.min(open.costs.len().saturating_sub(1));
+            }
+            return self.open.iter().all(|open| !open.costs.is_empty());
+        }
+        let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) else { return false };
+        let Some(at) = open.costs.iter().position(|cost| cost.choice == Some(choice)) else { return true };
+        if at + 1 >= open.costs.len() {
+            return false;
+        }
+        open.costs.drain(..=at);
+        open.chosen = 0;
+        true
+    }
+
+    /// Puts what was measured in place of what was estimated.
+    pub fn measured(&mut self, tensor: usize, bytes: u64, squared_error: f64) {
+        if let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) {
+            let cost = &mut open.costs[open.chosen];
+            (cost.bytes, cost.squared_error) = (bytes, squared_error);
+        }
+    }
+
+    /// The change to fewer bytes that costs least: of those that suffice by themselves, or else by the byte.
+    fn cheapest_cut(&self, excess: u64) -> Option<(usize, usize)> {
+        let mut best: Option<((bool, f64), (usize, usize))> = None;
+        for (i, open) in self.open.iter().enumerate() {
+            let now = &open.costs[open.chosen];
+            for (to, cost) in open.costs.iter().enumerate().filter(|(_, cost)| cost.bytes < now.bytes) {
+                let (fewer, worse) = (now.bytes - cost.bytes, cost.squared_error - now.squared_error);
+                let suffices = fewer >= excess;
+                let price = if suffices { worse } else { worse / fewer as f64 };
+                let is_better = best.is_none_or(|((other_suffices, other), _)| match (suffices, other_suffices) {
+                    (true, false) => true,
+                    (false, true) => false,
+                    _ => price < other,
+                });
+                if is_better {
+                    best = Some(((suffices, price), (i, to)));
+                }
+            }
+        }
+        best.map(|(_, change)| change)
+    }
+
+    /// Spends what is left of the budget on the changes that take most error away, one by one.
+    fn fill(&mut self, budget: u64) {
+        let mut left = budget.saturating_sub(self.bytes());
+        loop {
+            let mut best: Option<(f64, usize, usize, u64)> = None;
+            for (i, open) in self.open.iter().enumerate() {
+                let now = &open.costs[open.chosen];
+                for (to, cost) in open.costs.iter().enumerate().skip(open.chosen + 1) {
+                    let more = cost.bytes.saturating_sub(now.bytes);
+                    let gain = now.squared_error - cost.squared_error;
+                    if more <= left && gain > 0.0 && best.is_none_or(|(other, ..)| gain > other) {
+                        best = Some((gain, i, to, more));
+                    }
+                }
+            }
+            let Some((_, open, to, more)) = best else { return };
+            (self.open[open].chosen, left) = (to, left - more);
+        }
+    }
+
+    /// The choice for all tensors alike that has least error within the budget; what cannot be smaller is kept.
+    fn choose_one_for_all(&mut self, budget: u64) -> Result<()> {
+        let Some(first) = self.open.first() else { return Ok(()) };
+        let candidates: Vec<Option<Choice>> = first.costs.iter().map(|cost| cost.choice).collect();
+        let total = |choice: Option<Choice>| {
+            let cost = |open: &Open| open.costs.iter().find(|cost| cost.choice == choice).copied();
+            let costs: Option<Vec<Cost>> = self.open.iter().map(cost).collect();
+            let costs = costs?;
+            let (bytes, error) = costs.iter().fold((0, 0.0), |(b, e), cost| (b + cost.bytes, e + cost.squared_error));
+            (bytes <= budget).then_some((error, choice))
+        };
+        let found = candidates.into_iter().filter_map(total).min_by(|a, b| a.0.total_cmp(&b.0));
+        let (_, choice) = found.ok_or_else(too_small)?;
+        for open in &mut self.open {
+            open.chosen = open.costs.iter().position(|cost| cost.choice == choice).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// A change of a tensor to fewer bytes.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    open: usize,
+    to: usize,
+    worse: f64,
+}
+
+/// A change in a list of them, with the cheapest, of two tensors, of those up to it.
+#[derive(Debug)]
+struct Cuts {
+    fewer: u64,
+    cheapest: [Option<Cut>; 2],
+}
+
+impl Cuts {
+    fn cheapest_other_than(&self, open: usize) -> Option<Cut> {
+        self.cheapest.iter().flatten().find(|cut| cut.open != open).copied()
+    }
+}
+
+/// Along a tensor's curve, from one choice to a better one.
+#[derive(Debug)]
+struct Step {
+    open: usize,
+    from: usize,
+    to: usize,
+    /// Error taken away by a byte.
+    gain: f64,
+}
+
+/// The smallest size is the caller's to tell: it knows what is stored beside the tensors that have a choice.
+fn too_small() -> QuantError {
+    QuantError::Configuration("the target size is too small".to_string())
+}
+
+/// Without the choices that another one beats with no more bytes.
+fn worth_it(mut costs: Vec<Cost>) -> Vec<Cost> {
+    let by_bytes = |a: &Cost, b: &Cost| a.bytes.cmp(&b.bytes).then(a.squared_error.total_cmp(&b.squared_error));
+    costs.sort_by(by_bytes);
+    let mut least = f64::INFINITY;
+    costs.retain(|cost| {
+        let is_better = cost.squared_error.total_cmp(&least) == Ordering::Less;
+        least = least.min(cost.squared_error);
+        is_better
+    });
+    costs
+}
+
+/// Steps along the lower convex hull of a tensor's choices.
+fn hull(open: usize, costs: &[Cost]) -> Vec<Step> {
+    let gain = |from: usize, to: usize| {
+        (costs[from].squared_error - costs[to].squared_error) / (costs[to].bytes - costs[from].bytes).max(1) as f64
+    };
+    let mut corners: Vec<usize> = Vec::new();
+    for next in 0..costs.len() {
+        while let [.., before, last] = corners[..] {
+            if gain(before, last) >= gain(last, next) {
+                break;
+            }
+            corners.pop();
+        }
+        corners.push(next);
+    }
+    corners.windows(2).map(|w| Step { open, from: w[0], to: w[1], gain: gain(w[0], w[1]) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_quant_kernels::{Bits, GroupSize, PairSums};
+
+    use super::*;
+
+    fn cost(choice: usize, bytes: u64, squared_error: f64) -> Cost {
+        let choice = Bits::ALL.get(choice).map(|&bits| Choice { bits, group_size: GroupSize::ALL[0] });
+        Cost { choice, bytes, sums: PairSums::default(), squared_error }
+    }
+
+    /// Tensors of several sizes whose errors fall by about 16 with every step, from different heights.
+    fn tensors() -> Vec<(usize, Vec<Cost>)> {
+        let costs = |i: u64| {
+            let (size, error) = (100 + 37 * (i * i % 11), (1 + i * 7 % 13) as f64);
+            vec![
+                cost(0, 2 * size, 256.0 * error),
+                cost(1, 4 * size, 17.0 * error),
+                cost(2, 8 * size, error),
+                cost(3, 16 * size, 0.0),
+            ]
+        };
+        (0..8).map(|i| (i as usize, costs(i))).collect()
+    }
+
+    fn error(allocation: &Allocation) -> f64 {
+        allocation.chosen().map(|(_, cost)| cost.squared_error).sum()
+    }
+
+    /// The least error within a budget, of all combinations.
+    fn exhaustive(budget: u64) -> f64 {
+        let tensors = tensors();
+        let combination = |mut number: usize| {
+            let (mut bytes, mut error) = (0, 0.0);
+            for (_, costs) in &tensors {
+                let cost = &costs[number % 4];
+                (bytes, error, number) = (bytes + cost.bytes, error + cost.squared_error, number / 4);
+            }
+            (bytes <= budget).then_some(error)
+        };
+        (0..4usize.pow(8)).filter_map(combination).min_by(f64::total_cmp).unwrap()
+    }
+
+    #[test]
+    fn a_budget_is_kept_and_spent_almost_as_well_as_can_be() {
+        let least: u64 = Allocation::new(tensors(), false).least_bytes();
+        for percent in [100, 110, 150, 200, 230, 300, 370, 400, 500, 650, 800, 1000] {
+            let budget = least * percent / 100;
+            let mut allocation = Allocation::new(tensors(), false);
+            allocation.choose(budget).unwrap();
+            assert!(allocation.bytes() <= budget);
+            let (found, best) = (error(&allocation), exhaustive(budget));
+            assert!(found <= 1.1 * best, "{percent} %: {found}, best {best}");
+        }
+        assert!(Allocation::new(tensors(), false).choose(least - 1).is_err());
+    }
+
+    /// Budgets that are just enough for a uniform choice, or a byte short of it, where steps by gain end far from it.
+    #[test]
+    fn never_worse_than_the_best_uniform_choice() {
+        for choice in 0..3 {
+            let uniform: Vec<Cost> = tensors().iter().map(|(_, costs)| costs[choice]).collect();
+            let bytes: u64 = uniform.iter().map(|cost| cost.bytes).sum();
+            let total: f64 = uniform.iter().map(|cost| cost.squared_error).sum();
+            let mut allocation = Allocation::new(tensors(), false);
+            allocation.choose(bytes).unwrap();
+            assert!(allocation.bytes() <= bytes && error(&allocation) <= total);
+            if choice > 0 {
+                allocation.choose(bytes - 1).unwrap();
+                assert!(error(&allocation) <= 1.1 * exhaustive(bytes - 1), "{choice}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_change_of_budget_changes_little() {
+        let mut allocation = Allocation::new(tensors(), false);
+        let least = allocation.least_bytes();
+        allocation.choose(least * 3).unwrap();
+        let before: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice).collect();
+        let budget = allocation.bytes() - 1;
+        allocation.adjust(budget).unwrap();
+        assert!(allocation.bytes() <= budget);
+        let changed = allocation.chosen().zip(&before).filter(|((_, cost), before)| cost.choice != **before).count();
+        assert!((1..=3).contains(&changed), "{changed}");
+        assert!(error(&allocation) <= 1.5 * exhaustive(budget));
+    }
+
+    #[test]
+    fn a_choice_that_is_forbidden_is_not_made_again() {
+        let mut allocation = Allocation::new(tensors(), false);
+        let budget = allocation.least_bytes() * 2;
+        allocation.choose(budget).unwrap();
+        let choice = |index: usize| Choice { bits: Bits::ALL[index], group_size: GroupSize::ALL[0] };
+        for index in 0..3 {
+            assert!(allocation.forbid(3, choice(index)));
+            allocation.adjust(4 * budget).unwrap();
+            let found = allocation.chosen().find(|(tensor, _)| *tensor == 3).unwrap().1.choice;
+            assert!(found.is_none_or(|found| found.bits > choice(index).bits), "{found:?}");
+        }
+        allocation.adjust(u64::MAX).unwrap();
+        assert_eq!(error(&allocation), 0.0, "all there is room for");
+    }
+
+    #[test]
+    fn one_choice_for_all() {
+        let mut allocation = Allocation::new(tensors(), true);
+        let least = allocation.least_bytes();
+        allocation.choose(least * 3).unwrap();
+        let bits: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice.map(|c| c.bits)).collect();
+        assert!(bits.iter().all(|bits| *bits == Some(Bits::ALL[1])), "{bits:?}");
+        assert!(allocation.choose(least - 1).is_err());
+    }
+}

@@ -1,0 +1,33 @@
+//! Tensors that a model holds more than once, such as an output layer that is the embedding: they are stored once.
+
+use std::collections::HashMap;
+
+use crate::Tensor;
+
+/// Bytes looked at in a few places of every tensor, before all are compared.
+const GLANCE: usize = 64;
+
+/// For each tensor the first one that is the same, if that is another. Tensors are the same that have dtype, shape and
+/// all bytes in common and are matrices at least: vectors are often all ones, and too small to be worth it.
+pub(crate) fn repeated(tensors: &[Tensor]) -> Vec<Option<usize>> {
+    let mut alike: HashMap<(&str, &[i64], Vec<u8>), Vec<usize>> = HashMap::new();
+    let mut same = vec![None; tensors.len()];
+    for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.shape.len() > 1 && tensor.bytes > 0) {
+        let first = alike.entry((&tensor.dtype, &tensor.shape, glance(tensor.data()))).or_default();
+        match first.iter().find(|&&other| tensors[other].data() == tensor.data()) {
+            Some(&other) => {
+                same[index] = Some(other);
+                tensors[other].release(0..tensors[other].elements());
+            }
+            None => first.push(index),
+        }
+        tensor.release(0..tensor.elements());
+    }
+    same
+}
+
+/// Bytes from the start, the middle and the end.
+fn glance(data: &[u8]) -> Vec<u8> {
+    let last = data.len().saturating_sub(GLANCE);
+    [0, last / 2, last].iter().flat_map(|&at| &data[at..(at + GLANCE).min(data.len())]).copied().collect()
+}
