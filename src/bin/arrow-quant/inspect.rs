@@ -7,12 +7,11 @@ use arrow::array::RecordBatch;
 use arrow::json::ArrayWriter;
 use arrow_quant_v2::{register_model, session};
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
-use crate::quantize::tensors_of;
+use crate::report::tensors_of;
 use crate::table::{Table, tensor_label, write_facts};
-use crate::{numbers, output};
+use crate::{in_runtime, numbers, output};
 
 /// What is shown of the table `tensors`.
 const QUERY: &str = "SELECT component, tensor, dtype, shape, elements, bytes FROM m.tensors";
@@ -50,8 +49,8 @@ struct Inspection<'a> {
 }
 
 /// Shows the model's tensors.
-pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(), Failure> {
-    let tensors = tensors(&runtime.block_on(query(&arguments.model, threads))?)?;
+pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+    let tensors = tensors(&in_runtime(threads, query(&arguments.model, threads))?)?;
     let inspection = Inspection {
         model: &arguments.model,
         weights: tensors.iter().map(|tensor| tensor.elements).sum(),

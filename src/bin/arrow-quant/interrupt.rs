@@ -2,15 +2,12 @@
 
 use crate::failure::Failure;
 
-/// The job's result, or on a signal the failure with `message`. The job is dropped before this returns.
-pub async fn unless_interrupted<T>(
-    job: impl Future<Output = arrow_quant_v2::Result<T>>,
-    message: &str,
-) -> Result<T, Failure> {
+/// The job's result, or on a signal the failure that says so. The job is dropped before this returns.
+pub async fn unless_interrupted<T>(job: impl Future<Output = arrow_quant_v2::Result<T>>) -> Result<T, Failure> {
     tokio::select! {
         // The signals first: their handlers must be there before the job creates what a signal must not leave behind.
         biased;
-        status = signal() => Err(Failure::Interrupted { status, message: message.to_string() }),
+        status = signal() => Err(Failure::Interrupted { status, message: "interrupted".to_string() }),
         result = job => Ok(result?),
     }
 }

@@ -3,14 +3,17 @@
 //! A thin face of the crate `arrow_quant_v2`: it parses arguments, starts the runtime, shows results and turns errors
 //! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 130 and 143 an interruption.
 
+mod config;
 mod failure;
 mod inspect;
 mod interrupt;
 mod numbers;
 mod output;
+mod plan;
 mod progress;
 mod quantize;
 mod readable;
+mod report;
 mod sql;
 mod table;
 mod validate;
@@ -20,6 +23,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 
@@ -54,11 +58,17 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Write a quantized copy of a model and report its quality, tensor by tensor
-    Quantize(quantize::Arguments),
+    Quantize(Box<quantize::Arguments>),
+    /// Show what would become of a model, and estimate quality, size, time and memory; write the plan to edit it
+    Plan(Box<plan::Arguments>),
     /// Compare a quantized model with its original, tensor by tensor
     Validate(validate::Arguments),
     /// List a model's tensors, from its headers alone
     Inspect(inspect::Arguments),
+    /// Show what a quantized model says of itself, as text or as a page of HTML
+    Report(report::Arguments),
+    /// Show or check a configuration
+    Config(Box<config::Arguments>),
     /// Run SQL over models; without a query, at a prompt
     Sql(sql::Arguments),
 }
@@ -70,29 +80,46 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the runtime and runs the command in it.
+/// Runs the command. Those that have a configuration take the number of threads from there.
 fn run(cli: &Cli) -> Result<(), Failure> {
-    let threads = match cli.threads {
-        Some(threads) => usize::from(threads),
-        None => threads_of(std::env::var_os(THREADS_VARIABLE).map(|value| value.to_string_lossy().into_owned()))?,
-    };
-    let cores = match threads {
-        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
-        threads => threads,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    match &cli.command {
+        Command::Quantize(arguments) => quantize::run(arguments, cli.threads),
+        Command::Plan(arguments) => plan::run(arguments, cli.threads),
+        Command::Config(arguments) => config::run(arguments, cli.threads),
+        Command::Report(arguments) => report::run(arguments),
+        Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),
+        Command::Inspect(arguments) => inspect::run(arguments, cores(cli.threads)?),
+        Command::Sql(arguments) => sql::run(arguments, cores(cli.threads)?),
+    }
+}
+
+/// A runtime on so many cores.
+fn runtime(cores: usize) -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores)
         .enable_all()
         .build()
-        .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))?;
-    let result = match &cli.command {
-        Command::Quantize(arguments) => quantize::run(arguments, &runtime, threads),
-        Command::Validate(arguments) => validate::run(arguments, &runtime, cores),
-        Command::Inspect(arguments) => inspect::run(arguments, &runtime, cores),
-        Command::Sql(arguments) => sql::run(arguments, &runtime, cores),
-    };
+        .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))
+}
+
+/// Runs to the end, that of all tasks it started included.
+fn in_runtime<T>(cores: usize, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime(cores)?;
+    let result = runtime.block_on(work);
     runtime.shutdown_timeout(SHUTDOWN);
     result
+}
+
+/// Cores to use: those asked for, or those of the environment, or all.
+fn cores(threads: Option<u16>) -> Result<usize, Failure> {
+    let threads = match threads {
+        Some(threads) => usize::from(threads),
+        None => threads_of(std::env::var_os(THREADS_VARIABLE).map(|value| value.to_string_lossy().into_owned()))?,
+    };
+    Ok(match threads {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    })
 }
 
 /// The number in the environment's variable, 0 (all cores) where it is not set.

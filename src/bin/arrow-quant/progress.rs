@@ -2,22 +2,21 @@
 
 use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow_quant_v2::{OnProgress, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::numbers;
 
-/// Milliseconds between two updates of the bar.
-const BAR_EVERY: u64 = 100;
+/// Time between two updates of the bar.
+const BAR_EVERY: Duration = Duration::from_millis(100);
 
-/// Milliseconds between two lines; a job that ends sooner prints none.
-const LINE_EVERY: u64 = 5_000;
+/// Time between two lines; a job that ends sooner prints none.
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// What the bar's line says.
-const TEMPLATE: &str = "{bar:24} {percent:>3} % {weights}, {rate}, {eta} left  {wide_msg}";
+const TEMPLATE: &str = "{prefix} {bar:24} {percent:>3} % {weights}, {eta} left  {wide_msg}";
 
 /// Shows a job's progress for as long as it lives.
 pub struct Meter {
@@ -47,25 +46,18 @@ impl Meter {
         Self { show }
     }
 
-    /// What the job calls as it goes on, as often as it likes.
+    /// How often the job shall call.
+    pub fn interval(&self) -> Duration {
+        match self.show {
+            Show::Nothing | Show::Bar(_) => BAR_EVERY,
+            Show::Lines => LINE_EVERY,
+        }
+    }
+
+    /// What the job calls as it goes on.
     pub fn callback(&self) -> OnProgress {
         let show = self.show.clone();
-        let started = Instant::now();
-        let last = AtomicU64::new(0);
-        Arc::new(move |progress: &Progress| {
-            let every = match &show {
-                Show::Nothing => return,
-                Show::Bar(_) => BAR_EVERY,
-                Show::Lines => LINE_EVERY,
-            };
-            let now = started.elapsed().as_millis() as u64;
-            let before = last.load(Ordering::Relaxed);
-            let due = now >= before + every;
-            // Of several threads that find it due, one shows it.
-            if due && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                show.update(progress, started.elapsed());
-            }
-        })
+        Arc::new(move |progress: &Progress| show.update(progress))
     }
 }
 
@@ -79,17 +71,25 @@ impl Drop for Meter {
 }
 
 impl Show {
-    fn update(&self, progress: &Progress, elapsed: Duration) {
+    fn update(&self, progress: &Progress) {
         match self {
             Self::Nothing => {}
             Self::Bar(bar) => {
+                let stage = progress.stage.to_string();
+                if bar.prefix() != stage {
+                    bar.reset_eta();
+                    bar.set_prefix(stage);
+                }
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
-                bar.set_message(progress.tensor.escape_debug().to_string());
+                let tensor = progress.tensor.escape_debug();
+                bar.set_message(format!("{}  {tensor}", numbers::rate(progress.rate)));
             }
-            Self::Lines => {
-                let _ = writeln!(io::stderr(), "{}", line(progress, elapsed));
+            // The first and the last of a stage say nothing that the report does not.
+            Self::Lines if (1..progress.total).contains(&progress.done) => {
+                let _ = writeln!(io::stderr(), "{}", line(progress));
             }
+            Self::Lines => {}
         }
     }
 }
@@ -101,35 +101,32 @@ fn bar() -> ProgressBar {
         .progress_chars("=> ")
         .with_key("weights", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let _ = write!(out, "{}", numbers::part_of(state.pos(), state.len().unwrap_or(0)));
-        })
-        .with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-            let _ = write!(out, "{}", numbers::rate(state.per_sec()));
         });
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
 }
 
-/// Progress in a sentence: `quantized 34 % (1.2 of 3.4 billion weights), 310 million weights/s`.
-fn line(progress: &Progress, elapsed: Duration) -> String {
-    let (done, total) = (progress.done as f64, progress.total.max(1) as f64);
+/// Progress in a sentence: `quantizing: 34 % (1.2 of 3.4 billion weights), 310 million weights/s`.
+fn line(progress: &Progress) -> String {
     format!(
-        "quantized {:.0} % ({} weights), {}",
-        (100.0 * done / total).floor(),
+        "{}: {:.0} % ({} weights), {}",
+        progress.stage,
+        (100.0 * progress.done as f64 / progress.total.max(1) as f64).floor(),
         numbers::part_of(progress.done, progress.total),
-        numbers::rate(done / elapsed.as_secs_f64().max(1e-3))
+        numbers::rate(progress.rate)
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow_quant_v2::Stage;
+
     use super::*;
 
     #[test]
     fn a_line_says_how_far_and_how_fast() {
-        let progress = Progress { done: 1_156_000_000, total: 3_400_000_000, tensor: "norm".to_string() };
-        assert_eq!(
-            line(&progress, Duration::from_secs(4)),
-            "quantized 34 % (1.2 of 3.4 billion weights), 289 million weights/s"
-        );
+        let (done, total, rate) = (1_156_000_000, 3_400_000_000, 289e6);
+        let progress = Progress { stage: Stage::Quantizing, tensor: "norm".to_string(), done, total, rate };
+        assert_eq!(line(&progress), "quantizing: 34 % (1.2 of 3.4 billion weights), 289 million weights/s");
     }
 
     #[test]

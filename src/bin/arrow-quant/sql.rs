@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 use crate::failure::Failure;
 use crate::interrupt::ctrl_c;
 use crate::output::{self, Format};
+use crate::runtime;
 use crate::table::Table;
 
 /// The prompt for a statement's first line.
@@ -58,7 +59,8 @@ fn named_model(text: &str) -> Result<NamedModel, String> {
 }
 
 /// Opens the models and runs the statements.
-pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(), Failure> {
+pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+    let runtime = &runtime(threads)?;
     let ctx = session(threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {

@@ -3,14 +3,13 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{TensorQuality, ValidationReport, validate_model};
-use tokio::runtime::Runtime;
+use arrow_quant_v2::{QuantError, TensorQuality, ValidationReport, validate_model};
 
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
-use crate::quantize::{LISTED, decibels, tensors_of, worse_first, write_unlisted};
+use crate::report::{LISTED, decibels, tensors_of, worse_first, write_unlisted};
 use crate::table::{Table, tensor_label, write_facts};
-use crate::{numbers, output};
+use crate::{in_runtime, numbers, output};
 
 /// Tensors named in the error about those below the floor.
 const NAMED: usize = 3;
@@ -42,9 +41,9 @@ fn accuracy(text: &str) -> Result<f64, String> {
 }
 
 /// Compares the models, shows the report, and fails if a tensor is below the floor.
-pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(), Failure> {
+pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let job = validate_model(&arguments.model, &arguments.out, threads);
-    let report = runtime.block_on(unless_interrupted(job, "interrupted; the models were not compared to the end"))?;
+    let report = in_runtime(threads, unless_interrupted(job))?;
     if arguments.json {
         output::write_json(&report)?;
     } else if !arguments.quiet {
@@ -53,7 +52,7 @@ pub fn run(arguments: &Arguments, runtime: &Runtime, threads: usize) -> Result<(
         out.flush()?;
     }
     match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
-        Some(message) => Err(Failure::Message(message)),
+        Some(message) => Err(QuantError::Validation { message }.into()),
         None => Ok(()),
     }
 }
