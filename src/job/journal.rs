@@ -118,14 +118,64 @@ struct Inner {
     on_disk: HashMap<usize, String>,
 }
 
-/// Whether a journal's run can be gone on with.
+/// A journal that was found.
 pub(crate) enum Found {
-    /// It is the same run.
-    Same(Journal),
-    /// It is another, for this reason.
-    Other(String),
-    /// It is still running.
+    /// Nobody else is at work on its run. It is locked from now on.
+    Left(LeftJournal),
+    /// Its run is still going on.
     Running,
+}
+
+/// The journal of a run that ended.
+#[derive(Debug)]
+pub(crate) struct LeftJournal {
+    path: PathBuf,
+    file: File,
+}
+
+impl LeftJournal {
+    /// Goes on with the journal if its run was the same. `is_intact` tells whether a part's file is what was written.
+    /// If it was another: the journal again, and why.
+    pub fn resume(
+        mut self,
+        identity: &RunIdentity,
+        is_intact: impl Fn(&FileEntry) -> bool,
+    ) -> Result<Result<Journal, (Self, String)>> {
+        let io = |e| QuantError::io(&self.path, e);
+        let mut text = String::new();
+        self.file.read_to_string(&mut text).map_err(io)?;
+        // What follows the last line end was being written when the run ended.
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut lines = text[..complete].lines();
+        let Some(found) = lines.next().and_then(|line| serde_json::from_str::<RunIdentity>(line).ok()) else {
+            return Ok(Err((self, "it did not get far".to_string())));
+        };
+        if found != *identity {
+            let difference = identity.difference(&found);
+            return Ok(Err((self, difference)));
+        }
+        let mut records = HashMap::new();
+        let mut latest: HashMap<usize, PartRecord> = HashMap::new();
+        for line in lines {
+            let Ok(record) = serde_json::from_str::<PartRecord>(line) else {
+                return Ok(Err((self, "its journal is damaged".to_string())));
+            };
+            latest.insert(record.part, record.clone());
+            records.insert((record.part, record.plan.clone()), record);
+        }
+        latest.retain(|_, record| is_intact(&record.file));
+        self.file.set_len(complete as u64).and_then(|()| self.file.seek(SeekFrom::End(0))).map_err(io)?;
+        let on_disk = latest.into_values().map(|record| (record.part, record.plan)).collect();
+        Ok(Ok(Journal::new(&self.path, self.file, records, on_disk)))
+    }
+
+    /// Begins the journal of another run in the same file.
+    pub fn restart(mut self, identity: &RunIdentity) -> Result<Journal> {
+        let io = |e| QuantError::io(&self.path, e);
+        self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(io)?;
+        write_line(&mut self.file, identity).map_err(io)?;
+        Ok(Journal::new(&self.path, self.file, HashMap::new(), HashMap::new()))
+    }
 }
 
 impl Journal {
@@ -138,6 +188,20 @@ impl Journal {
         Ok(Self::new(path, file, HashMap::new(), HashMap::new()))
     }
 
+    /// The journal that a run left, or is at work on. `None` if there is none.
+    pub fn find(path: &Path) -> Result<Option<Found>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(QuantError::io(path, e)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Found::Left(LeftJournal { path: path.to_path_buf(), file }))),
+            Err(TryLockError::WouldBlock) => Ok(Some(Found::Running)),
+            Err(TryLockError::Error(e)) => Err(QuantError::io(path, e)),
+        }
+    }
+
     fn new(
         path: &Path,
         file: File,
@@ -145,45 +209,6 @@ impl Journal {
         on_disk: HashMap<usize, String>,
     ) -> Self {
         Self { path: path.to_path_buf(), inner: Mutex::new(Inner { file, records, on_disk }) }
-    }
-
-    /// Opens the journal of an earlier run. `is_intact` tells whether a part's file is what was written.
-    pub fn open(path: &Path, identity: &RunIdentity, is_intact: impl Fn(&FileEntry) -> bool) -> Result<Found> {
-        let io = |e| QuantError::io(path, e);
-        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Other("it did not get far".to_string())),
-            Err(e) => return Err(io(e)),
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Found::Running),
-            Err(TryLockError::Error(e)) => return Err(io(e)),
-        }
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(io)?;
-        // What follows the last line end was being written when the run ended.
-        let complete = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut lines = text[..complete].lines();
-        let Some(found) = lines.next().and_then(|line| serde_json::from_str::<RunIdentity>(line).ok()) else {
-            return Ok(Found::Other("it did not get far".to_string()));
-        };
-        if found != *identity {
-            return Ok(Found::Other(identity.difference(&found)));
-        }
-        let mut records = HashMap::new();
-        let mut latest: HashMap<usize, PartRecord> = HashMap::new();
-        for line in lines {
-            let Ok(record) = serde_json::from_str::<PartRecord>(line) else {
-                return Ok(Found::Other("its journal is damaged".to_string()));
-            };
-            latest.insert(record.part, record.clone());
-            records.insert((record.part, record.plan.clone()), record);
-        }
-        latest.retain(|_, record| is_intact(&record.file));
-        file.set_len(complete as u64).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io)?;
-        let on_disk = latest.into_values().map(|record| (record.part, record.plan)).collect();
-        Ok(Found::Same(Self::new(path, file, records, on_disk)))
     }
 
     /// What was measured when a part was written by a plan, in this run or an earlier one.
@@ -221,12 +246,15 @@ impl Journal {
     }
 }
 
-/// Writes a value as a line, and waits until it is durable.
+/// Writes a value as a line, and waits until it is durable. If it cannot be written, nothing of it stays.
 fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    file.write_all(&line)?;
-    file.sync_data()
+    let start = file.stream_position()?;
+    file.write_all(&line).and_then(|()| file.sync_data()).inspect_err(|_| {
+        // Of a second failure the first one tells enough; a line that is cut off is understood as such.
+        let _ = file.set_len(start).and_then(|()| file.seek(SeekFrom::Start(start)));
+    })
 }
 
 #[cfg(test)]
@@ -258,16 +286,15 @@ mod tests {
             journal.append(&record(0, "a", awkward)).unwrap();
             journal.append(&record(1, "a", 1e-310)).unwrap();
             journal.append(&record(1, "b", 3.0)).unwrap();
-            assert!(matches!(Journal::open(&path, &identity(), |_| true).unwrap(), Found::Running));
+            assert!(matches!(Journal::find(&path).unwrap(), Some(Found::Running)));
         }
         // The run ended while it wrote a line.
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"part\":2,").unwrap();
         drop(file);
         for _ in 0..2 {
-            let Found::Same(journal) = Journal::open(&path, &identity(), |file| file.path != "part-0").unwrap() else {
-                panic!("not the same run");
-            };
+            let Some(Found::Left(left)) = Journal::find(&path).unwrap() else { panic!("no journal") };
+            let journal = left.resume(&identity(), |file| file.path != "part-0").unwrap().unwrap();
             let sum = |part, plan| journal.record(part, plan).map(|r| r.tensors[0].errors.unwrap().sum_aa);
             assert_eq!(
                 (sum(0, "a"), sum(1, "a"), sum(1, "b"), sum(2, "a")),
@@ -285,12 +312,10 @@ mod tests {
         let reason = |change: fn(&mut RunIdentity)| {
             let mut other = identity();
             change(&mut other);
-            match Journal::open(&path, &other, |_| true).unwrap() {
-                Found::Other(reason) => reason,
-                _ => panic!("the same run"),
-            }
+            let Some(Found::Left(left)) = Journal::find(&path).unwrap() else { panic!("no journal") };
+            left.resume(&other, |_| true).unwrap().unwrap_err().1
         };
-        assert_eq!(reason(|_| ()), "it did not get far");
+        assert!(Journal::find(&path).unwrap().is_none());
         drop(Journal::create(&path, &identity()).unwrap());
         assert_eq!(reason(|r| r.program = "p 2".into()), "it was begun by p 1");
         assert_eq!(reason(|r| r.source = "x".into()), "the model has changed since");
@@ -299,6 +324,10 @@ mod tests {
             reason(|r| drop(r.settings.insert("bit_width".into(), 2.into()))),
             "it was begun with another bit_width"
         );
+        let Some(Found::Left(left)) = Journal::find(&path).unwrap() else { panic!("no journal") };
+        let other = RunIdentity { plan: "x".into(), ..identity() };
+        drop(left.restart(&other).unwrap());
+        assert_eq!(reason(|_| ()), "its plan was another");
         std::fs::write(&path, "{").unwrap();
         assert_eq!(reason(|_| ()), "it did not get far");
     }

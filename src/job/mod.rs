@@ -50,6 +50,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// A part of the target size that may stay unused.
 const UNUSED: f64 = 0.005;
 
+/// The part of the error that must be left after an adjustment for it to be made where the size is right already.
+const WORTH_A_ROUND: f64 = 0.95;
+
 /// Times that a plan is adjusted to the target size before it is given up. Each time files are written anew, the first
 /// one makes good for what could not be known before, and a second one is rare.
 const ADJUSTMENTS: usize = 6;
@@ -135,7 +138,7 @@ pub async fn quantize_model(
     let done = match result {
         Ok(done) => done,
         Err(error) => {
-            if !matches!(error, QuantError::Io { .. }) {
+            if is_final(&error) {
                 staging.discard();
             }
             return Err(if staging.stays() { resumable(error) } else { error });
@@ -149,7 +152,8 @@ pub async fn quantize_model(
     manifest.tensors = report::tensor_reports(&planned.source, &planned.plans, &done.sums, &done.fallbacks)?;
     manifest.modality = planned.modality.map(|modality| modality.to_string());
     manifest.notes = planned.notes;
-    staging.complete(&manifest.to_json()?)?;
+    let completed = staging.complete(&manifest.to_json()?);
+    completed.map_err(|error| if staging.stays() { resumable(error) } else { error })?;
     Ok(QuantizeReport {
         model: planned.source.path().to_path_buf(),
         output: out.to_path_buf(),
@@ -159,6 +163,15 @@ pub async fn quantize_model(
         report: ModelReport::new(manifest),
         quantization_time_s: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Whether another run would end the same way.
+fn is_final(error: &QuantError) -> bool {
+    match error {
+        QuantError::Io { .. } => false,
+        QuantError::Quantization { tensor, .. } => tensor.is_some(),
+        _ => true,
+    }
 }
 
 /// A failure that leaves parts behind says so.
@@ -250,7 +263,7 @@ impl Rounds {
             let records = run.measure(&self.planned.plans, stage, &mut |record| watch.see(record)).await?;
             let sums = tensor_sums(&records, &self.planned.plans);
             let below = self.below(&sums);
-            if let Some(&first) = below.first().filter(|_| self.fail_fast) {
+            if let Some(&first) = below.iter().find(|&&index| self.fail_fast && !self.is_up_to_target(index)) {
                 return Err(stopped(&self.planned.plans[first], &self.floor, &sums[first].errors));
             }
             let files: u64 = records.iter().map(|record| record.file.bytes).sum();
@@ -271,6 +284,11 @@ impl Rounds {
             adjustments += usize::from(is_adjusted);
             stage = Stage::Requantizing;
         }
+    }
+
+    /// Whether a target size chose for a tensor: that it chose badly, from a sample, is no reason to stop.
+    fn is_up_to_target(&self, index: usize) -> bool {
+        self.planned.allocation.is_some() && self.planned.plans[index].is_open
     }
 
     /// The tensors that are below the floor.
@@ -322,13 +340,16 @@ impl Rounds {
             }
         }
         let beside = files.saturating_sub(open);
-        let is_near = files <= target && files as f64 >= (1.0 - UNUSED) * target as f64;
-        if is_near && !is_changed {
-            return Ok(false);
-        }
         // What the target leaves for the tensors, a little less than all of it: files vary by some bytes.
         let budget = target.saturating_sub(beside + target / 5000);
-        allocation.adjust(budget).map_err(|_| too_small(target))?;
+        let mut adjusted = allocation.clone();
+        adjusted.adjust(budget).map_err(|_| too_small(target))?;
+        let is_near = files <= target && files as f64 >= (1.0 - UNUSED) * target as f64;
+        // Parts are written again for what is missing from the target, or for what the choices gain.
+        if !is_changed && is_near && adjusted.squared_error() > WORTH_A_ROUND * allocation.squared_error() {
+            return Ok(false);
+        }
+        *allocation = adjusted;
         let is_other = allocation.chosen().zip(&before).any(|((_, cost), before)| cost.choice != *before);
         self.planned.follow_allocation();
         Ok(is_other || is_changed)
@@ -364,9 +385,7 @@ fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
 /// Looks at parts as they are written, to end a job that shall fail fast.
 struct Watch<'a> {
     plans: &'a [TensorPlan],
-    source: &'a crate::Model,
-    floor: &'a Floor,
-    fail_fast: bool,
+    rounds: &'a Rounds,
     index: std::collections::HashMap<(&'a str, &'a str), usize>,
     sums: Vec<PairSums>,
 }
@@ -376,16 +395,14 @@ impl<'a> Watch<'a> {
         let plans = &rounds.planned.plans;
         Self {
             plans,
-            source: &rounds.planned.source,
-            floor: &rounds.floor,
-            fail_fast: rounds.fail_fast,
+            rounds,
             index: plans.iter().enumerate().map(|(index, plan)| (plan.key(), index)).collect(),
             sums: vec![PairSums::default(); plans.len()],
         }
     }
 
     fn see(&mut self, record: &PartRecord) -> Result<()> {
-        if !self.fail_fast {
+        if !self.rounds.fail_fast {
             return Ok(());
         }
         for written in &record.tensors {
@@ -393,9 +410,9 @@ impl<'a> Watch<'a> {
             let (Some(&index), Some(errors)) = (self.index.get(&key), written.errors) else { continue };
             let sums = &mut self.sums[index];
             *sums = *sums + errors;
-            let is_whole = sums.n == self.source.tensors()[index].elements();
-            if is_whole && !self.floor.allows(sums) {
-                return Err(stopped(&self.plans[index], self.floor, sums));
+            let is_whole = sums.n == self.rounds.planned.source.tensors()[index].elements();
+            if is_whole && !self.rounds.floor.allows(sums) && !self.rounds.is_up_to_target(index) {
+                return Err(stopped(&self.plans[index], &self.rounds.floor, sums));
             }
         }
         Ok(())

@@ -134,7 +134,7 @@ impl<'a> Rules<'a> {
                 continue;
             }
             let pattern = regex("layer_bit_widths", layer)?;
-            if !model.tensors().iter().any(|tensor| pattern.is_match(&tensor.name)) {
+            if !model.tensors().iter().any(|tensor| is_match(&pattern, tensor)) {
                 return Err(unknown_name(model, "layer_bit_widths", layer));
             }
             width_patterns.push((layer.as_str(), pattern, *bits));
@@ -185,7 +185,7 @@ impl<'a> Rules<'a> {
         if let Some(found) = named.max_by_key(|(name, _)| name.len()) {
             return Ok(Some(*found));
         }
-        let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| pattern.is_match(&tensor.name));
+        let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| is_match(pattern, tensor));
         let Some((first, _, bits)) = matching.next() else { return Ok(None) };
         match matching.find(|(_, _, other)| other != bits) {
             Some((second, _, other)) => Err(QuantError::Configuration(format!(
@@ -201,10 +201,10 @@ impl<'a> Rules<'a> {
         if let Some(name) = self.sensitive_names.iter().find(|name| is_named(tensor, name)) {
             return Some(format!("sensitive_layer_names '{name}'"));
         }
-        if let Some(pattern) = self.sensitive_patterns.iter().find(|pattern| pattern.is_match(&tensor.name)) {
+        if let Some(pattern) = self.sensitive_patterns.iter().find(|pattern| is_match(pattern, tensor)) {
             return Some(format!("sensitive_layer_patterns '{pattern}'"));
         }
-        if self.selected.as_ref().is_some_and(|pattern| !pattern.is_match(&tensor.name)) {
+        if self.selected.as_ref().is_some_and(|pattern| !is_match(pattern, tensor)) {
             return Some(NOT_SELECTED.to_string());
         }
         self.defaults.and_then(|detected| detected.sensitive(&tensor.component, &tensor.name))
@@ -239,12 +239,18 @@ fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
     }
 }
 
-/// True for the tensor's name, with or without its component, and for that of a module it belongs to.
+/// True if a pattern matches the tensor's name, with or without its component.
+fn is_match(pattern: &Regex, tensor: &Tensor) -> bool {
+    let full = || full_name(&tensor.component, &tensor.name);
+    pattern.is_match(&tensor.name) || !tensor.component.is_empty() && pattern.is_match(&full())
+}
+
+/// True for the tensor's name, with or without its component, and for that of a module or component it belongs to.
 fn is_named(tensor: &Tensor, name: &str) -> bool {
     let is_module_of =
         |full: &str| full.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    is_module_of(&tensor.name)
-        || !tensor.component.is_empty() && is_module_of(&full_name(&tensor.component, &tensor.name))
+    let full = || full_name(&tensor.component, &tensor.name);
+    is_module_of(&tensor.name) || !tensor.component.is_empty() && (tensor.component == name || is_module_of(&full()))
 }
 
 fn unknown_name<'a>(model: &'a Model, field: &str, name: &str) -> QuantError {

@@ -1,22 +1,21 @@
 //! Plans as files: tables with a row a tensor, to be looked at, edited, and given to a job.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_kernels::{Bits, GroupSize, Settings};
-use datafusion::prelude::{CsvReadOptions, ParquetReadOptions};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::plan::{Choice, TensorPlan, full_name, unite};
 use super::planning::{PlanReport, PlannedTensor};
 use super::ties::repeated;
 use crate::config::nearest;
-use crate::session::session;
 use crate::{Model, QuantError, Result, Tensor};
 
 /// The columns that a job looks at.
@@ -90,13 +89,13 @@ type Row = (Option<i64>, Option<i64>);
 /// # Errors
 /// If the file is none, has a row for a tensor that the model has not or none for one that it has, or a row says what
 /// cannot be done.
-pub(super) async fn read(path: &Path, model: &Model, settings: Settings) -> Result<Vec<TensorPlan>> {
+pub(super) fn read(path: &Path, model: &Model, settings: Settings) -> Result<Vec<TensorPlan>> {
     let defect = |message: String| QuantError::Metadata {
         path: path.to_path_buf(),
         tensor: None,
         message: format!("the plan `{}`: {message}", path.display()),
     };
-    let mut rows = rows(path, &defect).await?;
+    let mut rows = rows(path, &defect)?;
     let mut plans = Vec::with_capacity(model.tensors().len());
     for tensor in model.tensors() {
         let name = full_name(&tensor.component, &tensor.name);
@@ -123,45 +122,66 @@ pub(super) async fn read(path: &Path, model: &Model, settings: Settings) -> Resu
 }
 
 /// The rows by component and tensor.
-async fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(String, String), Row>> {
-    // Asked for here, because to the readers below a file that is not there is an empty table.
-    std::fs::metadata(path).map_err(|e| QuantError::io(path, e))?;
-    let ctx = session(1)?;
-    let name = path.to_string_lossy().into_owned();
-    let table = match Format::of(path)? {
-        Format::Parquet => ctx.read_parquet(name, ParquetReadOptions::default()).await?,
-        Format::Csv => ctx.read_csv(name, CsvReadOptions::new()).await?,
-    };
-    let found: HashSet<String> = table.schema().fields().iter().map(|field| field.name().clone()).collect();
-    if let Some(missing) = COLUMNS.iter().find(|column| !found.contains(**column)) {
-        return Err(defect(format!("it has no column {missing}, expected {}", COLUMNS.join(", "))));
-    }
+fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(String, String), Row>> {
     let mut rows = HashMap::new();
-    for batch in table.select_columns(&COLUMNS)?.collect().await? {
-        let column = |name: &str, data_type| cast(&batch[name], &data_type);
-        let (components, tensors) = (column("component", DataType::Utf8)?, column("tensor", DataType::Utf8)?);
-        let integers = |name| {
-            let column = column(name, DataType::Int64)?;
-            // A cast makes what is no integer NULL, which would keep the tensor.
-            match column.null_count() > batch[name].logical_null_count() {
-                true => Err(defect(format!("a value of {name} is no whole number"))),
-                false => Ok(column),
-            }
+    for batch in batches(path, defect)? {
+        let text = |name: &str| {
+            let column = batch.column_by_name(name).ok_or_else(|| defect(without(name)))?;
+            cast(column, &DataType::Utf8).map_err(|_| defect(format!("the values of {name} are not understood")))
         };
-        let (bits, sizes) = (integers("bits")?, integers("group_size")?);
-        let (components, tensors) = (components.as_string::<i32>(), tensors.as_string::<i32>());
-        let (bits, sizes) = (bits.as_primitive::<Int64Type>(), sizes.as_primitive::<Int64Type>());
+        let [components, tensors, bits, sizes] = COLUMNS.map(text);
+        let (components, tensors, bits, sizes) = (components?, tensors?, bits?, sizes?);
+        // CSV has no empty text beside NULL.
+        let value = |column: &ArrayRef, row| {
+            let column = column.as_string::<i32>();
+            (column.is_valid(row) && !column.value(row).is_empty()).then(|| column.value(row).to_string())
+        };
         for row in 0..batch.num_rows() {
-            // CSV has no empty text beside NULL.
-            let component = if components.is_null(row) { "" } else { components.value(row) };
-            let key = (component.to_string(), tensors.value(row).to_string());
-            let value = (bits.is_valid(row).then(|| bits.value(row)), sizes.is_valid(row).then(|| sizes.value(row)));
-            if rows.insert(key.clone(), value).is_some() {
-                return Err(defect(format!("it has two rows for {}", full_name(&key.0, &key.1))));
+            let key = (value(&components, row).unwrap_or_default(), value(&tensors, row).unwrap_or_default());
+            let name = full_name(&key.0, &key.1);
+            let whole = |column: &ArrayRef, field: &str| match value(column, row) {
+                None => Ok(None),
+                // Tools that know no NULL among integers write 4.0.
+                Some(text) => match text.trim().parse::<f64>() {
+                    Ok(number) if number.fract() == 0.0 => Ok(Some(number as i64)),
+                    _ => Err(defect(format!("{name}: {field} is '{text}', which is no whole number"))),
+                },
+            };
+            let (bits, sizes) = (whole(&bits, "bits")?, whole(&sizes, "group_size")?);
+            if rows.insert(key, (bits, sizes)).is_some() {
+                return Err(defect(format!("it has two rows for {name}")));
             }
         }
     }
     Ok(rows)
+}
+
+fn without(column: &str) -> String {
+    format!("it has no column {column}, expected {}", COLUMNS.join(", "))
+}
+
+/// The table in a file; of CSV all columns are text.
+fn batches(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<Vec<RecordBatch>> {
+    let format = Format::of(path)?;
+    let open = || File::open(path).map_err(|e| QuantError::io(path, e));
+    let unreadable = |error: &dyn std::error::Error| defect(format!("it cannot be read: {error}"));
+    match format {
+        Format::Parquet => {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(open()?).and_then(|builder| builder.build());
+            reader.map_err(|e| unreadable(&e))?.map(|batch| batch.map_err(|e| unreadable(&e))).collect()
+        }
+        Format::Csv => {
+            let csv = arrow::csv::reader::Format::default().with_header(true);
+            let (header, _) = csv.infer_schema(open()?, Some(0)).map_err(|e| unreadable(&e))?;
+            if let Some(missing) = COLUMNS.iter().find(|column| header.column_with_name(column).is_none()) {
+                return Err(defect(without(missing)));
+            }
+            let text = |field: &Arc<Field>| Field::new(field.name(), DataType::Utf8, true);
+            let schema = Arc::new(Schema::new(header.fields().iter().map(text).collect::<Vec<_>>()));
+            let reader = arrow::csv::ReaderBuilder::new(schema).with_format(csv).build(open()?);
+            reader.map_err(|e| unreadable(&e))?.map(|batch| batch.map_err(|e| unreadable(&e))).collect()
+        }
+    }
 }
 
 /// What a row asks for, checked.

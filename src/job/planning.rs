@@ -8,7 +8,7 @@ use arrow_quant_kernels::{Isa, PairSums, Settings};
 use serde::Serialize;
 
 use super::memory;
-use super::plan::{Choice, TensorPlan, plan_tensors, quantized_bytes};
+use super::plan::{Choice, TensorPlan, kept_unless_smaller, plan_tensors, quantized_bytes};
 use super::plan_file;
 use super::progress::Listener;
 use super::report::{finite, sqnr_db};
@@ -80,7 +80,7 @@ impl Planned {
         let plans = match &options.plan {
             Some(path) => {
                 refuse_decisions(config)?;
-                plan_file::read(path, &source, settings).await?
+                plan_file::read(path, &source, settings)?
             }
             None => plan_tensors(&source, config, settings, &detected)?,
         };
@@ -117,7 +117,11 @@ impl Planned {
         let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
         let beside = self.overhead() + self.fixed_bytes();
         let least = beside + allocation.least_bytes();
-        let budget = target.bytes.saturating_sub(beside);
+        let mut budget = target.bytes.saturating_sub(beside);
+        // What is beside the tensors is known more or less. Whether the smallest choices fit is then seen when they are written.
+        if target.bytes < least && target.bytes + self.overhead() / 8 >= least {
+            budget = allocation.least_bytes();
+        }
         allocation.choose(budget).map_err(|_| target.refused(least, weights))?;
         self.target = Some(target);
         self.allocation = Some(allocation);
@@ -129,8 +133,10 @@ impl Planned {
     pub fn follow_allocation(&mut self) {
         let (Some(allocation), Some(target)) = (&self.allocation, self.target) else { return };
         for (index, cost) in allocation.chosen() {
-            self.plans[index].choice = cost.choice;
-            self.plans[index].because = target.field.to_string();
+            let plan = &mut self.plans[index];
+            plan.choice = cost.choice;
+            plan.because = target.field.to_string();
+            *plan = kept_unless_smaller(plan.clone(), &self.source.tensors()[index], self.settings);
         }
         self.follow_ties();
     }

@@ -1,8 +1,8 @@
 //! How far a job is, told to whoever wants to know, and not too often.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What a job is doing.
@@ -51,8 +51,8 @@ pub(crate) struct StageProgress {
     total: u64,
     done: AtomicU64,
     started: Instant,
-    /// Milliseconds from the start to when it was last told.
-    told: AtomicU64,
+    /// When it was last told. Held while it is told, so that what is done only grows.
+    told: Mutex<Instant>,
     listener: Listener,
 }
 
@@ -66,8 +66,8 @@ pub(crate) struct Listener {
 impl StageProgress {
     /// A stage of so many weights.
     pub fn new(stage: Stage, total: u64, listener: Listener) -> Self {
-        let progress =
-            Self { stage, total, done: AtomicU64::new(0), started: Instant::now(), told: AtomicU64::new(0), listener };
+        let started = Instant::now();
+        let progress = Self { stage, total, done: AtomicU64::new(0), started, told: Mutex::new(started), listener };
         progress.tell("");
         progress
     }
@@ -75,17 +75,18 @@ impl StageProgress {
     /// Counts weights of a tensor as done.
     pub fn add(&self, weights: u64, tensor: &str) {
         self.done.fetch_add(weights, Ordering::Relaxed);
-        let now = self.started.elapsed().as_millis() as u64;
-        let before = self.told.load(Ordering::Relaxed);
-        let due = now >= before + self.listener.interval.as_millis() as u64;
         // Of several threads that find it due, one tells it.
-        if due && self.told.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if let Ok(mut told) = self.told.try_lock()
+            && told.elapsed() >= self.listener.interval
+        {
+            *told = Instant::now();
             self.tell(tensor);
         }
     }
 
     /// Ends the stage.
     pub fn finish(&self) {
+        let _told = self.told.lock();
         self.tell("");
     }
 
@@ -100,8 +101,6 @@ impl StageProgress {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[test]

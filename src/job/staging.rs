@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::journal::{Found, Journal, RunIdentity};
+use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use super::manifest::FileEntry;
 use super::part::hash_of;
 use crate::model::MANIFEST;
@@ -53,32 +53,22 @@ impl Staging {
             )));
         }
         let path = partial(&out);
-        let mut earlier = Earlier::Nothing;
-        if path.symlink_metadata().is_ok() {
-            let is_intact = |file: &FileEntry| hash_of(&path.join(&file.path)).is_ok_and(|found| found == *file.sha256);
-            match Journal::open(&path.join(JOURNAL), identity, is_intact)? {
-                Found::Running => {
-                    return Err(in_the_way(&path, "belongs to a run that is still going on: wait for it"));
-                }
-                _ if !resume => {
-                    let why = "is left from a run that was interrupted: continue it with --resume, remove it";
-                    return Err(in_the_way(&path, why));
-                }
-                Found::Same(journal) => {
-                    let earlier = Earlier::Parts(journal.parts());
-                    return Ok((Self { path, out, journal, is_of_use: true }, earlier));
-                }
-                Found::Other(reason) => {
-                    fs::remove_dir_all(&path).map_err(|e| QuantError::io(&path, e))?;
-                    earlier = Earlier::Unlike(reason);
-                }
+        let found = match Journal::find(&path.join(JOURNAL)) {
+            // Whatever is there is no directory.
+            Err(QuantError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => None,
+            found => found?,
+        };
+        let (journal, earlier) = match found {
+            Some(Found::Running) => {
+                return Err(in_the_way(&path, "belongs to a run that is still going on: wait for it"));
             }
-        }
-        fs::create_dir(&path).map_err(|e| create_error(&path, e))?;
-        let journal = Journal::create(&path.join(JOURNAL), identity).inspect_err(|_| {
-            // The error that is about to be told says more than that this one failed too.
-            let _ = fs::remove_dir_all(&path);
-        })?;
+            Some(Found::Left(_)) if !resume => {
+                let why = "is left from a run that was interrupted: continue it with --resume, remove it";
+                return Err(in_the_way(&path, why));
+            }
+            Some(Found::Left(left)) => go_on(&path, left, identity)?,
+            None => (begin(&path, identity)?, Earlier::Nothing),
+        };
         let staging = Self { path, out, journal, is_of_use: true };
         staging.create_directory(Path::new("weights"))?;
         Ok((staging, earlier))
@@ -121,16 +111,17 @@ impl Staging {
     }
 
     /// Writes the manifest and gives the directory its name. Both are durable when this returns.
-    pub fn complete(self, manifest: &str) -> Result<()> {
+    pub fn complete(&self, manifest: &str) -> Result<()> {
         let path = self.path.join(MANIFEST);
         fs::write(&path, manifest).map_err(|e| QuantError::io(&path, e))?;
-        let journal = self.path.join(JOURNAL);
-        fs::remove_file(&journal).map_err(|e| QuantError::io(&journal, e))?;
         for synced in [path.as_path(), &self.path.join("weights"), &self.path] {
             sync(synced)?;
         }
         // Rename would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
         fs::rename(&self.path, &self.out).map_err(|e| QuantError::io(&self.out, e))?;
+        // Not before: without it, what is there would be lost if the directory could not get its name.
+        let journal = self.out.join(JOURNAL);
+        fs::remove_file(&journal).map_err(|e| QuantError::io(&journal, e))?;
         self.out.parent().map_or(Ok(()), sync)
     }
 }
@@ -143,6 +134,53 @@ impl Drop for Staging {
             let _ = fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
         }
     }
+}
+
+/// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
+fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+            if !is_empty {
+                return Err(in_the_way(path, "is in the way, and not from a run of arrow-quant: remove it"));
+            }
+        }
+        made => made.map_err(|e| create_error(path, e))?,
+    }
+    Journal::create(&path.join(JOURNAL), identity).inspect_err(|_| {
+        // The error that is about to be told says more than that this one failed too.
+        let _ = fs::remove_dir_all(path);
+    })
+}
+
+/// Goes on with what a run left, or begins again in its place.
+fn go_on(path: &Path, left: LeftJournal, identity: &RunIdentity) -> Result<(Journal, Earlier)> {
+    let is_intact = |file: &FileEntry| hash_of(&path.join(&file.path)).is_ok_and(|found| found == *file.sha256);
+    let (journal, earlier, kept) = match left.resume(identity, is_intact)? {
+        Ok(journal) => {
+            let earlier = Earlier::Parts(journal.parts());
+            (journal, earlier, [JOURNAL, "weights"])
+        }
+        Err((left, reason)) => {
+            let parts = fs::read_dir(path.join("weights")).map_or(0, Iterator::count);
+            let earlier = if parts == 0 { Earlier::Nothing } else { Earlier::Unlike(reason.clone()) };
+            if parts > 0 {
+                log::warn!("`{}` is begun anew: {reason}", path.display());
+            }
+            (left.restart(identity)?, earlier, [JOURNAL, JOURNAL])
+        }
+    };
+    // The journal stays, and stays locked, so that no other run takes the directory meanwhile. Files beside the weights
+    // are copied again, for they may be others by now.
+    let entries = fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    for entry in entries.map_err(|e| QuantError::io(path, e))? {
+        let inner = entry.path();
+        if !kept.iter().any(|name| entry.file_name() == *name) {
+            let removed = if inner.is_dir() { fs::remove_dir_all(&inner) } else { fs::remove_file(&inner) };
+            removed.map_err(|e| QuantError::io(&inner, e))?;
+        }
+    }
+    Ok((journal, earlier))
 }
 
 /// Where a run that is to write `out` keeps what is unfinished, if it, or a run before it, left something there.

@@ -15,6 +15,9 @@ use crate::{QuantError, Result};
 /// Exchanges that are made at most: on real models a few dozen are left to make.
 const EXCHANGES: usize = 1000;
 
+/// Uniform choices to start from, beside the steps by gain.
+const STARTS: usize = 3;
+
 /// A part of a tensor's error below which a gain is rounding.
 const SLIGHTEST: f64 = 1e-9;
 
@@ -56,6 +59,10 @@ impl Allocation {
 
     /// The fewest bytes that there is a choice for.
     pub fn least_bytes(&self) -> u64 {
+        if self.is_uniform {
+            let of = |choice| self.of_all(choice).map(|(bytes, _)| bytes);
+            return self.common_choices().into_iter().filter_map(of).min().unwrap_or_default();
+        }
         self.open.iter().filter_map(|open| open.costs.iter().map(|cost| cost.bytes).min()).sum()
     }
 
@@ -71,13 +78,15 @@ impl Allocation {
         if self.bytes() > budget {
             return Err(too_small());
         }
-        let uniform = self.uniform(budget);
+        let uniform = self.near_uniform(budget);
         self.take_steps(budget);
         self.improve(budget);
-        if let Some(mut uniform) = uniform {
-            uniform.improve(budget);
-            if uniform.squared_error() < self.squared_error() {
-                *self = uniform;
+        for mut other in uniform {
+            if other.cut(budget).is_ok() {
+                other.improve(budget);
+                if other.squared_error() < self.squared_error() {
+                    *self = other;
+                }
             }
         }
         Ok(())
@@ -98,21 +107,24 @@ impl Allocation {
         }
     }
 
-    /// The best choice that is the same for all tensors which have it; the others take their smallest.
-    fn uniform(&self, budget: u64) -> Option<Self> {
+    /// The choices that are the same for all tensors which have them, and come nearest to a budget from either side; the
+    /// other tensors take their smallest.
+    fn near_uniform(&self, budget: u64) -> Vec<Self> {
         let of = |choice: Choice| {
             let mut all = self.clone();
             for open in &mut all.open {
                 open.chosen = open.costs.iter().position(|cost| cost.choice == Some(choice)).unwrap_or(0);
             }
-            (all.bytes() <= budget).then_some(all)
+            all
         };
-        let all = all_choices().into_iter().filter_map(of);
-        all.min_by(|a, b| a.squared_error().total_cmp(&b.squared_error()))
+        let mut all: Vec<Self> = all_choices().into_iter().map(of).collect();
+        all.sort_by_key(|all| all.bytes().abs_diff(budget));
+        all.truncate(STARTS);
+        all
     }
 
     /// The sum over all tensors as chosen.
-    fn squared_error(&self) -> f64 {
+    pub fn squared_error(&self) -> f64 {
         self.chosen().map(|(_, cost)| cost.squared_error).sum()
     }
 
@@ -190,13 +202,19 @@ impl Allocation {
         if self.is_uniform {
             return self.choose_one_for_all(budget);
         }
+        self.cut(budget)?;
+        // No exchanges here: what changes is written anew.
+        self.fill(budget);
+        Ok(())
+    }
+
+    /// Takes the cheapest changes that lead down to a budget.
+    fn cut(&mut self, budget: u64) -> Result<()> {
         while self.bytes() > budget {
             let excess = self.bytes() - budget;
             let Some((open, to)) = self.cheapest_cut(excess) else { return Err(too_small()) };
             self.open[open].chosen = to;
         }
-        // No exchanges here: what changes is written anew.
-        self.fill(budget);
         Ok(())
     }
 
@@ -270,23 +288,30 @@ impl Allocation {
         }
     }
 
-    /// The choice for all tensors alike that has least error within the budget; what cannot be smaller is kept.
+    /// The choice for all tensors alike that has least error within the budget.
     fn choose_one_for_all(&mut self, budget: u64) -> Result<()> {
-        let Some(first) = self.open.first() else { return Ok(()) };
-        let candidates: Vec<Option<Choice>> = first.costs.iter().map(|cost| cost.choice).collect();
-        let total = |choice: Option<Choice>| {
-            let cost = |open: &Open| open.costs.iter().find(|cost| cost.choice == choice).copied();
-            let costs: Option<Vec<Cost>> = self.open.iter().map(cost).collect();
-            let costs = costs?;
-            let (bytes, error) = costs.iter().fold((0, 0.0), |(b, e), cost| (b + cost.bytes, e + cost.squared_error));
-            (bytes <= budget).then_some((error, choice))
+        let within =
+            |choice| self.of_all(choice).filter(|(bytes, _)| *bytes <= budget).map(|(_, error)| (error, choice));
+        let found = self.common_choices().into_iter().filter_map(within).min_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, choice)) = found else {
+            return if self.open.is_empty() { Ok(()) } else { Err(too_small()) };
         };
-        let found = candidates.into_iter().filter_map(total).min_by(|a, b| a.0.total_cmp(&b.0));
-        let (_, choice) = found.ok_or_else(too_small)?;
         for open in &mut self.open {
             open.chosen = open.costs.iter().position(|cost| cost.choice == choice).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// The choices of the first tensor; one that another tensor lacks is none for all.
+    fn common_choices(&self) -> Vec<Option<Choice>> {
+        self.open.first().map_or(Vec::new(), |first| first.costs.iter().map(|cost| cost.choice).collect())
+    }
+
+    /// Bytes and error of all tensors with one choice, if all have it.
+    fn of_all(&self, choice: Option<Choice>) -> Option<(u64, f64)> {
+        let cost = |open: &Open| open.costs.iter().find(|cost| cost.choice == choice).copied();
+        let costs: Option<Vec<Cost>> = self.open.iter().map(cost).collect();
+        Some(costs?.iter().fold((0, 0.0), |(bytes, error), cost| (bytes + cost.bytes, error + cost.squared_error)))
     }
 }
 
@@ -414,7 +439,7 @@ mod tests {
         assert!(Allocation::new(tensors(), false).choose(least - 1).is_err());
     }
 
-    /// Budgets that are just enough for a uniform choice, or a byte short of it, where steps by gain end far from it.
+    /// Budgets that are just enough for a uniform choice, or a byte short of it, from which steps by gain end far away.
     #[test]
     fn never_worse_than_the_best_uniform_choice() {
         for choice in 0..3 {

@@ -2,21 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
-use crate::common::{DIGITS, Tensor, arrow_quant, contains, files, names, run, text, write_large_model, write_model};
+use crate::common::{
+    DIGITS, Tensor, arrow_quant, contains, files, manifest, names, quantized, run, text, write_large_model, write_model,
+};
 use arrow_quant_kernels::Isa;
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// Quantizes a model into `directory/name` with more arguments, and gives the report.
-#[track_caller]
-fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) -> (PathBuf, Value) {
-    let out = directory.join(name);
-    let report = run(arrow_quant(&[["quantize", model, text(&out), "--json"].as_slice(), arguments].concat())).json();
-    (out, report)
-}
 
 /// The figures of each tensor: cosine similarity, SQNR and greatest error, by name.
 fn figures(report: &Value) -> Vec<(String, [Option<f64>; 3])> {
@@ -37,6 +31,7 @@ fn the_example_model_from_end_to_end() {
         &printed,
         &[
             "tensor",
+            "group",
             "bits per weight",
             "SQNR dB",
             "cosine",
@@ -47,7 +42,7 @@ fn the_example_model_from_end_to_end() {
     let position = |name: &str| printed.find(name).unwrap_or_else(|| panic!("{name} is missing in {printed}"));
     assert!(position("blocks.0.fc2.weight") < position("patch_embed.weight"), "worst first: {printed}");
 
-    let manifest: Value = serde_json::from_slice(&fs::read(out.join("arrow_quant.json")).unwrap()).unwrap();
+    let manifest = manifest(&out);
     assert_eq!(manifest["tensors"].as_array().unwrap().len(), 52);
     let settings = &manifest["settings"];
     assert_eq!(
@@ -192,11 +187,11 @@ fn what_is_kept_and_why() {
     );
     let (out, report) = quantized(text(&model), directory.path(), "out", &["--tensors", "^att.*weight$"]);
     let tensors = report["tensors"].as_array().unwrap();
-    let shown = |t: &Value| format!("{} {} {}", t["tensor"], t["bits"], t["kept_because"]).replace('"', "");
+    let shown = |t: &Value| format!("{} {} {}", t["tensor"], t["bits"], t["because"]).replace('"', "");
     assert_eq!(
         tensors.iter().map(shown).collect::<Vec<_>>(),
         [
-            "attention.weight 4 null",
+            "attention.weight 4 bit_width",
             "embedding.weight null not selected",
             "norm null 1-D",
             "position_ids null I64 is not quantized"

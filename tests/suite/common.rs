@@ -4,10 +4,11 @@ use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use arrow::datatypes::{ArrowPrimitiveType, Float16Type};
+use arrow_quant_v2::FIELDS;
 use serde_json::{Map, Value, json};
 
 /// The example model.
@@ -109,6 +110,23 @@ pub fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
     file.flush().unwrap();
 }
 
+/// Writes a copy of the example model, `directory/digits`, in which one tensor has other weights.
+pub fn write_digits_with(directory: &Path, tensor: &str, values: &[f64]) -> PathBuf {
+    let model = directory.join("digits");
+    fs::create_dir(&model).unwrap();
+    for (name, mut bytes) in files(Path::new(DIGITS)) {
+        if name.ends_with(".safetensors") {
+            let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+            let offset = |end: usize| data + header[tensor]["data_offsets"][end].as_u64().unwrap() as usize;
+            let weights: Vec<u8> = values.iter().flat_map(|x| bf16(*x as f32).to_le_bytes()).collect();
+            bytes[offset(0)..offset(1)].copy_from_slice(&weights);
+        }
+        fs::write(model.join(name), bytes).unwrap();
+    }
+    model
+}
+
 /// What comes before the data.
 fn file_head(header: Map<String, Value>) -> Vec<u8> {
     let json = Value::Object(header).to_string();
@@ -123,8 +141,46 @@ pub fn text(path: &Path) -> &str {
 /// The command with some arguments, and nothing of the environment that would change what it does.
 pub fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
-    command.args(arguments).env_remove("ARROW_QUANT_NUM_THREADS").env_remove("ARROW_QUANT_ISA");
+    command.args(arguments).env_remove("ARROW_QUANT_ISA");
+    for variable in FIELDS.iter().filter_map(|field| field.variable) {
+        command.env_remove(variable);
+    }
     command
+}
+
+/// Quantizes a model into `directory/name` with more arguments, and gives the report.
+#[track_caller]
+pub fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) -> (PathBuf, Value) {
+    let out = directory.join(name);
+    let report = run(arrow_quant(&[["quantize", model, text(&out), "--json"].as_slice(), arguments].concat())).json();
+    (out, report)
+}
+
+/// The message of a `quantize` that must fail, after which the directory holds what it held before.
+#[track_caller]
+pub fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
+    let parent = out.parent().unwrap();
+    let before = parent.is_dir().then(|| names(parent));
+    let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
+    assert_eq!(parent.is_dir().then(|| names(parent)), before, "{message}");
+    message
+}
+
+/// The tensors of a report.
+#[track_caller]
+pub fn tensors(report: &Value) -> &[Value] {
+    report["tensors"].as_array().unwrap()
+}
+
+/// What a report says of a tensor.
+#[track_caller]
+pub fn tensor<'a>(report: &'a Value, name: &str) -> &'a Value {
+    tensors(report).iter().find(|tensor| tensor["tensor"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+/// What a quantized model says of itself.
+pub fn manifest(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("arrow_quant.json")).unwrap()).unwrap()
 }
 
 /// What a finished command leaves.
@@ -201,4 +257,26 @@ pub fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     found
+}
+
+/// Writes a model of tall tensors, each the rows of a small one so many times over, and the directories above it.
+#[cfg(unix)]
+pub fn write_tall_model(path: &Path, tensors: &[(Tensor, usize)]) {
+    let (mut header, mut end) = (Map::new(), 0);
+    for (tensor, times) in tensors {
+        let (begin, rows) = (end, tensor.shape[0] * times);
+        end += tensor.bytes().len() * times;
+        let entry = json!({"dtype": tensor.dtype, "shape": [rows, tensor.shape[1]], "data_offsets": [begin, end]});
+        header.insert(tensor.name.to_string(), entry);
+    }
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut file = BufWriter::new(fs::File::create(path).unwrap());
+    file.write_all(&file_head(header)).unwrap();
+    for (tensor, times) in tensors {
+        let rows = tensor.bytes();
+        for _ in 0..*times {
+            file.write_all(&rows).unwrap();
+        }
+    }
+    file.flush().unwrap();
 }

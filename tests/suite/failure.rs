@@ -3,18 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{DIGITS, Tensor, arrow_quant, contains, names, run, safetensors, text, write_model};
+use crate::common::{DIGITS, Tensor, arrow_quant, contains, names, refused, run, safetensors, text, write_model};
 use tempfile::TempDir;
-
-/// The message of a `quantize` that must fail, after which the directory holds what it held before.
-#[track_caller]
-fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
-    let parent = out.parent().unwrap();
-    let before = parent.is_dir().then(|| names(parent));
-    let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
-    assert_eq!(parent.is_dir().then(|| names(parent)), before, "{message}");
-    message
-}
 
 #[test]
 fn a_weight_that_is_not_finite_is_named_and_nothing_left() {
@@ -65,13 +55,17 @@ fn outputs_that_cannot_be_written() {
     fs::create_dir(path("directory")).unwrap();
     fs::write(path("file"), "").unwrap();
     fs::create_dir(path("killed.partial")).unwrap();
+    fs::write(path("killed.partial/journal.jsonl"), "").unwrap();
     let message = |out: &Path| refused(DIGITS, out, &[]);
     contains(&message(&path("directory")), &["directory` exists already: remove it, or choose another output"]);
     contains(&message(&path("file")), &["file` exists already: remove it, or choose another output"]);
-    contains(&message(&path("killed")), &["killed.partial` is left from a run that was killed", "remove it"]);
+    contains(
+        &message(&path("killed")),
+        &["killed.partial` is left from a run that was interrupted", "continue it with --resume", "remove it"],
+    );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);
-    assert!(names(&path("directory")).is_empty() && names(&path("killed.partial")).is_empty());
+    assert!(names(&path("directory")).is_empty() && names(&path("killed.partial")) == ["journal.jsonl"]);
 }
 
 #[cfg(unix)]
@@ -127,13 +121,15 @@ fn a_disk_that_is_full() {
     let mut command = Command::new("sh");
     command.args(["-c", r#"trap "" XFSZ; ulimit -f 100; exec "$0" "$@""#]).arg(program);
     command.args(["quantize", DIGITS, text(&out)]);
-    contains(&run(command).error(), &["part-00000.parquet", "larger than is allowed here"]);
+    let message = run(command).error();
+    contains(&message, &["part-00000.parquet", "larger than is allowed here"]);
+    assert!(!message.contains("--resume"), "there is nothing to go on from: {message}");
     assert!(names(directory.path()).is_empty(), "{:?}", names(directory.path()));
 }
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_run_leaves_nothing() {
+fn a_run_interrupted_before_its_first_part_leaves_nothing() {
     use std::io::Read;
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
@@ -142,7 +138,8 @@ fn an_interrupted_run_leaves_nothing() {
 
     let directory = TempDir::new().unwrap();
     let model = directory.path().join("large.safetensors");
-    write_large_model(&model, "F32", 4 << 10);
+    // All of it is one part.
+    write_large_model(&model, "F32", 1 << 10);
     for (signal, status) in [("-INT", 130), ("-TERM", 143)] {
         let (out, partial) = (directory.path().join("out"), directory.path().join("out.partial"));
         let mut command = arrow_quant(&["quantize", text(&model), text(&out), "--threads", "1", "--quiet"]);
@@ -158,9 +155,13 @@ fn an_interrupted_run_leaves_nothing() {
         let mut message = String::new();
         child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
         let found = child.wait().unwrap();
+        // A run may be faster than the signal: then it is complete, or has finished its only part.
+        if partial.exists() {
+            contains(&message, &["the finished parts are in ", "--resume"]);
+            run(arrow_quant(&["quantize", text(&model), text(&out), "--resume", "--quiet"])).printed();
+        }
         assert!(!partial.exists(), "{signal}: {found}, {message}");
-        // A run may be faster than the signal: then it is complete.
-        if found.success() {
+        if out.exists() {
             run(arrow_quant(&["validate", text(&model), text(&out), "--quiet"])).printed();
             fs::remove_dir_all(&out).unwrap();
             continue;

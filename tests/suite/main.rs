@@ -2,7 +2,14 @@
 
 mod command;
 mod common;
+mod configure;
 mod failure;
+mod job;
+mod layers;
+mod plan;
 mod query;
 mod reference;
+mod report;
+mod resume;
 mod sql;
+mod target;

@@ -6,7 +6,6 @@
 //! `(empty)` for the empty string, `<n bytes>` for binary values.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::common::DIGITS;
 use arrow::array::{Array, AsArray};
@@ -14,7 +13,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow_quant_v2::{
-    DeploymentProfile, DiffusionQuantConfig, QuantError, Result, quantize_model, register_model, session,
+    DeploymentProfile, DiffusionQuantConfig, JobOptions, QuantError, Result, quantize_model, register_model, session,
 };
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
@@ -25,7 +24,7 @@ async fn functions_and_tables_do_what_the_files_say() {
     let directory = tempfile::tempdir().unwrap();
     let int4 = directory.path().join("digits-int4");
     let config = DiffusionQuantConfig::from_profile(DeploymentProfile::Local);
-    quantize_model(Path::new(DIGITS), &int4, &config, Arc::new(|_| {})).await.unwrap();
+    quantize_model(Path::new(DIGITS), &int4, &config, &JobOptions::default()).await.unwrap();
     let int4 = int4.to_str().unwrap();
     let mut failures = String::new();
     for file in files() {

@@ -18,6 +18,7 @@ mod sql;
 mod table;
 mod validate;
 
+use std::io::{self, Write};
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -73,7 +74,30 @@ enum Command {
     Sql(sql::Arguments),
 }
 
+/// Shows the library's warnings.
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, record: &log::Metadata) -> bool {
+        // Those of other crates are for their authors.
+        record.level() <= log::Level::Warn && record.target().starts_with("arrow_quant")
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            // Nobody is left to hear that standard error is closed.
+            let _ = writeln!(io::stderr(), "warning: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn main() -> ExitCode {
+    // It fails only where a logger is set already.
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),

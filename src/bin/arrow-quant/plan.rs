@@ -22,7 +22,7 @@ pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
     /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
     /// Print nothing but errors
     #[arg(long, conflicts_with = "json")]
@@ -30,6 +30,14 @@ pub struct Arguments {
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// A path that tells the table's format.
+fn table(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_known =
+        path.extension().is_some_and(|found| ["parquet", "csv"].iter().any(|e| found.eq_ignore_ascii_case(e)));
+    if is_known { Ok(path) } else { Err("expected a name that ends with .parquet or .csv".to_string()) }
 }
 
 /// Plans and shows the plan.

@@ -128,7 +128,7 @@ fn fallbacks(tensors: &[&TensorReport]) -> Markup {
                             th.name scope="row" { (name(tensor)) }
                             td { @for attempt in &tensor.fallbacks { (tried(attempt)) } }
                             td { (taken(tensor)) }
-                            td.n { (figures::sqnr(tensor)) }
+                            td.n { (figures::sqnr(tensor, 2)) }
                             td.n { (measure(tensor.cosine_similarity, 6)) }
                         }
                     }

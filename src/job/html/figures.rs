@@ -82,12 +82,19 @@ pub(super) fn bits_per_weight(tensor: &TensorReport) -> String {
     measure(stored.then(|| 8.0 * tensor.bytes as f64 / tensor.elements as f64), 2)
 }
 
-/// Decibels; a quantized tensor without them came back as it was.
-pub(super) fn sqnr(tensor: &TensorReport) -> String {
-    match (tensor.bits, tensor.sqnr_db) {
-        (Some(_), None) => "exact".to_string(),
-        (_, db) => measure(db, 2),
-    }
+/// Decibels, if they are a number: a tensor without error may have infinitely many.
+pub(super) fn db(tensor: &TensorReport) -> Option<f64> {
+    tensor.sqnr_db.filter(|db| db.is_finite())
+}
+
+/// Whether a tensor came back from its codes as it was.
+pub(super) fn is_exact(tensor: &TensorReport) -> bool {
+    tensor.bits.is_some() && db(tensor).is_none() && tensor.max_abs_error.unwrap_or(0.0) == 0.0
+}
+
+/// Decibels with so many decimals.
+pub(super) fn sqnr(tensor: &TensorReport, decimals: usize) -> String {
+    if is_exact(tensor) { "exact".to_string() } else { measure(db(tensor), decimals) }
 }
 
 /// The greatest error of a weight.

@@ -10,12 +10,12 @@ use super::{ModelReport, TensorReport};
 /// More tensors outside of blocks than this are a list to scroll through, not a picture.
 const MAX_LISTED: usize = 120;
 /// More columns than this take smaller print on paper.
-const WIDE: usize = 9;
+const WIDE: usize = 11;
 
 /// The section: for every component its grids and what is outside of them.
 pub(super) fn section(report: &ModelReport) -> Markup {
     let components = components(&report.tensors);
-    let scale = Scale::of(report.tensors.iter().filter_map(|tensor| tensor.sqnr_db).collect());
+    let scale = Scale::of(report.tensors.iter().filter_map(figures::db).collect());
     let hidden = report.tensors.iter().filter(|tensor| !is_shown(tensor)).count();
     html! {
         section #blocks {
@@ -27,7 +27,7 @@ pub(super) fn section(report: &ModelReport) -> Markup {
                     "Signal to quantization noise (SQNR) in dB; the higher, the closer to the original. "
                     "Colours span this model’s range, the darkest being its lowest."
                     @if hidden > 0 {
-                        " Not shown: " (number_of(hidden)) " with one dimension, kept (norms, biases)."
+                        " Not shown: " (number_of(hidden)) " of fewer than two dimensions, kept (norms, biases)."
                     }
                 }
                 (legend(scale.as_ref(), &report.tensors))
@@ -67,7 +67,7 @@ fn legend(scale: Option<&Scale>, tensors: &[TensorReport]) -> Markup {
                 span.ramp { (scale.legend()) span.unit { "dB" } }
                 span.key { span.swatch.sample { "20.6" small { "4b" } } " SQNR and bits" }
             }
-            @if any(|t| t.bits.is_some() && t.sqnr_db.is_none()) {
+            @if any(figures::is_exact) {
                 span.key { span.swatch.exact { "exact" } " no error" }
             }
             @if any(|t| t.bits.is_none() && t.same_as.is_none()) {
@@ -145,7 +145,7 @@ fn rows(stack: &Stack, columns: usize, begins: &impl Fn(usize) -> bool, scale: O
 fn list(mut tensors: Vec<&TensorReport>, scale: Option<&Scale>) -> Markup {
     let more = tensors.len().saturating_sub(MAX_LISTED);
     if more > 0 {
-        let rank = |tensor: &TensorReport| tensor.sqnr_db.unwrap_or(f64::INFINITY);
+        let rank = |tensor: &TensorReport| figures::db(tensor).unwrap_or(f64::INFINITY);
         tensors.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
         tensors.truncate(MAX_LISTED);
     }
@@ -170,22 +170,18 @@ struct Cell {
 
 impl Cell {
     fn new(tensors: &[&TensorReport], scale: Option<&Scale>) -> Option<Self> {
-        let lowest = |tensor: &&&TensorReport| tensor.sqnr_db.unwrap_or(f64::INFINITY);
+        let lowest = |tensor: &&&TensorReport| figures::db(tensor).unwrap_or(f64::INFINITY);
         let quantized = tensors.iter().filter(|tensor| tensor.bits.is_some() && tensor.same_as.is_none());
         let shown = quantized.min_by(|a, b| lowest(a).total_cmp(&lowest(b))).or(tensors.first())?;
-        let class = match (&shown.same_as, shown.bits, shown.sqnr_db, scale) {
+        let class = match (&shown.same_as, shown.bits, figures::db(shown), scale) {
             (Some(_), ..) => "tied".to_string(),
             (_, None, ..) => "kept".to_string(),
             (_, Some(_), Some(db), Some(scale)) => scale.class(db),
             _ => "exact".to_string(),
         };
-        let figure = match shown.sqnr_db {
-            Some(db) => format!("{db:.1}"),
-            None => "exact".to_string(),
-        };
         let text = html! {
             @match (&shown.same_as, shown.bits) {
-                (None, Some(bits)) => { (figure) small { (bits) "b" } },
+                (None, Some(bits)) => { (figures::sqnr(shown, 1)) small { (bits) "b" } },
                 _ => (figures::bits(shown)),
             }
             @if tensors.len() > 1 { small.many { "×" (tensors.len()) } }
@@ -208,7 +204,7 @@ fn title(tensor: &TensorReport, of: usize) -> String {
             let group_size = tensor.group_size.map_or(NONE.to_string(), |size| size.to_string());
             let cosine = figures::measure(tensor.cosine_similarity, 6);
             title.push_str(&format!("\n{bits} bits, group size {group_size}: {}", tensor.because));
-            title.push_str(&format!("\nSQNR {} dB, cosine {cosine}", figures::sqnr(tensor)));
+            title.push_str(&format!("\nSQNR {} dB, cosine {cosine}", figures::sqnr(tensor, 2)));
         }
     }
     title

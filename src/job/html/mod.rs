@@ -76,7 +76,7 @@ fn header(report: &ModelReport) -> Markup {
     }
 }
 
-/// The model in seven figures.
+/// The model in six figures.
 fn totals(report: &ModelReport) -> Markup {
     let totals = &report.totals;
     let ties = report.tensors.iter().filter(|tensor| tensor.same_as.is_some()).count();
@@ -85,15 +85,15 @@ fn totals(report: &ModelReport) -> Markup {
     let size = html! {
         (figures::bytes(totals.original_bytes)) span.arrow { " → " } (figures::bytes(totals.stored_bytes))
     };
-    let tensors = html! {
-        (grouped(quantized as u64)) small { " quantized" } " " (grouped(kept as u64)) small { " kept" }
-    };
     let sqnr = html! { (measure(totals.sqnr_db, 2)) @if totals.sqnr_db.is_some() { small { " dB" } } };
+    let bits_per_weight = measure(Some(totals.bits_per_weight), 2);
     let ratio = match totals.stored_bytes {
         0 => NONE.to_string(),
         _ => measure(Some(totals.compression_ratio), 2) + "×",
     };
-    let tied = if ties > 0 { format!("and {ties} tied") } else { "none tied".to_string() };
+    let tensors = html! { (grouped(quantized as u64)) small { " quantized" } };
+    let tied = if ties > 0 { format!(", {} tied", grouped(ties as u64)) } else { String::new() };
+    let others = format!("{} kept{tied}", grouped(kept as u64));
     let figure = |class: &str, name: &str, value: Markup, about: &str| {
         html! { div.(class) { dt { (name) } dd { span.value { (value) } span.about { (about) } } } }
     };
@@ -101,10 +101,10 @@ fn totals(report: &ModelReport) -> Markup {
         dl.totals {
             (figure("size", "Size", size, &format!("{} weights", figures::count(totals.weights))))
             (figure("one", "Compression", html! { (ratio) }, "original ÷ stored"))
-            (figure("one", "Bits per weight", html! { (measure(Some(totals.bits_per_weight), 2)) }, "everything included"))
+            (figure("one", "Bits per weight", html! { (bits_per_weight) }, "everything included"))
             (figure("one", "SQNR", sqnr, "of all quantized weights"))
             (figure("one", "Cosine", html! { (measure(totals.cosine_similarity, 6)) }, "of all quantized weights"))
-            (figure("one", "Tensors", tensors, &tied))
+            (figure("one", "Tensors", tensors, &others))
         }
     }
 }
@@ -147,7 +147,9 @@ fn setting(value: &Value) -> Markup {
                 @if index > 0 { ", " }
                 (setting(value))
             },
-            Value::Object(fields) => ul { @for (name, value) in fields { li { code { (name) } ": " (setting(value)) } } },
+            Value::Object(fields) => ul {
+                @for (name, value) in fields { li { code { (name) } ": " (setting(value)) } }
+            },
         }
     }
 }

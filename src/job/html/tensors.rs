@@ -10,7 +10,7 @@ const WORST: usize = 20;
 
 /// The section: the tensors with the lowest SQNR.
 pub(super) fn worst(report: &ModelReport) -> Markup {
-    let measured = report.tensors.iter().filter_map(|tensor| tensor.sqnr_db.map(|db| (db, tensor)));
+    let measured = report.tensors.iter().filter_map(|tensor| figures::db(tensor).map(|db| (db, tensor)));
     let mut measured: Vec<(f64, &TensorReport)> = measured.collect();
     measured.sort_by(|a, b| a.0.total_cmp(&b.0));
     let all = measured.len();
@@ -70,11 +70,16 @@ fn row(tensor: &TensorReport, because: bool) -> Markup {
             td.n { (figures::bits(tensor)) }
             td.n { (tensor.group_size.map_or(NONE.to_string(), |size| size.to_string())) }
             td.n { (figures::bits_per_weight(tensor)) }
-            td.n { (figures::sqnr(tensor)) }
+            td.n { (figures::sqnr(tensor, 2)) }
             td.n { (measure(tensor.cosine_similarity, 6)) }
             td.n { (figures::error(tensor.max_abs_error)) }
             @if because {
-                td.why { @match &tensor.same_as { Some(name) => { "same as " code { (name) } }, None => (tensor.because) } }
+                td.why {
+                    @match &tensor.same_as {
+                        Some(name) => { "same as " code { (name) } },
+                        None => (tensor.because),
+                    }
+                }
             }
         }
     }

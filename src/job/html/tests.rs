@@ -140,9 +140,13 @@ fn empty_and_kept_models() {
 }
 
 #[test]
-fn tensors_without_loss_are_exact() {
-    let page = html(&report(vec![tensor("zeros", Some(4), None)]));
-    assert!(page.contains(r#"<span class="cell exact""#));
+fn figures_that_are_no_numbers() {
+    let lossless = |db| TensorReport { max_abs_error: Some(0.0), ..tensor("zeros", Some(4), db) };
+    for tensor in [lossless(None), lossless(Some(f64::INFINITY))] {
+        assert!(html(&report(vec![tensor])).contains(r#"<span class="cell exact""#));
+    }
+    let lost = tensor("lost", Some(4), Some(f64::NEG_INFINITY));
+    assert!(!html(&report(vec![lost])).contains("<td class=\"n\">exact"));
 }
 
 #[test]

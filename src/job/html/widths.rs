@@ -47,7 +47,7 @@ impl Width<'_> {
 
     /// In order.
     fn sqnr(&self) -> Vec<f64> {
-        let mut values: Vec<f64> = self.tensors.iter().filter_map(|tensor| tensor.sqnr_db).collect();
+        let mut values: Vec<f64> = self.tensors.iter().filter_map(|tensor| figures::db(tensor)).collect();
         values.sort_by(f64::total_cmp);
         values
     }
@@ -67,7 +67,7 @@ pub(super) fn section(report: &ModelReport) -> Markup {
                 (shares(&widths, weights))
                 (table(&widths, weights, bytes))
             }
-            @if report.tensors.iter().any(|tensor| tensor.sqnr_db.is_some()) {
+            @if report.tensors.iter().any(|tensor| figures::db(tensor).is_some()) {
                 h3 { "Tensors by SQNR, in dB" }
                 div.charts { @for width in &widths { (chart(width)) } }
             }
@@ -106,7 +106,8 @@ fn table(widths: &[Width], weights: u64, bytes: u64) -> Markup {
                     tr {
                         th scope="col" { "Width" }
                         @for name in [
-                            "Tensors", "Weights", "Share", "Stored", "Share", "Bits/weight", "Lowest dB", "Median dB",
+                            "Tensors", "Weights", "% of weights", "Stored", "% of bytes", "Bits/weight", "Lowest dB",
+                            "Median dB",
                         ] {
                             th.n scope="col" { (name) }
                         }
@@ -155,7 +156,8 @@ fn chart(width: &Width) -> Markup {
                     @let height = (base - top) * *count as f64 / tallest as f64;
                     rect x=(format!("{:.2}", left + slot * bin as f64 + 0.5)) y=(format!("{:.2}", base - height))
                         width=(format!("{:.2}", slot - 1.0)) height=(format!("{height:.2}")) {
-                        title { (format!("{:.1}–{:.1} dB: ", bins.edge(bin), bins.edge(bin + 1))) (figures::tensors(*count)) }
+                        @let range = format!("{:.1}–{:.1} dB: ", bins.edge(bin), bins.edge(bin + 1));
+                        title { (range) (figures::tensors(*count)) }
                     }
                 }
                 line.base x1=(left) x2=(right) y1=(base) y2=(base) {}

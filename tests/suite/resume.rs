@@ -1,0 +1,693 @@
+//! Runs that are cut short, by a kill, a signal or a full disk, and runs that go on from what those left: the result is
+//! that of a run that was left alone, and what was finished is not done again.
+#![cfg(unix)]
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::common::{Outcome, Tensor, arrow_quant, contains, files, names, run, tensor, text, write_tall_model};
+use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, OnProgress, Progress, Stage, quantize_model};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Rows of 4,096 weights that make a part.
+const PART_ROWS: usize = 1 << 10;
+
+/// Files by their paths.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// No more arguments.
+const NONE: &[&str] = &[];
+
+/// A job that is run again and again, in a directory of its own.
+struct Job {
+    directory: TempDir,
+    model: PathBuf,
+    arguments: Vec<&'static str>,
+}
+
+impl Job {
+    fn new(tensors: &[(Tensor, usize)], arguments: &[&'static str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let model = directory.path().join("model");
+        write_tall_model(&model.join("model.safetensors"), tensors);
+        fs::write(model.join("config.json"), "{}").unwrap();
+        Self { directory, model, arguments: arguments.to_vec() }
+    }
+
+    /// A job of so many parts that are all alike.
+    fn of_parts(parts: usize) -> Self {
+        Self::new(&[(gaussian("w", 1), parts * PART_ROWS)], &["--method", "minmax"])
+    }
+
+    /// A job of six parts; the half of them that have weights of `poor` are written twice, as it falls back to 4 bits.
+    fn with_fallback() -> Self {
+        Self::new(&fallback_tensors(), &["--method", "minmax", "--bits", "2", "--min-accuracy", "0.99"])
+    }
+
+    fn out(&self) -> PathBuf {
+        self.directory.path().join("out")
+    }
+
+    fn partial(&self) -> PathBuf {
+        self.directory.path().join("out.partial")
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = arrow_quant(&["quantize", text(&self.model), text(&self.out())]);
+        command.args(&self.arguments).args(more);
+        command
+    }
+
+    /// Starts a run that is as slow as can be, to be cut short.
+    fn start(&self, more: &[&str]) -> Running {
+        let mut command = self.command(&[["--threads", "1", "--json"].as_slice(), more].concat());
+        command.env("ARROW_QUANT_ISA", "scalar").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    }
+
+    /// The files of a run that is left alone, which are then removed.
+    #[track_caller]
+    fn expected(&self, more: &[&str]) -> Files {
+        run(self.command(&[["--quiet"].as_slice(), more].concat())).printed();
+        self.take_output()
+    }
+
+    /// Resumes, with a warning that what was left is of no use.
+    #[track_caller]
+    fn starts_afresh(&self, more: &[&str], reason: &str) {
+        let outcome = run(self.command(&[&["--json", "--resume"], more].concat()));
+        assert_eq!(outcome.status, Some(0), "{outcome:?}");
+        contains(&outcome.stderr, &["warning: `", &format!("out.partial` is begun anew: {reason}\n")]);
+        let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!((&report["resumed_parts"], &report["started_afresh"]), (&Value::from(0), &Value::from(reason)));
+    }
+
+    /// Goes on with what is left, to the end.
+    #[track_caller]
+    fn resume(&self, more: &[&str]) -> Value {
+        run(self.command(&[["--resume", "--json"].as_slice(), more].concat())).json()
+    }
+
+    fn take_output(&self) -> Files {
+        let found = files(&self.out());
+        fs::remove_dir_all(self.out()).unwrap();
+        found
+    }
+
+    /// The complete lines of the journal.
+    fn journal(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.partial().join("journal.jsonl")).unwrap_or_default();
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Parts that were finished, counted as often as they were.
+    fn records(&self) -> usize {
+        self.journal().len().saturating_sub(1)
+    }
+
+    /// Leaves what a run that was killed leaves, with so many parts finished or a few more.
+    #[track_caller]
+    fn leave(&self, records: usize) -> Left {
+        for _ in 0..10 {
+            let mut running = self.start(&[]);
+            running.until(|| self.records() >= records);
+            let outcome = running.kill();
+            if outcome.status.is_none() && self.partial().exists() {
+                return Left::of(self);
+            }
+            // It was faster than the signal.
+            fs::remove_dir_all(self.out()).unwrap_or_else(|_| panic!("{outcome:?}"));
+        }
+        panic!("no run can be cut short");
+    }
+
+    /// Asserts that the output is complete and as expected, and removes it.
+    #[track_caller]
+    fn is_complete(&self, expected: &Files) {
+        assert_eq!(names(self.directory.path()), ["model", "out"]);
+        let found = self.take_output();
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (name, bytes) in expected {
+            assert!(found[name] == *bytes, "{name} is not that of a run that was left alone");
+        }
+    }
+}
+
+/// A row of Gaussian weights.
+fn gaussian(name: &'static str, seed: u64) -> Tensor {
+    Tensor::gaussian(name, "BF16", &[1, 4096], seed)
+}
+
+/// Two bits are enough for two of them.
+fn fallback_tensors() -> [(Tensor, usize); 3] {
+    let signs = |name| {
+        let values = (0..4096).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        Tensor { name, dtype: "BF16", shape: vec![1, 4096], values }
+    };
+    let half = PART_ROWS / 2;
+    [(signs("a"), 5 * half), (gaussian("poor", 2), 4 * half), (signs("z"), 3 * half)]
+}
+
+/// A run that is under way; it ends with the test.
+struct Running(Child);
+
+impl Running {
+    /// Waits until something is so, or the run has ended.
+    fn until(&mut self, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !is_so() && self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the run does not get there");
+            std::thread::yield_now();
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        // That it has ended already is seen by its status.
+        let command = format!("kill -{name} {} 2> /dev/null", self.0.id());
+        Command::new("sh").args(["-c", &command]).status().unwrap();
+    }
+
+    fn kill(mut self) -> Outcome {
+        self.0.kill().unwrap();
+        self.end()
+    }
+
+    fn end(mut self) -> Outcome {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.0.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        self.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        Outcome { status: self.0.wait().unwrap().code(), stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a run left: the file of each part that was finished, as it was written last.
+struct Left {
+    is_begun: bool,
+    parts: BTreeMap<String, FileId>,
+    contents: Files,
+}
+
+/// What a file has no longer once it was written again: its inode and the time of its last change.
+type FileId = (u64, i64, i64);
+
+impl Left {
+    /// # Panics
+    /// If a part was written twice in the same way.
+    #[track_caller]
+    fn of(job: &Job) -> Self {
+        let journal = job.journal();
+        let mut left = Self { is_begun: !journal.is_empty(), parts: BTreeMap::new(), contents: Files::new() };
+        let mut seen = HashSet::new();
+        let mut latest = BTreeMap::new();
+        for record in journal.iter().skip(1) {
+            assert!(seen.insert((record["part"].to_string(), record["plan"].to_string())), "done twice: {record}");
+            let file = &record["file"];
+            latest.insert(file["path"].as_str().unwrap().to_string(), file["bytes"].as_u64().unwrap());
+        }
+        for (path, bytes) in latest {
+            let contents = fs::read(job.partial().join(&path)).unwrap();
+            // Another length is that of a part that was written anew, its record not.
+            if contents.len() as u64 == bytes {
+                left.parts.insert(path.clone(), file_id(&job.partial().join(&path)));
+                left.contents.insert(path, contents);
+            }
+        }
+        left
+    }
+
+    /// Leaves only the parts that are as they shall be in the end.
+    fn only(mut self, expected: &Files) -> Self {
+        self.parts.retain(|path, _| self.contents[path] == expected[path]);
+        self
+    }
+
+    /// Asserts that no part was written again since.
+    #[track_caller]
+    fn is_untouched_in(&self, directory: &Path) {
+        for (path, id) in &self.parts {
+            assert_eq!(file_id(&directory.join(path)), *id, "{path} was written again");
+        }
+    }
+}
+
+fn file_id(path: &Path) -> FileId {
+    let metadata = fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// Numbers that follow from a seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % u64::from(limit)) as u32
+    }
+}
+
+/// Kills so many runs, each of which goes on from what the one before it left, at random points; one at least after
+/// more than `late` parts. When a run comes to its end, the next begins anew.
+fn kill_at_random(job: &Job, seed: u64, kills: usize, late: usize) {
+    let started = Instant::now();
+    let expected = job.expected(&["--threads", "1"]);
+    let whole = started.elapsed();
+    let mut random = Random(seed);
+    let (mut killed, mut was_late) = (0, false);
+    for runs in 0.. {
+        assert!(runs < 10 * kills, "of {runs} runs only {killed} could be killed");
+        let left = Left::of(job);
+        let mut running = job.start(&["--resume"]);
+        let (before, begun) = (job.records(), Instant::now());
+        match random.below(3) {
+            0 => {
+                let records = before + 1 + random.below(4) as usize;
+                running.until(|| job.records() >= records);
+            }
+            1 => {
+                let records = late + 1 + random.below(3) as usize;
+                running.until(|| job.records() >= records);
+            }
+            _ => {
+                // The slowest instruction set takes twice as long as the others, more or less.
+                let time = whole * random.below(1000) / 600;
+                running.until(|| begun.elapsed() >= time);
+            }
+        }
+        let outcome = running.kill();
+        let has_ended = job.out().exists();
+        if outcome.status.is_none() {
+            killed += 1;
+            was_late |= has_ended || job.records() > late;
+        } else {
+            is_accounted_for(&outcome.json(), &left, &expected);
+        }
+        left.only(&expected).is_untouched_in(&if has_ended { job.out() } else { job.partial() });
+        if has_ended {
+            job.is_complete(&expected);
+        } else if killed >= kills && was_late {
+            break;
+        }
+    }
+    let left = Left::of(job);
+    is_accounted_for(&job.resume(&[]), &left, &expected);
+    left.only(&expected).is_untouched_in(&job.out());
+    job.is_complete(&expected);
+}
+
+/// Asserts that a report counts the parts that were finished before: those that stay, and those that were to be written
+/// anew.
+#[track_caller]
+fn is_accounted_for(report: &Value, left: &Left, expected: &Files) {
+    assert_eq!(report["parts"].as_u64(), Some(parts(expected) as u64));
+    if !left.is_begun {
+        // The journal's first line may be missing, before the first part or after the last.
+        return;
+    }
+    assert_eq!(report["resumed_parts"].as_u64(), Some(left.parts.len() as u64));
+    assert_eq!(report["started_afresh"], Value::Null);
+}
+
+fn parts(files: &Files) -> usize {
+    files.keys().filter(|name| name.starts_with("weights/")).count()
+}
+
+#[test]
+fn runs_killed_at_random_points() {
+    kill_at_random(&Job::of_parts(9), 1, 20, 0);
+}
+
+#[test]
+fn runs_killed_at_random_points_while_a_tensor_falls_back() {
+    kill_at_random(&Job::with_fallback(), 2, 12, 6);
+}
+
+#[test]
+fn a_fallback_writes_the_parts_of_its_tensor_again_and_no_others() {
+    let job = Job::with_fallback();
+    let expected = job.expected(&[]);
+    let left = job.leave(6);
+    let report = job.resume(&[]);
+    let bits = ["a", "poor", "z"].map(|name| tensor(&report, name)["bits"].as_u64());
+    assert_eq!(bits, [Some(2), Some(4), Some(2)]);
+    let stay = left.only(&expected);
+    assert!(stay.parts.len() >= 3, "{:?}", stay.parts);
+    stay.is_untouched_in(&job.out());
+    job.is_complete(&expected);
+}
+
+#[test]
+fn without_resume_what_is_left_is_reported_and_left_alone() {
+    let job = Job::of_parts(4);
+    let left = job.leave(2);
+    let before = files(&job.partial());
+    for more in [NONE, &["--bits", "8"]] {
+        let message = run(job.command(more)).error();
+        let advice = ["out.partial` is left from a run that was interrupted", "--resume", "remove it"];
+        contains(&message, &advice);
+        assert!(files(&job.partial()) == before && !job.out().exists());
+    }
+    left.is_untouched_in(&job.partial());
+}
+
+#[test]
+fn nothing_left_is_nothing_to_resume() {
+    let job = Job::of_parts(1);
+    let expected = job.expected(&[]);
+    let report = job.resume(&[]);
+    assert_eq!((&report["resumed_parts"], &report["started_afresh"]), (&Value::from(0), &Value::Null));
+    contains(&run(job.command(&["--resume"])).error(), &["out` exists already"]);
+    job.is_complete(&expected);
+}
+
+#[test]
+fn a_resumed_run_says_what_it_found() {
+    let job = Job::of_parts(4);
+    let left = job.leave(2);
+    let printed = run(job.command(&["--resume"])).printed();
+    contains(&printed, &["resumed", &format!("{} of 4 parts were finished before", left.parts.len())]);
+    assert!(!printed.contains("started afresh"), "{printed}");
+}
+
+#[test]
+fn with_another_setting_a_run_starts_afresh() {
+    let job = Job::of_parts(4);
+    let expected = job.expected(&["--bits", "8"]);
+    job.leave(2);
+    job.starts_afresh(&["--bits", "8"], "it was begun with another bit_width");
+    job.is_complete(&expected);
+    job.leave(2);
+    let outcome = run(job.command(&["--bits", "8", "--group-size", "64", "--resume"]));
+    contains(&outcome.stdout, &["started afresh", "of no use, it was begun with other bit_width, group_size"]);
+    assert!(!outcome.stdout.contains("finished before"), "{outcome:?}");
+}
+
+#[test]
+fn with_another_source_a_run_starts_afresh() {
+    let job = Job::of_parts(4);
+    job.leave(2);
+    let weights = job.model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    job.starts_afresh(&[], "the model has changed since");
+    let found = job.take_output();
+    assert!(found == job.expected(&[]));
+}
+
+#[test]
+fn a_damaged_part_alone_is_written_again() {
+    let job = Job::of_parts(5);
+    let expected = job.expected(&[]);
+    let mut left = job.leave(3);
+    let (path, id) = left.parts.pop_first().unwrap();
+    let damaged = job.partial().join(&path);
+    let mut bytes = fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let report = job.resume(&[]);
+    assert_eq!(report["resumed_parts"].as_u64(), Some(left.parts.len() as u64));
+    assert_eq!(report["started_afresh"], Value::Null);
+    left.is_untouched_in(&job.out());
+    assert_ne!(file_id(&job.out().join(&path)), id);
+    job.is_complete(&expected);
+}
+
+/// Threads, memory and streaming; and the instruction set, for `leave` uses the slowest.
+#[test]
+fn how_a_job_is_run_may_change() {
+    let job = Job::of_parts(4);
+    let expected = job.expected(&[]);
+    let left = job.leave(2);
+    let mut running = job.start(&["--resume", "--max-memory-limit-mb", "1000"]);
+    running.until(|| job.records() > left.parts.len());
+    running.kill();
+    // It may have come to its end.
+    if job.partial().exists() {
+        left.is_untouched_in(&job.partial());
+        let more = Left::of(&job);
+        let report = job.resume(&["--threads", "2", "--enable-streaming=false", "--max-memory-limit-mb", "1200"]);
+        is_accounted_for(&report, &more, &expected);
+        more.is_untouched_in(&job.out());
+    }
+    left.is_untouched_in(&job.out());
+    job.is_complete(&expected);
+}
+
+#[test]
+fn a_run_on_the_output_of_another_is_refused() {
+    let job = Job::of_parts(9);
+    let expected = job.expected(&[]);
+    let mut first = job.start(&[]);
+    first.until(|| !job.journal().is_empty());
+    first.signal("STOP");
+    for more in [NONE, &["--resume"], &["--resume", "--bits", "8"]] {
+        let message = run(job.command(more)).error();
+        contains(&message, &["out.partial` belongs to a run that is still going on: wait for it"]);
+    }
+    first.signal("CONT");
+    first.end().json();
+    job.is_complete(&expected);
+}
+
+/// A limit on the size of files stands in for a disk that is full: two parts fit, those of a tensor that is kept do
+/// not.
+#[test]
+fn a_disk_that_becomes_full_leaves_what_was_finished() {
+    let tensors = [(gaussian("a", 3), 2 * PART_ROWS), (gaussian("kept", 4), 2 * PART_ROWS)];
+    let job = Job::new(&tensors, &["--method", "minmax", "--sensitive-layer-names", "kept", "--threads", "1"]);
+    let expected = job.expected(&[]);
+    for more in [NONE, &["--resume"]] {
+        let message = run(limited(6000, &job.command(more))).error();
+        contains(&message, &["weights/part-0000", "larger than is allowed here", "--resume"]);
+        assert!((1..=2).contains(&job.records()) && !job.out().exists(), "{:?}", job.journal());
+    }
+    let left = Left::of(&job);
+    is_accounted_for(&job.resume(&[]), &left, &expected);
+    left.is_untouched_in(&job.out());
+    job.is_complete(&expected);
+}
+
+/// The same command, allowed files of so many blocks (512 bytes, 1,024 in some shells).
+fn limited(blocks: u32, command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!(r#"trap "" XFSZ; ulimit -f {blocks}; exec "$0" "$@""#)]);
+    limited.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
+#[test]
+fn a_resumed_run_that_cannot_copy_a_file_keeps_the_parts() {
+    let job = Job::of_parts(4);
+    fs::write(job.model.join("tokenizer.json"), vec![b' '; 1 << 20]).unwrap();
+    let expected = job.expected(&[]);
+    let left = job.leave(2);
+    let message = run(limited(200, &job.command(&["--resume"]))).error();
+    contains(&message, &["tokenizer.json", "larger than is allowed here", "--resume"]);
+    is_accounted_for(&job.resume(&[]), &left, &expected);
+    left.is_untouched_in(&job.out());
+    job.is_complete(&expected);
+}
+
+#[test]
+fn files_beside_the_weights_are_those_of_the_last_run() {
+    let job = Job::of_parts(4);
+    let tokenizer = job.model.join("tokenizer.json");
+    fs::write(&tokenizer, "{}").unwrap();
+    job.leave(2);
+    fs::remove_file(&tokenizer).unwrap();
+    fs::write(job.model.join("config.json"), r#"{"changed": true}"#).unwrap();
+    job.resume(&[]);
+    let found = job.take_output();
+    assert!(found == job.expected(&[]), "{:?}", found.keys());
+}
+
+/// The first moments of a run, which a kill seldom meets.
+#[test]
+fn runs_killed_before_the_first_part() {
+    let job = Job::of_parts(2);
+    let expected = job.expected(&[]);
+    job.leave(1);
+    let journal = job.partial().join("journal.jsonl");
+    let head = fs::read_to_string(&journal).unwrap().lines().next().unwrap().to_string();
+    for text in [head.clone() + "\n", head, String::new()] {
+        let _ = fs::remove_dir_all(job.partial());
+        fs::create_dir(job.partial()).unwrap();
+        fs::write(&journal, text).unwrap();
+        assert_eq!(job.resume(&[])["resumed_parts"], 0);
+        job.is_complete(&expected);
+    }
+    fs::create_dir(job.partial()).unwrap();
+    assert_eq!(job.resume(&[])["resumed_parts"], 0);
+}
+
+/// Somebody makes the output while the run goes on: what is finished waits for the name to be free.
+#[test]
+fn an_output_that_appears_meanwhile_costs_no_part() {
+    let job = Job::of_parts(4);
+    let expected = job.expected(&[]);
+    job.leave(2);
+    fs::create_dir(job.out()).unwrap();
+    fs::write(job.out().join("notes.txt"), "somebody's").unwrap();
+    contains(&run(job.command(&["--resume"])).error(), &["out` exists already"]);
+    fs::remove_dir_all(job.out()).unwrap();
+    assert_ne!(job.resume(&[])["resumed_parts"], 0);
+    job.is_complete(&expected);
+}
+
+#[test]
+fn what_no_run_has_left_is_not_removed() {
+    let job = Job::of_parts(1);
+    fs::create_dir(job.partial()).unwrap();
+    fs::write(job.partial().join("notes.txt"), "not to be had again").unwrap();
+    for more in [NONE, &["--resume"]] {
+        contains(&run(job.command(more)).error(), &["out.partial`"]);
+        assert_eq!(names(&job.partial()), ["notes.txt"]);
+    }
+}
+
+#[test]
+fn an_interrupted_run_keeps_what_was_finished() {
+    let job = Job::of_parts(5);
+    let expected = job.expected(&[]);
+    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        let outcome = (0..10).find_map(|_| {
+            let mut running = job.start(&[]);
+            running.until(|| job.records() >= 2);
+            running.signal(signal);
+            let outcome = running.end();
+            if outcome.status == Some(0) {
+                // It was faster than the signal.
+                job.is_complete(&expected);
+                return None;
+            }
+            Some(outcome)
+        });
+        let outcome = outcome.expect("a run that can be interrupted");
+        assert_eq!(outcome.status, Some(status), "{outcome:?}");
+        let partial = job.partial();
+        let message = format!("the finished parts are in {}: continue with --resume, or remove it", partial.display());
+        assert_eq!(outcome.stderr, format!("error: interrupted; {message}\n"));
+        let left = Left::of(&job);
+        assert!(left.parts.len() >= 2);
+        is_accounted_for(&job.resume(&[]), &left, &expected);
+        left.is_untouched_in(&job.out());
+        job.is_complete(&expected);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_stays_within_the_limit() {
+    /// In 10⁶ bytes: less than the model has.
+    const LIMIT: u64 = 200;
+
+    let job = Job::of_parts(36);
+    let limit = LIMIT.to_string();
+    let mut command = job.command(&["--threads", "8", "--quiet", "--max-memory-limit-mb", limit.as_str()]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let status = format!("/proc/{}/status", running.0.id());
+    let most = std::cell::Cell::new(0_u64);
+    running.until(|| {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        most.set(most.get().max(1024 * kibibytes.unwrap_or(0)));
+        false
+    });
+    running.end().printed();
+    assert!((1..LIMIT * 1_100_000).contains(&most.get()), "{} bytes", most.get());
+}
+
+/// All that a job tells of its progress, on one thread, and the time that it took.
+fn told(job: &Job, config: &DiffusionQuantConfig, interval: Duration) -> (Vec<Progress>, Duration) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let on_progress: OnProgress = {
+        let told = Arc::clone(&told);
+        Arc::new(move |progress: &Progress| told.lock().unwrap().push(progress.clone()))
+    };
+    let options = JobOptions { on_progress: Some(on_progress), progress_interval: interval, ..JobOptions::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let started = Instant::now();
+    runtime.block_on(quantize_model(&job.model, &job.out(), config, &options)).unwrap();
+    let time = started.elapsed();
+    fs::remove_dir_all(job.out()).unwrap();
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    (told, time)
+}
+
+#[test]
+fn progress_is_told_stage_by_stage_and_not_too_often() {
+    let job = Job::with_fallback();
+    let config = DiffusionQuantConfig {
+        method: "minmax".to_string(),
+        bit_width: 2,
+        min_accuracy: 0.99,
+        num_threads: 1,
+        ..DiffusionQuantConfig::default()
+    };
+    let to_a_size = DiffusionQuantConfig { target_bpw: Some(4.5), min_accuracy: 0.85, ..config.clone() };
+    let (never, often) = (Duration::from_secs(3600), Duration::from_millis(10));
+    for (config, first) in
+        [(config, [Stage::Quantizing, Stage::Requantizing]), (to_a_size, [Stage::Measuring, Stage::Quantizing])]
+    {
+        for interval in [Duration::ZERO, often, never] {
+            let (told, time) = told(&job, &config, interval);
+            // Each stage begins with nothing done, of no tensor.
+            let stages: Vec<_> = told.chunk_by(|_, next| next.done > 0 || !next.tensor.is_empty()).collect();
+            let order: Vec<_> = stages.iter().map(|stage| stage[0].stage).collect();
+            assert_eq!(order[..2], first);
+            for stage in &stages {
+                is_a_stage(stage);
+            }
+            if interval.is_zero() {
+                assert!(told.len() > 2 * stages.len(), "{told:?}");
+            } else {
+                let most = time.as_nanos() / interval.as_nanos() + 2 * stages.len() as u128;
+                assert!(told.len() as u128 <= most, "{} calls, not {most}", told.len());
+            }
+        }
+    }
+}
+
+/// Asserts that calls go from nothing done to all done.
+#[track_caller]
+fn is_a_stage(calls: &[Progress]) {
+    let (first, last) = (&calls[0], &calls[calls.len() - 1]);
+    assert!(calls.len() >= 2 && first.done == 0 && first.total > 0, "{first:?}");
+    assert_eq!(last.done, last.total);
+    for pair in calls.windows(2) {
+        assert!(pair[0].done <= pair[1].done && pair[1].done <= pair[1].total, "{pair:?}");
+        assert_eq!((pair[0].stage, pair[0].total), (pair[1].stage, pair[1].total));
+    }
+    for call in &calls[1..calls.len() - 1] {
+        assert!(["a", "poor", "z"].contains(&call.tensor.as_str()), "{call:?}");
+        assert!(call.rate.is_finite() && call.rate >= 0.0, "{call:?}");
+    }
+}
