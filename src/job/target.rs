@@ -173,7 +173,7 @@ impl Allocation {
                 all.push((now.bytes.saturating_sub(cost.bytes), cut));
             }
         }
-        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.sort_by_key(|(fewer, _)| std::cmp::Reverse(*fewer));
         let mut cheapest: [Option<Cut>; 2] = [None, None];
         let with_cheapest = |(fewer, cut): (u64, Cut)| {
             match &cheapest {

@@ -10,10 +10,10 @@ const GLANCE: usize = 64;
 /// For each tensor the first one that is the same, if that is another. Tensors are the same that have dtype, shape and
 /// all bytes in common and are matrices at least: vectors are often all ones, and too small to be worth it.
 pub(crate) fn repeated(tensors: &[Tensor]) -> Vec<Option<usize>> {
-    let mut alike: HashMap<(&str, &[i64], Vec<u8>), Vec<usize>> = HashMap::new();
+    let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
     let mut same = vec![None; tensors.len()];
     for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.shape.len() > 1 && tensor.bytes > 0) {
-        let first = alike.entry((&tensor.dtype, &tensor.shape, glance(tensor.data()))).or_default();
+        let first = alike.entry((tensor.dtype.as_str(), tensor.shape.as_slice(), glance(tensor.data()))).or_default();
         match first.iter().find(|&&other| tensors[other].data() == tensor.data()) {
             Some(&other) => {
                 same[index] = Some(other);

@@ -124,8 +124,10 @@ fn plans_that_cannot_be_followed() {
         &["p.txt` is of no known format, allowed: names that end with .parquet or .csv"],
     );
     contains(&refused(DIGITS, &out, &["--plan", text(&path("none.csv"))]), &["none.csv: no such file or directory"]);
-    let wrong = run(arrow_quant(&["plan", DIGITS, "--output", text(&path("other.xlsx"))])).error();
-    contains(&wrong, &["other.xlsx` is of no known format, allowed: names that end with .parquet or .csv"]);
+    // Said before the model is looked at.
+    let wrong = run(arrow_quant(&["plan", DIGITS, "--output", text(&path("other.xlsx"))]));
+    assert_eq!(wrong.status, Some(2));
+    contains(&wrong.stderr, &["other.xlsx", "expected a name that ends with .parquet or .csv"]);
 }
 
 #[test]

@@ -85,7 +85,8 @@ fn message(result: Result<Detected>) -> String {
 fn the_table_is_sane() {
     RULES.tensors();
     for rule in &RULES.each {
-        (rule.classes(), rule.sensitive());
+        rule.classes();
+        rule.sensitive();
     }
     let names: BTreeSet<_> = FAMILIES.iter().map(|family| family.name).collect();
     assert_eq!(names.len(), FAMILIES.len(), "names are unique");
