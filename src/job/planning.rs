@@ -7,14 +7,15 @@ use std::time::Duration;
 use arrow_quant_kernels::{Isa, PairSums, Settings};
 use serde::Serialize;
 
+use super::JobOptions;
 use super::memory;
 use super::plan::{Choice, TensorPlan, kept_unless_smaller, plan_tensors, quantized_bytes};
 use super::plan_file;
 use super::progress::Listener;
 use super::report::{finite, sqnr_db};
+use super::rounds::Floor;
 use super::sample::{Cost, Sampled, all_choices, sample};
 use super::target::Allocation;
-use super::{Floor, JobOptions};
 use crate::model::{Detected, Evidence, detect};
 use crate::tables::ModelParts;
 use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result};
@@ -54,6 +55,8 @@ pub(crate) struct Planned {
     pub settings: Settings,
     pub plans: Vec<TensorPlan>,
     pub parts: ModelParts,
+    /// Parts under way at once.
+    pub in_flight: usize,
     /// With a target size, the choices that are left.
     pub allocation: Option<Allocation>,
     /// What the files of weights may take.
@@ -68,7 +71,7 @@ impl Planned {
     pub async fn new(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Self> {
         let settings = config.settings()?;
         Isa::active()?;
-        let source = Arc::new(open(model, config)?);
+        let (source, in_flight) = open(model, config)?;
         if source.tensors().is_empty() {
             let message = format!("`{}` has no tensors", source.path().display());
             return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
@@ -92,6 +95,7 @@ impl Planned {
             settings,
             plans,
             parts,
+            in_flight,
             allocation: None,
             target: None,
             modality: config.modality.or(detected.modality),
@@ -233,15 +237,15 @@ impl Planned {
     }
 }
 
-/// Reads the model, within the limit of memory.
-fn open(path: &Path, config: &DiffusionQuantConfig) -> Result<Model> {
+/// Opens the model, or reads it; and the number of parts that may be under way within the limit of memory.
+fn open(path: &Path, config: &DiffusionQuantConfig) -> Result<(Arc<Model>, usize)> {
     let model = Model::open(path)?;
     if config.enable_streaming {
-        return Ok(model);
+        return Ok((Arc::new(model), memory::in_flight(config, 0)?));
     }
     let bytes = model.files().map(|(_, file)| file.bytes().len() as u64).sum();
-    memory::in_flight(config, bytes)?;
-    Model::load(path, false)
+    let in_flight = memory::in_flight(config, bytes)?;
+    Ok((Arc::new(Model::load(path, false)?), in_flight))
 }
 
 /// A plan says what each tensor becomes: fields that would say so too have no place beside it.

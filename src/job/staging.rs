@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use super::manifest::FileEntry;
@@ -23,7 +24,7 @@ pub(crate) struct Staging {
     out: PathBuf,
     journal: Journal,
     /// Whether a later run has a use for what is there.
-    is_of_use: bool,
+    is_of_use: AtomicBool,
 }
 
 /// What an earlier run left for this one.
@@ -45,6 +46,23 @@ impl Staging {
     /// If the output exists, if another run is at work on it or, without `resume`, has left something, and if the
     /// directory cannot be made.
     pub fn open(out: &Path, resume: bool, identity: &RunIdentity) -> Result<(Self, Earlier)> {
+        let left = Self::look(out, resume)?;
+        let out = absolute(out)?;
+        let path = partial(&out);
+        let (journal, earlier) = match left {
+            Some(left) => go_on(&path, left, identity)?,
+            None => (begin(&path, identity)?, Earlier::Nothing),
+        };
+        let staging = Self { path, out, journal, is_of_use: AtomicBool::new(true) };
+        staging.create_directory(Path::new("weights"))?;
+        Ok((staging, earlier))
+    }
+
+    /// Looks whether there is a place for an output: what an earlier run left there, for this one to go on with.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn look(out: &Path, resume: bool) -> Result<Option<LeftJournal>> {
         let out = absolute(out)?;
         if out.symlink_metadata().is_ok() {
             return Err(QuantError::Configuration(format!(
@@ -58,25 +76,20 @@ impl Staging {
             Err(QuantError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => None,
             found => found?,
         };
-        let (journal, earlier) = match found {
-            Some(Found::Running) => {
-                return Err(in_the_way(&path, "belongs to a run that is still going on: wait for it"));
-            }
+        match found {
+            Some(Found::Running) => Err(in_the_way(&path, "belongs to a run that is still going on: wait for it")),
             Some(Found::Left(_)) if !resume => {
                 let why = "is left from a run that was interrupted: continue it with --resume, remove it";
-                return Err(in_the_way(&path, why));
+                Err(in_the_way(&path, why))
             }
-            Some(Found::Left(left)) => go_on(&path, left, identity)?,
-            None => (begin(&path, identity)?, Earlier::Nothing),
-        };
-        let staging = Self { path, out, journal, is_of_use: true };
-        staging.create_directory(Path::new("weights"))?;
-        Ok((staging, earlier))
+            Some(Found::Left(left)) => Ok(Some(left)),
+            None => Ok(None),
+        }
     }
 
     /// Says that no later run could go on from here.
-    pub fn discard(&mut self) {
-        self.is_of_use = false;
+    pub fn discard(&self) {
+        self.is_of_use.store(false, Ordering::Relaxed);
     }
 
     pub fn journal(&self) -> &Journal {
@@ -85,7 +98,7 @@ impl Staging {
 
     /// Whether the directory stays for a later run, should this one end now.
     pub fn stays(&self) -> bool {
-        self.is_of_use && self.journal.parts() > 0
+        self.is_of_use.load(Ordering::Relaxed) && self.journal.parts() > 0
     }
 
     pub fn path(&self) -> &Path {

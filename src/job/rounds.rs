@@ -1,0 +1,252 @@
+//! The rounds of a job: the model is quantized by a plan, and what falls short of the floor or the target size gets
+//! another plan, until nothing does.
+
+use std::collections::HashMap;
+
+use arrow_quant_kernels::{Bits, PairSums};
+
+use super::journal::PartRecord;
+use super::plan::{Choice, TensorPlan, full_name, kept_unless_smaller};
+use super::planning::Planned;
+use super::progress::Stage;
+use super::report::{self, Attempt};
+use super::run::{Run, TensorSums, tensor_sums};
+use crate::{DiffusionQuantConfig, QuantError, Result};
+
+/// A part of the target size that may stay unused.
+const UNUSED: f64 = 0.005;
+
+/// The part of the error that must be left after an adjustment for it to be made where the size is right already.
+const WORTH_A_ROUND: f64 = 0.95;
+
+/// Times that a plan is adjusted to the target size before it is given up. Each time files are written anew, the first
+/// one makes good for what could not be known before, and a second one is rare.
+const ADJUSTMENTS: usize = 6;
+
+/// The least quality of a quantized tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floor {
+    cosine_similarity: f64,
+    sqnr_db: Option<f64>,
+}
+
+impl Floor {
+    pub fn of(config: &DiffusionQuantConfig) -> Self {
+        Self { cosine_similarity: config.min_accuracy, sqnr_db: config.min_sqnr_db }
+    }
+
+    /// Whether a tensor with these sums may be as it is. One of zeros that stay zeros may; one that became zeros may not.
+    pub fn allows(&self, sums: &PairSums) -> bool {
+        if sums.sum_ee == 0.0 {
+            return true;
+        }
+        sums.cosine_similarity().is_some_and(|cosine| cosine >= self.cosine_similarity)
+            && self.sqnr_db.is_none_or(|floor| sums.sqnr_db() >= floor)
+    }
+
+    /// The part of the floor that a tensor is below, in words.
+    fn violated_by(&self, sums: &PairSums) -> String {
+        match (sums.cosine_similarity(), self.sqnr_db) {
+            (Some(cosine), Some(floor)) if cosine >= self.cosine_similarity => {
+                format!("an SQNR of {:.2} dB, below min_sqnr_db {floor}", sums.sqnr_db())
+            }
+            (Some(cosine), _) => {
+                format!("a cosine similarity of {cosine:.6}, below min_accuracy {}", self.cosine_similarity)
+            }
+            (None, _) => format!("become all zeros, below min_accuracy {}", self.cosine_similarity),
+        }
+    }
+}
+
+/// The rounds of a job: the model is quantized by a plan, and what falls short of the floor or the target size gets
+/// another plan, until nothing does.
+pub(super) struct Rounds {
+    planned: Planned,
+    floor: Floor,
+    fail_fast: bool,
+    fallbacks: Vec<Vec<Attempt>>,
+    /// Of those that fell back, why.
+    fell_because: Vec<Option<String>>,
+}
+
+/// All parts written as they shall be.
+pub(super) struct Done {
+    pub planned: Planned,
+    pub fallbacks: Vec<Vec<Attempt>>,
+    pub sums: Vec<TensorSums>,
+    pub records: Vec<PartRecord>,
+}
+
+impl Rounds {
+    pub fn new(planned: Planned, config: &DiffusionQuantConfig) -> Self {
+        let tensors = planned.plans.len();
+        let (fallbacks, fell_because) = (vec![Vec::new(); tensors], vec![None; tensors]);
+        Self { planned, floor: Floor::of(config), fail_fast: config.fail_fast, fallbacks, fell_because }
+    }
+
+    /// Writes every part as it shall be in the end.
+    ///
+    /// # Errors
+    /// If a part cannot be written, the target size not be met or, with `fail_fast`, a tensor is below the floor.
+    pub async fn run(mut self, run: &Run) -> Result<Done> {
+        let (mut stage, mut adjustments) = (Stage::Quantizing, 0);
+        loop {
+            let mut watch = Watch::new(&self);
+            let records = run.measure(&self.planned.plans, stage, &mut |record| watch.see(record)).await?;
+            let sums = tensor_sums(&records, &self.planned.plans);
+            let below = self.below(&sums);
+            if let Some(&first) = below.iter().find(|&&index| self.fail_fast && !self.is_up_to_target(index)) {
+                return Err(stopped(&self.planned.plans[first], &self.floor, &sums[first].errors));
+            }
+            let files: u64 = records.iter().map(|record| record.file.bytes).sum();
+            below.iter().for_each(|&index| self.fall_back(index, &sums[index].errors));
+            let is_adjusted = (adjustments < ADJUSTMENTS || !below.is_empty())
+                && self.meet_target(&sums, files, !below.is_empty())?;
+            for (plan, because) in self.planned.plans.iter_mut().zip(&self.fell_because) {
+                if let Some(because) = because {
+                    plan.because.clone_from(because);
+                }
+            }
+            self.planned.follow_ties();
+            if below.is_empty() && !is_adjusted {
+                self.refuse_too_large(files)?;
+                run.complete(&self.planned.plans).await?;
+                return Ok(Done { planned: self.planned, fallbacks: self.fallbacks, sums, records });
+            }
+            adjustments += usize::from(is_adjusted);
+            stage = Stage::Requantizing;
+        }
+    }
+
+    /// Whether a target size chose for a tensor: that it chose badly, from a sample, is no reason to stop.
+    fn is_up_to_target(&self, index: usize) -> bool {
+        self.planned.allocation.is_some() && self.planned.plans[index].is_open
+    }
+
+    /// The tensors that are below the floor.
+    fn below(&self, sums: &[TensorSums]) -> Vec<usize> {
+        let is_below =
+            |&index: &usize| self.planned.plans[index].choice.is_some() && !self.floor.allows(&sums[index].errors);
+        (0..sums.len()).filter(is_below).collect()
+    }
+
+    /// Gives a tensor the next width: 2, 4, 8 bits, its own dtype.
+    fn fall_back(&mut self, index: usize, sums: &PairSums) {
+        let plan = &mut self.planned.plans[index];
+        let Some(choice) = plan.choice else { return };
+        self.fallbacks[index].push(Attempt {
+            bits: choice.bits.get() as u8,
+            group_size: choice.group_size.get() as u32,
+            cosine_similarity: sums.cosine_similarity(),
+            sqnr_db: report::sqnr_db(sums).and_then(report::finite),
+        });
+        let found = self.floor.violated_by(sums);
+        self.fell_because[index] = Some(format!("fallback: {} bits have {found}", choice.bits.get()));
+        if let Some(allocation) = self.planned.allocation.as_mut().filter(|_| plan.is_open) {
+            if allocation.forbid(index, choice) {
+                return;
+            }
+            plan.is_open = false;
+        }
+        let wider = Bits::ALL.iter().copied().find(|bits| bits.get() > choice.bits.get());
+        plan.choice = wider.map(|bits| Choice { bits, ..choice });
+        *plan = kept_unless_smaller(plan.clone(), &self.planned.source.tensors()[index], self.planned.settings);
+    }
+
+    /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it.
+    fn meet_target(&mut self, sums: &[TensorSums], files: u64, is_changed: bool) -> Result<bool> {
+        let (Some(target), Some(allocation)) = (&self.planned.target, self.planned.allocation.as_mut()) else {
+            return Ok(false);
+        };
+        let target = target.bytes;
+        let before: Vec<Option<Choice>> = allocation.chosen().map(|(_, cost)| cost.choice).collect();
+        let mut open = 0;
+        for (index, is_as_written) in allocation
+            .chosen()
+            .map(|(index, cost)| (index, cost.choice == self.planned.plans[index].choice))
+            .collect::<Vec<_>>()
+        {
+            open += sums[index].bytes;
+            if is_as_written {
+                allocation.measured(index, sums[index].bytes, sums[index].errors.sum_ee);
+            }
+        }
+        let beside = files.saturating_sub(open);
+        // What the target leaves for the tensors, a little less than all of it: files vary by some bytes.
+        let budget = target.saturating_sub(beside + target / 5000);
+        let mut adjusted = allocation.clone();
+        adjusted.adjust(budget).map_err(|_| too_small(target))?;
+        let is_near = files <= target && files as f64 >= (1.0 - UNUSED) * target as f64;
+        // Parts are written again for what is missing from the target, or for what the choices gain.
+        if !is_changed && is_near && adjusted.squared_error() > WORTH_A_ROUND * allocation.squared_error() {
+            return Ok(false);
+        }
+        *allocation = adjusted;
+        let is_other = allocation.chosen().zip(&before).any(|((_, cost), before)| cost.choice != *before);
+        self.planned.follow_allocation();
+        Ok(is_other || is_changed)
+    }
+
+    fn refuse_too_large(&self, files: u64) -> Result<()> {
+        match &self.planned.target {
+            Some(target) if files > target.bytes => Err(too_small(target.bytes)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn too_small(target: u64) -> QuantError {
+    QuantError::Configuration(format!(
+        "the target size of {:.3} MB cannot be met, for tensors that are below the floor need more: allow more, or lower \
+         min_accuracy",
+        target as f64 / 1e6
+    ))
+}
+
+fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
+    let name = full_name(&plan.component, &plan.tensor);
+    let bits = plan.choice.map_or(0, |choice| choice.bits.get());
+    let found = floor.violated_by(sums);
+    QuantError::Validation {
+        message: format!(
+            "{name} quantized to {bits} bits has {found}: give it more bits, or leave out fail_fast to have that done"
+        ),
+    }
+}
+
+/// Looks at parts as they are written, to end a job that shall fail fast.
+struct Watch<'a> {
+    plans: &'a [TensorPlan],
+    rounds: &'a Rounds,
+    index: HashMap<(&'a str, &'a str), usize>,
+    sums: Vec<PairSums>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(rounds: &'a Rounds) -> Self {
+        let plans = &rounds.planned.plans;
+        Self {
+            plans,
+            rounds,
+            index: plans.iter().enumerate().map(|(index, plan)| (plan.key(), index)).collect(),
+            sums: vec![PairSums::default(); plans.len()],
+        }
+    }
+
+    fn see(&mut self, record: &PartRecord) -> Result<()> {
+        if !self.rounds.fail_fast {
+            return Ok(());
+        }
+        for written in &record.tensors {
+            let key = (written.component.as_str(), written.tensor.as_str());
+            let (Some(&index), Some(errors)) = (self.index.get(&key), written.errors) else { continue };
+            let sums = &mut self.sums[index];
+            *sums = *sums + errors;
+            let is_whole = sums.n == self.rounds.planned.source.tensors()[index].elements();
+            if is_whole && !self.rounds.floor.allows(sums) && !self.rounds.is_up_to_target(index) {
+                return Err(stopped(&self.plans[index], &self.rounds.floor, sums));
+            }
+        }
+        Ok(())
+    }
+}
