@@ -15,6 +15,9 @@ use crate::{numbers, output};
 /// The most tensors a report lists; the rest is counted.
 pub const LISTED: usize = 40;
 
+/// The most tensors that fell back which a report lists.
+const FALLBACKS: usize = 10;
+
 /// Arguments of `arrow-quant report`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -75,8 +78,8 @@ pub fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut imp
 /// What was decided for tensors: those kept, those that fell back, those of other widths than most, and ties.
 fn decisions(tensors: &[TensorReport]) -> Vec<String> {
     let mut lines: Vec<String> = kept(tensors).into_iter().collect();
-    for tensor in tensors.iter().filter(|tensor| !tensor.fallbacks.is_empty() && tensor.same_as.is_none()).take(LISTED)
-    {
+    let fell_back = || tensors.iter().filter(|tensor| !tensor.fallbacks.is_empty() && tensor.same_as.is_none());
+    for tensor in fell_back().take(FALLBACKS) {
         let tried = |attempt: &Attempt| {
             let cosine = numbers::measure(attempt.cosine_similarity, 6);
             format!("{} bits ({} dB, cosine {cosine})", attempt.bits, numbers::measure(attempt.sqnr_db, 2))
@@ -85,6 +88,9 @@ fn decisions(tensors: &[TensorReport]) -> Vec<String> {
         let now = tensor.bits.map_or("kept".to_string(), |bits| format!("{bits} bits"));
         let label = tensor_label(&tensor.component, &tensor.tensor);
         lines.push(format!("fell back: {label} from {} to {now}", tried.join(", ")));
+    }
+    if let more @ 1.. = fell_back().count().saturating_sub(FALLBACKS) {
+        lines.push(format!("… and {more} more fell back: list them with --json"));
     }
     let ties = tensors.iter().filter_map(|tensor| Some((tensor, tensor.same_as.as_ref()?)));
     lines.extend(ties.map(|(tensor, first)| {

@@ -49,7 +49,7 @@ pub(super) fn section(report: &ModelReport) -> Markup {
 fn reasons(heading: &str, tensors: &[&TensorReport]) -> Markup {
     let mut groups: BTreeMap<&str, Vec<&TensorReport>> = BTreeMap::new();
     for tensor in tensors {
-        groups.entry(&tensor.because).or_default().push(tensor);
+        groups.entry(reason(tensor)).or_default().push(tensor);
     }
     let weights = |group: &[&TensorReport]| group.iter().map(|tensor| tensor.elements).sum::<u64>();
     let mut groups: Vec<_> = groups.into_iter().collect();
@@ -107,6 +107,11 @@ fn folded(tensors: &[&TensorReport], more: &str, table: fn(&[&TensorReport]) -> 
             }
         }
     }
+}
+
+/// Why a tensor has its bits. The figures of a fallback differ from tensor to tensor, and have a table of their own.
+fn reason(tensor: &TensorReport) -> &str {
+    if tensor.fallbacks.is_empty() { &tensor.because } else { "below the floor with fewer bits" }
 }
 
 fn fallbacks(tensors: &[&TensorReport]) -> Markup {
