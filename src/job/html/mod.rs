@@ -126,7 +126,6 @@ fn settings(report: &ModelReport) -> Markup {
             h2 { "Settings" }
             dl.settings {
                 div { dt { "created by" } dd { (report.created_by) } }
-                @if let Some(modality) = &report.modality { div { dt { "modality" } dd { (modality) } } }
                 @for (name, value) in &report.settings { div { dt { (name) } dd { (setting(value)) } } }
             }
         }
