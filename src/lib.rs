@@ -21,6 +21,7 @@ mod config;
 mod error;
 mod job;
 mod model;
+pub mod numbers;
 mod session;
 mod tables;
 

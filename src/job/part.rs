@@ -79,8 +79,11 @@ impl PartWriter {
     }
 }
 
+/// The extension of a part that is being written.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
 fn unfinished(path: &Path) -> PathBuf {
-    path.with_extension("unfinished")
+    path.with_extension(UNFINISHED)
 }
 
 /// The SHA-256 of a file, in hexadecimal.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use super::manifest::FileEntry;
-use super::part::hash_of;
+use super::part::{UNFINISHED, hash_of};
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -142,11 +142,25 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         // Of a completed run the directory has another name by now.
-        if !self.stays() && self.path.exists() {
+        if !self.path.exists() {
+            return;
+        }
+        if self.stays() {
+            // They only take room. What cannot be removed, the next run writes over.
+            for unfinished in with_extension(&self.path.join("weights"), UNFINISHED) {
+                let _ = fs::remove_file(unfinished);
+            }
+        } else {
             // A worker may still be creating a file; the directory is then empty at the second try.
             let _ = fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
         }
     }
+}
+
+/// The files of a directory that have an extension; none where it cannot be read.
+fn with_extension(directory: &Path, extension: &'static str) -> impl Iterator<Item = PathBuf> {
+    let paths = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(move |path| path.extension().is_some_and(|found| found == extension))
 }
 
 /// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
@@ -175,7 +189,7 @@ fn go_on(path: &Path, left: LeftJournal, identity: &RunIdentity) -> Result<(Jour
             (journal, earlier, [JOURNAL, "weights"])
         }
         Err((left, reason)) => {
-            let parts = fs::read_dir(path.join("weights")).map_or(0, Iterator::count);
+            let parts = with_extension(&path.join("weights"), "parquet").count();
             let earlier = if parts == 0 { Earlier::Nothing } else { Earlier::Unlike(reason.clone()) };
             if parts > 0 {
                 log::warn!("`{}` is begun anew: {reason}", path.display());

@@ -3,6 +3,7 @@
 mod command;
 mod common;
 mod configure;
+mod errors;
 mod failure;
 mod job;
 mod layers;

@@ -7,7 +7,6 @@ mod config;
 mod failure;
 mod inspect;
 mod interrupt;
-mod numbers;
 mod output;
 mod plan;
 mod progress;
@@ -23,6 +22,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use arrow_quant_v2::numbers;
 use clap::Parser;
 use tokio::runtime::Runtime;
 

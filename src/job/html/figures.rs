@@ -3,47 +3,10 @@
 use maud::{Markup, html};
 
 use super::TensorReport;
+pub(super) use crate::numbers::{bytes, count, grouped};
 
 /// Shown where there is no figure.
 pub(super) const NONE: &str = "–";
-
-/// Bytes with three digits that count: `2.49 MB`, MB = 10^6.
-pub(super) fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1000 => format!("{bytes} B"),
-        _ => scaled(bytes as f64, &[(1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")]),
-    }
-}
-
-/// A count: `12,345`, `1.24 million`, `3.40 billion`.
-pub(super) fn count(count: u64) -> String {
-    match count {
-        0..1_000_000 => grouped(count),
-        _ => scaled(count as f64, &[(1e9, "billion"), (1e6, "million")]),
-    }
-}
-
-/// In the first unit that is not greater than the value, or else the last.
-fn scaled(value: f64, units: &[(f64, &str)]) -> String {
-    let fits = units.iter().find(|(unit, _)| value >= *unit).or(units.last());
-    let (unit, name) = *fits.unwrap_or(&(1.0, ""));
-    let value = value / unit;
-    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.decimals$} {name}")
-}
-
-/// Digits in groups of three: `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.char_indices() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
 
 /// `1 tensor`, `2 tensors`.
 pub(super) fn tensors(number: usize) -> String {
@@ -129,9 +92,6 @@ mod tests {
 
     #[test]
     fn numbers() {
-        let shown = [0, 999, 1000, 131_072, 2_490_000, 4_000_000_000].map(bytes);
-        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "131 kB", "2.49 MB", "4.00 GB"]);
-        assert_eq!([7, 12_345, 1_240_000, 340_000_000_000].map(count), ["7", "12,345", "1.24 million", "340 billion"]);
         assert_eq!([percent(0, 0), percent(1, 10_000), percent(1, 8)], ["0.0 %", "< 0.1 %", "12.5 %"]);
         assert_eq!([shape(&[]), shape(&[2, 3])], ["scalar", "2 × 3"]);
         assert_eq!([None, Some(0.0), Some(0.01234), Some(1.2e-5)].map(error), ["–", "0", "0.0123", "1.2e-5"]);

@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers as people read them, the same in every front end.
 
 /// Steps of a thousand bytes.
 const BYTE_UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
