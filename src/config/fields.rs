@@ -57,6 +57,15 @@ pub const FIELDS: [Field; 24] = [
     variable("max_memory_limit_mb", "ARROW_QUANT_MAX_MEMORY_MB", "192 or more, or null for no limit"),
 ];
 
+/// Fields whose flag has another name.
+const FLAGS: [(&str, &str); 5] = [
+    ("bits", "bit_width"),
+    ("profile", "deployment_profile"),
+    ("threads", "num_threads"),
+    ("target_size", "target_model_size_mb"),
+    ("max_memory_mb", "max_memory_limit_mb"),
+];
+
 /// The most cores that can be asked for.
 const MAX_THREADS: usize = 1024;
 
@@ -64,7 +73,8 @@ const MAX_THREADS: usize = 1024;
 pub(super) fn named(name: &str) -> Result<&'static Field, String> {
     FIELDS.iter().find(|field| field.name == name).ok_or_else(|| {
         let names = || FIELDS.iter().map(|field| field.name);
-        match nearest(name, names()) {
+        let flag = FLAGS.iter().find(|(flag, _)| *flag == name.replace('-', "_")).map(|(_, field)| *field);
+        match flag.or_else(|| nearest(name, names())) {
             Some(near) => format!("there is no field '{name}'; did you mean {near}?"),
             None => format!("there is no field '{name}', allowed: {}", names().collect::<Vec<_>>().join(", ")),
         }

@@ -190,17 +190,24 @@ fn overrides(variables: &[(String, String)]) -> Result<Vec<(&'static str, &'stat
     for (name, text) in variables.iter().filter(|(name, text)| name.starts_with(PREFIX) && !text.is_empty()) {
         match ours().find(|(_, variable)| variable == name) {
             Some((field, variable)) => found.push((field, variable, value_of(text))),
-            None => refuse_misspelled(name, ours().map(|(_, variable)| variable))?,
+            None => refuse_unknown(name, ours().map(|(_, variable)| variable))?,
         }
     }
     Ok(found)
 }
 
 /// Names that are far from any of ours may belong to other programs of this project.
-fn refuse_misspelled<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result<()> {
+fn refuse_unknown<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result<()> {
     // Without the prefix, which makes all of them alike.
+    let rest = name.strip_prefix(PREFIX).unwrap_or(name);
+    let field = rest.to_lowercase();
+    if fields::named(&field).is_ok() || field == "profile" {
+        return Err(QuantError::Configuration(format!(
+            "there is no variable {name}: set the field in a YAML file or by its flag, and unset the variable"
+        )));
+    }
     let ours: Vec<&str> = ours.filter_map(|variable| variable.strip_prefix(PREFIX)).collect();
-    match name.strip_prefix(PREFIX).and_then(|rest| nearest(rest, ours)) {
+    match nearest(rest, ours) {
         Some(near) => Err(QuantError::Configuration(format!(
             "there is no variable {name}; did you mean {PREFIX}{near}? unset it, or set that one"
         ))),

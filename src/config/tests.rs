@@ -160,6 +160,7 @@ fn yaml_gives_back_what_was_written() {
 fn a_yaml_file_that_is_wrong_is_refused_by_name() {
     assert_eq!(refusal("bitwidth: 4"), "c.yaml: there is no field 'bitwidth'; did you mean bit_width?");
     assert_eq!(refusal("min_acuracy: 0.9"), "c.yaml: there is no field 'min_acuracy'; did you mean min_accuracy?");
+    assert_eq!(refusal("bits: 4"), "c.yaml: there is no field 'bits'; did you mean bit_width?");
     assert!(refusal("zzz: 1").starts_with("c.yaml: there is no field 'zzz', allowed: deployment_profile, "));
     assert_eq!(refusal("bit_width: 3"), "c.yaml: bit_width is 3, allowed: 2, 4 or 8");
     assert_eq!(
@@ -200,6 +201,11 @@ fn each_variable_overrides_its_field() {
         let misspelled = format!("{name}S");
         let message = layers::apply_variables(&mut config, variables(&[(&misspelled, text)])).unwrap_err().to_string();
         assert!(message.starts_with(&format!("there is no variable {misspelled}; did you mean {name}?")), "{message}");
+    }
+    for name in ["ARROW_QUANT_METHOD", "ARROW_QUANT_PROFILE", "ARROW_QUANT_DEPLOYMENT_PROFILE"] {
+        let set = layers::apply_variables(&mut DiffusionQuantConfig::default(), variables(&[(name, "edge")]));
+        let message = set.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("there is no variable {name}: set the field in")), "{message}");
     }
     let mut config = DiffusionQuantConfig::default();
     let others = variables(&[("ARROW_QUANT_ISA", "scalar"), ("ARROW_QUANT_BENCH_DIR", "x"), ("PATH", "/bin")]);

@@ -103,10 +103,7 @@ pub async fn quantize_model(
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(source, settings);
     if let Err(error) = write(planned, config, options, &staging, &mut manifest).await {
-        if is_final(&error) {
-            staging.discard();
-        }
-        return Err(if staging.stays() { resumable(error) } else { error });
+        return Err(if staging.end(!is_final(&error)) { resumable(error) } else { error });
     }
     Ok(QuantizeReport {
         model: model.to_path_buf(),

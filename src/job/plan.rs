@@ -239,6 +239,11 @@ fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
     }
 }
 
+/// Whether a pattern matches some tensor of a model; one that is no pattern matches none.
+pub(crate) fn is_matched(pattern: &str, model: &Model) -> bool {
+    Regex::new(pattern).is_ok_and(|pattern| model.tensors().iter().any(|tensor| is_match(&pattern, tensor)))
+}
+
 /// True if a pattern matches the tensor's name, with or without its component.
 fn is_match(pattern: &Regex, tensor: &Tensor) -> bool {
     let full = || full_name(&tensor.component, &tensor.name);

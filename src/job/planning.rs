@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::JobOptions;
 use super::memory;
-use super::plan::{Choice, TensorPlan, kept_unless_smaller, plan_tensors, quantized_bytes};
+use super::plan::{Choice, TensorPlan, is_matched, kept_unless_smaller, plan_tensors, quantized_bytes};
 use super::plan_file;
 use super::progress::Listener;
 use super::report::{finite, sqnr_db};
@@ -45,7 +45,10 @@ impl Target {
         let unit = if self.field == "target_bpw" { weights as f64 / 8.0 } else { 1e6 };
         let least = (least as f64 / unit * 1e3).ceil() / 1e3;
         let asked = self.bytes as f64 / unit;
-        QuantError::Configuration(format!("{} is {asked:.3}, allowed for this model: {least:.3} or more", self.field))
+        QuantError::Configuration(format!(
+            "{} is {asked:.3}, allowed for this model: about {least:.3} or more",
+            self.field
+        ))
     }
 }
 
@@ -76,7 +79,7 @@ impl Planned {
             let message = format!("`{}` has no tensors", source.path().display());
             return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
         }
-        let detected = detect(&Evidence::of(&source)?)?;
+        let detected = detect(&Evidence::of(&source)?);
         if config.skip_sensitive_layers && config.modality.is_none() {
             detected.require(source.path())?;
         }
@@ -121,11 +124,11 @@ impl Planned {
         let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
         let beside = self.overhead() + self.fixed_bytes();
         let least = beside + allocation.least_bytes();
-        let mut budget = target.bytes.saturating_sub(beside);
-        // What is beside the tensors is known more or less. Whether the smallest choices fit is then seen when they are written.
-        if target.bytes < least && target.bytes + self.overhead() / 8 >= least {
-            budget = allocation.least_bytes();
+        // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
+        if target.bytes + self.overhead() / 8 < least {
+            return Err(target.refused(least, weights));
         }
+        let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());
         allocation.choose(budget).map_err(|_| target.refused(least, weights))?;
         self.target = Some(target);
         self.allocation = Some(allocation);
@@ -292,6 +295,17 @@ fn notes(config: &DiffusionQuantConfig, source: &Model, detected: &Detected) -> 
                 None => format!("sensitive layers{of} are not known: none are skipped but those named"),
             }
         }));
+    }
+    for pattern in &config.sensitive_layer_patterns {
+        if !is_matched(pattern, source) {
+            notes.push(format!("sensitive_layer_patterns '{pattern}' matches no tensor"));
+        }
+    }
+    if config.fail_fast && Target::of(config, 0).is_some() {
+        notes.push(
+            "fail_fast is for tensors whose bits were given: those that the target size chose may fall back"
+                .to_string(),
+        );
     }
     if config.enable_time_aware || config.enable_spatial {
         notes.push(

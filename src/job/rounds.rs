@@ -11,6 +11,7 @@ use super::planning::Planned;
 use super::progress::Stage;
 use super::report::{self, Attempt};
 use super::run::{Run, TensorSums, tensor_sums};
+use super::target::Allocation;
 use crate::{DiffusionQuantConfig, QuantError, Result};
 
 /// A part of the target size that may stay unused.
@@ -67,6 +68,8 @@ pub(super) struct Rounds {
     fallbacks: Vec<Vec<Attempt>>,
     /// Of those that fell back, why.
     fell_because: Vec<Option<String>>,
+    /// Bytes of the target size that are left unused, since files turned out larger than expected.
+    reserve: u64,
 }
 
 /// All parts written as they shall be.
@@ -81,7 +84,7 @@ impl Rounds {
     pub fn new(planned: Planned, config: &DiffusionQuantConfig) -> Self {
         let tensors = planned.plans.len();
         let (fallbacks, fell_because) = (vec![Vec::new(); tensors], vec![None; tensors]);
-        Self { planned, floor: Floor::of(config), fail_fast: config.fail_fast, fallbacks, fell_because }
+        Self { planned, floor: Floor::of(config), fail_fast: config.fail_fast, fallbacks, fell_because, reserve: 0 }
     }
 
     /// Writes every part as it shall be in the end.
@@ -153,54 +156,71 @@ impl Rounds {
         *plan = kept_unless_smaller(plan.clone(), &self.planned.source.tensors()[index], self.planned.settings);
     }
 
-    /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it.
-    fn meet_target(&mut self, sums: &[TensorSums], files: u64, is_changed: bool) -> Result<bool> {
+    /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it,
+    /// or where what was measured shows a much better way.
+    fn meet_target(&mut self, sums: &[TensorSums], files: u64, fell_back: bool) -> Result<bool> {
         let (Some(target), Some(allocation)) = (&self.planned.target, self.planned.allocation.as_mut()) else {
             return Ok(false);
         };
         let target = target.bytes;
-        let before: Vec<Option<Choice>> = allocation.chosen().map(|(_, cost)| cost.choice).collect();
-        let mut open = 0;
-        for (index, is_as_written) in allocation
-            .chosen()
-            .map(|(index, cost)| (index, cost.choice == self.planned.plans[index].choice))
-            .collect::<Vec<_>>()
-        {
-            open += sums[index].bytes;
-            if is_as_written {
-                allocation.measured(index, sums[index].bytes, sums[index].errors.sum_ee);
+        let before: Vec<_> = allocation.chosen().map(|(index, cost)| (index, cost.choice)).collect();
+        let (mut open, mut is_unlike) = (0, false);
+        for (index, choice) in &before {
+            open += sums[*index].bytes;
+            if *choice == self.planned.plans[*index].choice {
+                is_unlike |= allocation.measured(*index, sums[*index].bytes, sums[*index].errors.sum_ee);
             }
         }
-        let beside = files.saturating_sub(open);
-        // What the target leaves for the tensors, a little less than all of it: files vary by some bytes.
-        let budget = target.saturating_sub(beside + target / 5000);
-        let mut adjusted = allocation.clone();
-        adjusted.adjust(budget).map_err(|_| too_small(target))?;
-        let is_near = files <= target && files as f64 >= (1.0 - UNUSED) * target as f64;
+        if files > target {
+            // What is beside the tensors' bytes varies a little with what they are.
+            self.reserve += (files - target) / 4 + 16;
+        }
+        let budget = target.saturating_sub(files.saturating_sub(open) + self.reserve);
+        let fits = files <= target && !fell_back;
+        let Some(adjusted) = better(allocation, budget, is_unlike) else {
+            return if fits { Ok(false) } else { Err(self.too_small()) };
+        };
+        let is_near = fits && files as f64 >= (1.0 - UNUSED) * target as f64;
         // Parts are written again for what is missing from the target, or for what the choices gain.
-        if !is_changed && is_near && adjusted.squared_error() > WORTH_A_ROUND * allocation.squared_error() {
+        if is_near && adjusted.squared_error() > WORTH_A_ROUND * allocation.squared_error() {
             return Ok(false);
         }
         *allocation = adjusted;
-        let is_other = allocation.chosen().zip(&before).any(|((_, cost), before)| cost.choice != *before);
+        let is_other = allocation.chosen().zip(&before).any(|((_, cost), (_, before))| cost.choice != *before);
         self.planned.follow_allocation();
-        Ok(is_other || is_changed)
+        Ok(is_other || fell_back)
+    }
+
+    fn too_small(&self) -> QuantError {
+        let target = self.planned.target.map_or(0, |target| target.bytes) as f64 / 1e6;
+        let fell_back = self.fell_because.iter().flatten().count();
+        QuantError::Configuration(match fell_back {
+            0 => format!("the target size of {target:.6} MB cannot be met: allow a little more"),
+            _ => format!(
+                "the target size of {target:.6} MB cannot be met, for {fell_back} tensors were below the floor and need more \
+                 bits: allow more, or lower min_accuracy"
+            ),
+        })
     }
 
     fn refuse_too_large(&self, files: u64) -> Result<()> {
         match &self.planned.target {
-            Some(target) if files > target.bytes => Err(too_small(target.bytes)),
+            Some(target) if files > target.bytes => Err(self.too_small()),
             _ => Ok(()),
         }
     }
 }
 
-fn too_small(target: u64) -> QuantError {
-    QuantError::Configuration(format!(
-        "the target size of {:.3} MB cannot be met, for tensors that are below the floor need more: allow more, or lower \
-         min_accuracy",
-        target as f64 / 1e6
-    ))
+/// The smallest change of an allocation that meets a budget, unless to choose anew is much better. `None` if nothing does.
+fn better(allocation: &Allocation, budget: u64, is_unlike: bool) -> Option<Allocation> {
+    let mut adjusted = allocation.clone();
+    let is_adjusted = adjusted.adjust(budget).is_ok();
+    let mut anew = allocation.clone();
+    if anew.choose(budget).is_err() {
+        return is_adjusted.then_some(adjusted);
+    }
+    let is_much_better = anew.squared_error() < WORTH_A_ROUND * adjusted.squared_error();
+    Some(if is_adjusted && !is_unlike && !is_much_better { adjusted } else { anew })
 }
 
 fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {

@@ -190,6 +190,7 @@ impl PartWork {
             let (file, tensors) = writer.finish()?;
             let record = PartRecord { part: self.part, plan: self.key, file, tensors };
             self.staging.journal().append(&record)?;
+            // When the permit is back, nobody is at work in the directory any more.
             drop(permit);
             Ok(record)
         };

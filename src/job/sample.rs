@@ -10,14 +10,17 @@ use super::plan::{Choice, quantized_bytes, refusal};
 use super::progress::{Listener, Stage, StageProgress};
 use crate::{Model, QuantError, Result, Tensor};
 
-/// Weights of one run of a sample: sixteen groups of the largest size, which the kernels take at once.
-const RUN: u64 = 4096;
+/// One weight is sampled of so many.
+const ONE_OF: u64 = 128;
 
-/// One run is taken of about so many weights.
-const ONE_RUN_OF: u64 = 128 * RUN;
+/// Weights that are sampled at least, unless there are not many more.
+const LEAST: u64 = 8192;
 
-/// No tensor has fewer runs, unless it is smaller than they are.
-const LEAST_RUNS: u64 = 2;
+/// Weights that are taken from one place: a multiple of every group size.
+const PIECE: u64 = 1024;
+
+/// With it, pieces of long rows come from all columns in turn.
+const PRIME: u64 = 7919;
 
 /// What quantizing a tensor in one way comes to.
 #[derive(Debug, Clone, Copy)]
@@ -147,58 +150,76 @@ impl Spent {
 
 /// The costs of one tensor.
 fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: Settings) -> Result<(Vec<Cost>, Spent)> {
-    let runs = runs(tensor);
     let mut spent = Spent::default();
+    let Some(dtype) = tensor.float_dtype() else { return Ok((Vec::new(), spent)) };
+    // Gathered, so that the kernels have many groups at a time, and the pages are looked at once for all choices.
+    let (bytes, row) = gather(tensor);
+    tensor.release(0..tensor.elements());
+    let weights = Weights::new(dtype, &bytes, row)?;
+    let of_all = tensor.elements() as f64 / weights.len().max(1) as f64;
     let mut costs = Vec::with_capacity(choices.len());
     for &choice in choices {
         let settings = choice.with(settings);
-        let (mut sums, mut wide) = (PairSums::default(), 0);
-        for &weights in &runs {
-            let started = Instant::now();
-            let quantized = quantize(isa, weights, settings, None)
-                .map_err(|error| refusal(tensor, settings).unwrap_or_else(|| error.into()))?;
-            spent.add(Spent { time: started.elapsed(), weights: quantized.errors.n });
-            sums = sums + quantized.errors;
-            if quantized.parameter_dtype == ParameterDtype::F32 {
-                wide += quantized.scales.len() as u64 + quantized.minima.len() as u64;
-            }
-        }
-        let of_all = tensor.elements() as f64 / sums.n.max(1) as f64;
+        let started = Instant::now();
+        let quantized = quantize(isa, weights, settings, None)
+            .map_err(|error| refusal(tensor, settings).unwrap_or_else(|| error.into()))?;
+        spent.add(Spent { time: started.elapsed(), weights: quantized.errors.n });
+        let wide = match quantized.parameter_dtype {
+            ParameterDtype::F32 => quantized.scales.len() + quantized.minima.len(),
+            ParameterDtype::F16 => 0,
+        };
         // Parameters in f32 take twice what those in f16 do.
         let bytes = quantized_bytes(tensor, settings) + (wide as f64 / 2.0 * of_all) as u64;
-        costs.push(Cost { choice: Some(choice), bytes, sums, squared_error: sums.sum_ee * of_all });
+        let squared_error = quantized.errors.sum_ee * of_all;
+        costs.push(Cost { choice: Some(choice), bytes, sums: quantized.errors, squared_error });
     }
-    tensor.release(0..tensor.elements());
     Ok((costs, spent))
 }
 
-/// Runs of whole rows, or of pieces of long ones, at even distances.
-fn runs(tensor: &Tensor) -> Vec<Weights<'_>> {
+/// Rows from all over a tensor, or pieces of long ones, at most [`PIECE`] weights each; and the weights of each.
+fn gather(tensor: &Tensor) -> (Vec<u8>, usize) {
     let (elements, row) = (tensor.elements(), tensor.row_length().max(1));
-    let Some(dtype) = tensor.float_dtype() else { return Vec::new() };
-    // Of long rows, a piece that no group straddles.
-    let length = if row > RUN { RUN } else { RUN.div_ceil(row) * row };
-    let count = (elements / ONE_RUN_OF).max(LEAST_RUNS);
-    let places: Vec<(u64, u64)> = if count * length >= elements {
-        vec![(0, elements)]
-    } else {
-        (0..count).map(|i| (place(i, count, elements, row, length), length)).collect()
-    };
-    let size = (tensor.bytes / elements.max(1)) as usize;
-    let of = |(start, length): (u64, u64)| {
-        let bytes = &tensor.data()[start as usize * size..(start + length) as usize * size];
-        Weights::new(dtype, bytes, row.min(length) as usize).ok()
-    };
-    places.into_iter().filter_map(of).collect()
+    let wanted = (elements / ONE_OF).max(LEAST);
+    if wanted + LEAST >= elements {
+        return (tensor.data().to_vec(), row as usize);
+    }
+    // A piece starts where a group does, of whatever size.
+    let piece = row.min(PIECE);
+    let (pieces_of_row, count) = (row / piece, wanted.div_ceil(piece));
+    let size = (tensor.bytes / elements) as usize;
+    let mut bytes = Vec::with_capacity((count * piece) as usize * size);
+    for i in 0..count {
+        let first = place(i, count, elements / row) * row + i * PRIME % pieces_of_row * piece;
+        bytes.extend_from_slice(&tensor.data()[first as usize * size..(first + piece) as usize * size]);
+    }
+    (bytes, piece as usize)
 }
 
-/// The first weight of the run with number `i`.
-fn place(i: u64, count: u64, elements: u64, row: u64, length: u64) -> u64 {
-    let middle = (u128::from(elements) * u128::from(2 * i + 1) / u128::from(2 * count)) as u64;
-    if row <= RUN {
-        return (middle / row * row).min(elements - length);
+/// The row of the piece with number `i`: each in a stretch of its own, and there at another place each time, for models
+/// may have structure at even distances.
+fn place(i: u64, count: u64, rows: u64) -> u64 {
+    /// The golden ratio, of which multiples lie evenly in the unit interval.
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let within = (i as f64 * GOLDEN).fract();
+    (((i as f64 + within) / count as f64 * rows as f64) as u64).min(rows - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_all_over_the_tensor_and_at_no_even_distance() {
+        for (count, rows) in [(21, 384), (8, 1_000_000), (500, 501)] {
+            let places: Vec<u64> = (0..count).map(|i| place(i, count, rows)).collect();
+            assert!(places.is_sorted() && *places.last().unwrap() < rows);
+            let stretch = rows as f64 / count as f64;
+            for (i, place) in places.iter().enumerate() {
+                assert!((*place as f64 - i as f64 * stretch).abs() <= stretch + 1.0, "{places:?}");
+            }
+        }
+        let places: Vec<u64> = (0..64).map(|i| place(i, 64, 1 << 20)).collect();
+        let odd = places.iter().filter(|place| *place % 128 < 64).count();
+        assert!((16..48).contains(&odd), "{odd} of 64 in the first half of a period");
     }
-    // Other columns each time, since columns differ.
-    let pieces = row / length;
-    middle / row * row + (i % pieces) * length
 }

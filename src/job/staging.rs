@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,8 +23,8 @@ pub(crate) struct Staging {
     path: PathBuf,
     out: PathBuf,
     journal: Journal,
-    /// Whether a later run has a use for what is there.
-    is_of_use: AtomicBool,
+    /// Whether nothing is left to be done when it is dropped.
+    has_ended: AtomicBool,
 }
 
 /// What an earlier run left for this one.
@@ -53,7 +53,7 @@ impl Staging {
             Some(left) => go_on(&path, left, identity)?,
             None => (begin(&path, identity)?, Earlier::Nothing),
         };
-        let staging = Self { path, out, journal, is_of_use: AtomicBool::new(true) };
+        let staging = Self { path, out, journal, has_ended: AtomicBool::new(false) };
         staging.create_directory(Path::new("weights"))?;
         Ok((staging, earlier))
     }
@@ -73,7 +73,7 @@ impl Staging {
         let path = partial(&out);
         let found = match Journal::find(&path.join(JOURNAL)) {
             // Whatever is there is no directory.
-            Err(QuantError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => None,
+            Err(QuantError::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => None,
             found => found?,
         };
         match found {
@@ -87,18 +87,25 @@ impl Staging {
         }
     }
 
-    /// Says that no later run could go on from here.
-    pub fn discard(&self) {
-        self.is_of_use.store(false, Ordering::Relaxed);
+    /// Ends a run that failed, when nobody is at work in the directory any more: finished parts stay for a later run, if
+    /// they are of use to one, and else nothing. True if they stay.
+    pub fn end(&self, is_of_use: bool) -> bool {
+        self.has_ended.store(true, Ordering::Relaxed);
+        let stays = is_of_use && self.journal.parts() > 0;
+        if stays {
+            // They only take room. What cannot be removed, the next run writes over.
+            for unfinished in with_extension(&self.path.join("weights"), UNFINISHED) {
+                let _ = fs::remove_file(unfinished);
+            }
+        } else {
+            // Of a cancelled run, a task may still be creating a file; the directory is then empty at the second try.
+            let _ = fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
+        }
+        stays
     }
 
     pub fn journal(&self) -> &Journal {
         &self.journal
-    }
-
-    /// Whether the directory stays for a later run, should this one end now.
-    pub fn stays(&self) -> bool {
-        self.is_of_use.load(Ordering::Relaxed) && self.journal.parts() > 0
     }
 
     pub fn path(&self) -> &Path {
@@ -132,6 +139,7 @@ impl Staging {
         }
         // Rename would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
         fs::rename(&self.path, &self.out).map_err(|e| QuantError::io(&self.out, e))?;
+        self.has_ended.store(true, Ordering::Relaxed);
         // Not before: without it, what is there would be lost if the directory could not get its name.
         let journal = self.out.join(JOURNAL);
         fs::remove_file(&journal).map_err(|e| QuantError::io(&journal, e))?;
@@ -140,19 +148,10 @@ impl Staging {
 }
 
 impl Drop for Staging {
+    /// A run that was cancelled ends here, when the last of its tasks has.
     fn drop(&mut self) {
-        // Of a completed run the directory has another name by now.
-        if !self.path.exists() {
-            return;
-        }
-        if self.stays() {
-            // They only take room. What cannot be removed, the next run writes over.
-            for unfinished in with_extension(&self.path.join("weights"), UNFINISHED) {
-                let _ = fs::remove_file(unfinished);
-            }
-        } else {
-            // A worker may still be creating a file; the directory is then empty at the second try.
-            let _ = fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
+        if !self.has_ended.load(Ordering::Relaxed) {
+            self.end(true);
         }
     }
 }
@@ -166,7 +165,7 @@ fn with_extension(directory: &Path, extension: &'static str) -> impl Iterator<It
 /// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
 fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
     match fs::create_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
             if !is_empty {
                 return Err(in_the_way(path, "is in the way, and not from a run of arrow-quant: remove it"));
@@ -174,9 +173,16 @@ fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
         }
         made => made.map_err(|e| create_error(path, e))?,
     }
-    Journal::create(&path.join(JOURNAL), identity).inspect_err(|_| {
-        // The error that is about to be told says more than that this one failed too.
-        let _ = fs::remove_dir_all(path);
+    Journal::create(&path.join(JOURNAL), identity).map_err(|error| match error {
+        // Another run was faster.
+        QuantError::Io { source, .. } if matches!(source.kind(), ErrorKind::AlreadyExists | ErrorKind::WouldBlock) => {
+            in_the_way(path, "belongs to a run that is still going on: wait for it")
+        }
+        error => {
+            // Of the directory only what is ours. The error that is about to be told says more than that this failed too.
+            let _ = fs::remove_file(path.join(JOURNAL)).and_then(|()| fs::remove_dir(path));
+            error
+        }
     })
 }
 
@@ -241,8 +247,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 fn create_error(path: &Path, error: io::Error) -> QuantError {
     let parent = path.parent().unwrap_or(path).display();
     let advice = match error.kind() {
-        io::ErrorKind::NotFound => format!("the directory `{parent}` does not exist: create it first"),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+        ErrorKind::NotFound => format!("the directory `{parent}` does not exist: create it first"),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             format!("the directory `{parent}` is not writable: choose another output")
         }
         _ => return QuantError::io(path, error),

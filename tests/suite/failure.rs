@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{DIGITS, Tensor, arrow_quant, contains, names, refused, run, safetensors, text, write_model};
+use crate::common::{
+    DIGITS, Tensor, arrow_quant, contains, files, names, refused, run, safetensors, text, write_model, write_tall_model,
+};
 use tempfile::TempDir;
 
 #[test]
@@ -234,4 +236,46 @@ fn queries_that_cannot_be_run() {
     let twice = format!("m={DIGITS}");
     let outcome = run(arrow_quant(&["sql", "SELECT 1", "--model", &twice, "--model", &twice]));
     contains(&outcome.error(), &["another model has the name 'm'"]);
+}
+
+/// Parts are being written by several threads when the job ends.
+#[test]
+fn a_job_that_fails_fast_leaves_nothing_however_often_it_is_run() {
+    let directory = TempDir::new().unwrap();
+    let model = directory.path().join("m.safetensors");
+    // Two parts each.
+    let named = ["a", "b", "c"].into_iter().zip(1..);
+    write_tall_model(
+        &model,
+        &named.map(|(name, seed)| (Tensor::gaussian(name, "BF16", &[1, 4096], seed), 1 << 11)).collect::<Vec<_>>(),
+    );
+    for _ in 0..20 {
+        let arguments =
+            ["--fail-fast", "--bits", "2", "--min-accuracy", "0.99", "--method", "minmax", "--threads", "3"];
+        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below min_accuracy 0.99"]);
+    }
+}
+
+/// One of them gets the output, and the others say why they do not.
+#[test]
+fn jobs_that_are_started_at_once_on_the_same_output() {
+    use std::process::Stdio;
+
+    let directory = TempDir::new().unwrap();
+    let out = directory.path().join("out");
+    let expected = run(arrow_quant(&["quantize", DIGITS, text(&directory.path().join("alone")), "--quiet"]));
+    assert_eq!(expected.status, Some(0));
+    for _ in 0..20 {
+        let start = |_| {
+            let mut command = arrow_quant(&["quantize", DIGITS, text(&out), "--quiet"]);
+            command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children: Vec<_> = (0..4).map(start).collect();
+        let outcomes: Vec<_> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        let succeeded = outcomes.iter().filter(|outcome| outcome.status.success()).count();
+        assert_eq!(succeeded, 1, "{outcomes:?}");
+        assert!(files(&out) == files(&directory.path().join("alone")), "{:?}", names(&out));
+        assert_eq!(names(directory.path()), ["alone", "out"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
 }

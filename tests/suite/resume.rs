@@ -339,6 +339,13 @@ fn runs_killed_at_random_points_while_a_tensor_falls_back() {
     kill_at_random(&Job::with_fallback(), 2, 12, 6);
 }
 
+/// The plan follows from a sample, and is adjusted after the first round: both must come out the same again.
+#[test]
+fn runs_killed_at_random_points_under_a_target() {
+    let job = Job::new(&fallback_tensors(), &["--method", "minmax", "--target-bpw", "3.3", "--min-accuracy", "0.9"]);
+    kill_at_random(&job, 3, 6, 0);
+}
+
 #[test]
 fn a_fallback_writes_the_parts_of_its_tensor_again_and_no_others() {
     let job = Job::with_fallback();

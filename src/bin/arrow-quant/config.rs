@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use arrow_quant_kernels::{Method, Scheme};
-use arrow_quant_v2::{ConfigLayers, FIELDS, LayeredConfig};
+use arrow_quant_v2::{ConfigLayers, FIELDS, LayeredConfig, QuantError};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::Value;
 
@@ -112,6 +112,10 @@ impl ConfigArguments {
     /// The file, the environment and the flags together.
     pub fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<LayeredConfig> {
         let mut layers = ConfigLayers::new().environment();
+        let widths = self.layer_bit_widths.as_deref().unwrap_or_default();
+        if let Some((name, _)) = widths.iter().enumerate().find_map(|(i, w)| widths[..i].iter().find(|o| o.0 == w.0)) {
+            return Err(QuantError::Configuration(format!("layer_bit_widths has '{name}' twice: give it once")));
+        }
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }

@@ -28,6 +28,19 @@ async fn signal() -> u8 {
     }
 }
 
+/// Takes the signal for a file that grows beyond the limit (`ulimit -f`), which would end the process without a word: with
+/// it taken, the write fails, and that is told.
+#[cfg(unix)]
+pub fn file_size_signal() -> Option<tokio::signal::unix::Signal> {
+    /// SIGXFSZ, the same on all systems that Rust runs on.
+    const FILE_SIZE: i32 = 25;
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(FILE_SIZE)).ok()
+}
+
+/// There is no such signal here.
+#[cfg(not(unix))]
+pub fn file_size_signal() {}
+
 /// Ends with SIGTERM.
 #[cfg(unix)]
 async fn terminate() {

@@ -129,7 +129,10 @@ fn runtime(cores: usize) -> Result<Runtime, Failure> {
 /// Runs to the end, that of all tasks it started included.
 fn in_runtime<T>(cores: usize, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = runtime(cores)?;
-    let result = runtime.block_on(work);
+    let result = runtime.block_on(async {
+        let _too_large = interrupt::file_size_signal();
+        work.await
+    });
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }

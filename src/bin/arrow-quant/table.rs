@@ -2,6 +2,9 @@
 
 use std::io::{self, Write};
 
+/// Characters that are shown of a name.
+const LONGEST_NAME: usize = 120;
+
 /// A column's name and side.
 struct Column {
     name: String,
@@ -86,8 +89,14 @@ pub fn write_facts(facts: &[(&str, String)], out: &mut impl Write) -> io::Result
 
 /// A tensor's name within its model.
 pub fn tensor_label(component: &str, tensor: &str) -> String {
-    // A line end in a name would let a file write lines of the report.
-    let shown = |name: &str| name.replace(char::is_control, "\u{fffd}");
+    // A line end in a name would let a file write lines of the report, and a long one make all lines as long.
+    let shown = |name: &str| {
+        let name = name.replace(char::is_control, "\u{fffd}");
+        match name.char_indices().nth(LONGEST_NAME) {
+            Some((end, _)) => format!("{}…", &name[..end]),
+            None => name,
+        }
+    };
     match component {
         "" => shown(tensor),
         component => format!("{}/{}", shown(component), shown(tensor)),
@@ -137,5 +146,6 @@ mod tests {
     fn a_label_has_its_component() {
         assert_eq!(tensor_label("", "norm"), "norm");
         assert_eq!(tensor_label("unet", "norm"), "unet/norm");
+        assert_eq!(tensor_label("", &"é".repeat(500)), "é".repeat(120) + "…");
     }
 }

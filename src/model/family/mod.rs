@@ -245,22 +245,23 @@ pub(crate) struct Detected {
     /// What told, such as "`_class_name` StableDiffusionPipeline in model_index.json". Empty if nothing did.
     pub from: String,
     families: Vec<(String, Option<&'static Rule>)>,
+    /// What is wrong with a `modality` that is written down.
+    problem: Option<String>,
 }
 
 /// Finds out what a model makes. In this order: `modality` in a `config.json`, then in the safetensors metadata;
 /// classes in `model_index.json`, then in `config.json`; the architecture in the metadata; the names of the tensors.
-///
-/// # Errors
-/// [`Metadata`](QuantError::Metadata) if a `modality` that is looked at is not one of those allowed.
-pub(crate) fn detect(evidence: &Evidence) -> Result<Detected> {
+pub(crate) fn detect(evidence: &Evidence) -> Detected {
     let families = evidence.components.iter().map(|component| (component.name.clone(), family_of(evidence, component)));
     let families = families.collect();
-    let found = match named(evidence)? {
-        Some(named) => Some(named),
-        None => inferred(evidence),
+    let (found, problem) = match named(evidence) {
+        Ok(Some(named)) => (Some(named), None),
+        Ok(None) => (inferred(evidence), None),
+        // What somebody wrote down wrongly is not guessed.
+        Err(problem) => (None, Some(problem.to_string())),
     };
     let (modality, from) = found.map_or((None, String::new()), |(modality, from)| (Some(modality), from));
-    Ok(Detected { modality, from, families })
+    Detected { modality, from, families, problem }
 }
 
 /// The modality that someone wrote down.
@@ -346,8 +347,12 @@ impl Detected {
     /// What the model at `path` makes.
     ///
     /// # Errors
-    /// [`Metadata`](QuantError::Metadata) that says how to name it, if nothing told.
+    /// [`Metadata`](QuantError::Metadata) if what is written down is not one of those allowed, or that says how to name
+    /// it, if nothing told.
     pub(crate) fn require(&self, path: &Path) -> Result<Modality> {
+        if let Some(message) = self.problem.clone() {
+            return Err(QuantError::Metadata { path: path.to_path_buf(), tensor: None, message });
+        }
         self.modality.ok_or_else(|| {
             let how = "name it with `--modality text|code|image|audio`, or `modality` in the YAML file or config.json";
             defect(path, None, format_args!("what the model makes cannot be told from its files: {how}"))

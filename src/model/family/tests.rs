@@ -67,14 +67,14 @@ fn component(name: &str, classes: &[&str], tensors: &[&str]) -> ComponentEvidenc
 }
 
 fn of_classes(classes: &[&str]) -> Detected {
-    detect(&plain(component("", classes, &[]))).unwrap()
+    detect(&plain(component("", classes, &[])))
 }
 
 fn metadata(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
-fn message(result: Result<Detected>) -> String {
+fn message(result: Result<Modality>) -> String {
     match result {
         Err(QuantError::Metadata { message, .. }) => message,
         other => panic!("expected a metadata error, found {other:?}"),
@@ -101,7 +101,7 @@ fn names_alone_tell_the_architecture() {
     let architectures = Architecture::all();
     assert!(architectures.len() >= 45, "the lists are there");
     for architecture in &architectures {
-        let detected = detect(&architecture.evidence()).unwrap();
+        let detected = detect(&architecture.evidence());
         let found = (detected.modality, detected.family("").map(|family| family.name));
         assert_eq!(found, (Some(architecture.modality), Some(&*architecture.family)), "{}", architecture.file);
         assert_eq!(detected.from, format!("tensor names ({})", architecture.family), "{}", architecture.file);
@@ -125,7 +125,7 @@ fn names_stay_telling_under_the_prefixes_of_checkpoints() {
         }
         for prefix in ["model.", "module.", "base_model.model."] {
             let tensors = architecture.tensors.iter().map(|name| format!("{prefix}{name}")).collect();
-            let detected = detect(&plain(ComponentEvidence { tensors, ..Default::default() })).unwrap();
+            let detected = detect(&plain(ComponentEvidence { tensors, ..Default::default() }));
             let found = detected.family("").map(|family| family.name);
             assert_eq!(found, Some(&*architecture.family), "{prefix} before {}", architecture.file);
         }
@@ -135,7 +135,7 @@ fn names_stay_telling_under_the_prefixes_of_checkpoints() {
 #[test]
 fn sensitive_tensors() {
     for architecture in Architecture::all() {
-        let detected = detect(&architecture.evidence()).unwrap();
+        let detected = detect(&architecture.evidence());
         let is_sensitive = |name: &String| detected.sensitive("", name).is_some();
         for name in &architecture.sensitive {
             assert!(architecture.tensors.contains(name), "{}: {name} is a tensor", architecture.file);
@@ -253,14 +253,14 @@ fn classes() {
 #[test]
 fn what_someone_wrote_down_comes_first() {
     let mut evidence = plain(component("", &["LlamaForCausalLM"], &[]));
-    assert_eq!(detect(&evidence).unwrap().from, "LlamaForCausalLM in config.json");
+    assert_eq!(detect(&evidence).from, "LlamaForCausalLM in config.json");
 
     evidence.metadata = metadata(&[("modality", "code"), ("modelspec.architecture", "flux-1-dev")]);
-    let detected = detect(&evidence).unwrap();
+    let detected = detect(&evidence);
     assert_eq!((detected.modality, &*detected.from), (Some(Modality::Code), "`modality` in the safetensors metadata"));
 
     evidence.components[0].modality = Some("audio".to_string());
-    let detected = detect(&evidence).unwrap();
+    let detected = detect(&evidence);
     assert_eq!((detected.modality, &*detected.from), (Some(Modality::Audio), "`modality` in config.json"));
     assert_eq!(detected.family("").unwrap().name, "Llama", "the family is what it was");
 }
@@ -279,7 +279,7 @@ fn the_architecture_in_the_metadata() {
     ];
     for (key, value, family) in cases {
         let names = component("", &["UnknownModel"], &["transformer.h.0.attn.c_attn.weight", "transformer.wpe.weight"]);
-        let detected = detect(&Evidence { metadata: metadata(&[(key, value)]), ..plain(names) }).unwrap();
+        let detected = detect(&Evidence { metadata: metadata(&[(key, value)]), ..plain(names) });
         assert_eq!(detected.family("").map(|family| family.name), Some(family), "{value}");
         assert_eq!(detected.from, format!("`{key}` {value} in the safetensors metadata"));
     }
@@ -298,7 +298,7 @@ fn a_pipeline_makes_what_its_class_says() {
         ],
         ..Default::default()
     };
-    let detected = detect(&evidence).unwrap();
+    let detected = detect(&evidence);
     assert_eq!(detected.modality, Some(Modality::Image));
     assert_eq!(detected.from, "`_class_name` StableDiffusionPipeline in model_index.json");
     let families = ["text_encoder", "unet", "vae", ""].map(|name| detected.family(name).map(|family| family.name));
@@ -308,21 +308,24 @@ fn a_pipeline_makes_what_its_class_says() {
 
     // Where the class is not known its denoiser tells, never the text encoder.
     evidence.pipeline_class = Some("LatentConsistencyModelPipeline".to_string());
-    assert_eq!(detect(&evidence).unwrap().from, "tensor names (StableDiffusion)");
+    assert_eq!(detect(&evidence).from, "tensor names (StableDiffusion)");
     evidence.components.remove(1);
-    assert_eq!(detect(&evidence).unwrap().modality, None);
+    assert_eq!(detect(&evidence).modality, None);
 }
 
 #[test]
 fn a_modality_that_is_none_is_an_error() {
     let mut evidence = plain(component("", &["LlamaForCausalLM"], &[]));
     evidence.metadata = metadata(&[("modality", "vidoe")]);
-    assert_eq!(message(detect(&evidence)), "model: modality is 'vidoe', allowed: text, code, image or audio");
+    assert_eq!(
+        message(detect(&evidence).require(&evidence.path)),
+        "model: modality is 'vidoe', allowed: text, code, image or audio"
+    );
 
     let config = Path::new("model").join("config.json");
     evidence.components[0].modality = Some("Image".to_string());
     let expected = format!("{}: modality is 'Image', allowed: text, code, image or audio", config.display());
-    assert_eq!(message(detect(&evidence)), expected);
+    assert_eq!(message(detect(&evidence).require(&evidence.path)), expected);
 }
 
 #[test]
@@ -332,16 +335,16 @@ fn components_that_differ_do_not_speak_for_the_pipeline() {
         ..component(name, &["FluxTransformer2DModel"], &[])
     };
     let components = vec![with("text_encoder", "text"), with("transformer", "audio")];
-    let detected = detect(&Evidence { components, ..Default::default() }).unwrap();
+    let detected = detect(&Evidence { components, ..Default::default() });
     assert_eq!(detected.from, "FluxTransformer2DModel in transformer/config.json");
     let components = vec![with("text_encoder", "audio"), with("transformer", "audio")];
-    let detected = detect(&Evidence { components, ..Default::default() }).unwrap();
+    let detected = detect(&Evidence { components, ..Default::default() });
     assert_eq!(detected.from, "`modality` in text_encoder/config.json");
 }
 
 #[test]
 fn what_cannot_be_told_is_asked_for() {
-    let detected = detect(&plain(component("", &["Mystery"], &["a.weight", "b.weight"]))).unwrap();
+    let detected = detect(&plain(component("", &["Mystery"], &["a.weight", "b.weight"])));
     assert_eq!((detected.modality, &*detected.from), (None, ""));
     assert!(detected.family("").is_none() && detected.sensitive("", "lm_head.weight").is_none());
     assert_eq!(
@@ -371,13 +374,13 @@ fn our_example_is_read() {
     let evidence = Evidence::of(&Model::open(&path).unwrap()).unwrap();
     assert_eq!(evidence.components[0].classes, ["DiTTransformer2DModel", "digits-dit"]);
     assert_eq!(evidence.metadata["architecture"], "DiT");
-    let detected = detect(&evidence).unwrap();
+    let detected = detect(&evidence);
     assert_eq!((detected.modality, &*detected.from), (Some(Modality::Image), "`modality` in config.json"));
     assert!(detected.sensitive("", "patch_embed.weight").is_some());
 
     // The file by itself: what lies beside it may belong to another.
     let evidence = Evidence::of(&Model::open(&path.join("model.safetensors")).unwrap()).unwrap();
-    assert_eq!(detect(&evidence).unwrap().from, "`modality` in the safetensors metadata");
+    assert_eq!(detect(&evidence).from, "`modality` in the safetensors metadata");
 }
 
 #[test]

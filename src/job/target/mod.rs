@@ -6,11 +6,17 @@
 //! are exchanged between two tensors while that helps. The same starts from the best uniform choice as well, which is far
 //! from those steps where a budget is just enough for it.
 
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Ordering;
 
 use super::plan::Choice;
 use super::sample::{Cost, all_choices};
 use crate::{QuantError, Result};
+
+/// The factor by which error may differ between a sample and the whole.
+const UNLIKE: f64 = 1.5;
 
 /// Exchanges that are made at most: on real models a few dozen are left to make.
 const EXCHANGES: usize = 1000;
@@ -26,7 +32,7 @@ const SLIGHTEST: f64 = 1e-9;
 pub(crate) struct Open {
     /// Its index in the model.
     pub tensor: usize,
-    /// Ways to quantize it, and to keep it: more bytes, less error.
+    /// Ways to quantize it, and to keep it, in the order of bytes.
     costs: Vec<Cost>,
     chosen: usize,
 }
@@ -42,8 +48,15 @@ pub(crate) struct Allocation {
 impl Allocation {
     /// The choices of some tensors, given by index with the costs of each, those of keeping it included.
     pub fn new(costs: Vec<(usize, Vec<Cost>)>, is_uniform: bool) -> Self {
-        let open =
-            |(tensor, costs)| Open { tensor, costs: if is_uniform { costs } else { worth_it(costs) }, chosen: 0 };
+        let open = |(tensor, mut costs): (usize, Vec<Cost>)| {
+            // Of groups that are longer than a row, the largest: models then have fewer sizes in all.
+            let size = |cost: &Cost| std::cmp::Reverse(cost.choice.map(|choice| choice.group_size));
+            costs.sort_by(|a, b| {
+                let by_error = a.squared_error.total_cmp(&b.squared_error);
+                a.bytes.cmp(&b.bytes).then(by_error).then(size(a).cmp(&size(b)))
+            });
+            Open { tensor, costs, chosen: 0 }
+        };
         Self { open: costs.into_iter().map(open).collect(), is_uniform }
     }
 
@@ -147,7 +160,7 @@ impl Allocation {
         let mut best: Option<(f64, [(usize, usize); 2])> = None;
         for (i, open) in self.open.iter().enumerate() {
             let now = &open.costs[open.chosen];
-            for (to, cost) in open.costs.iter().enumerate().skip(open.chosen + 1) {
+            for (to, cost) in open.costs.iter().enumerate() {
                 let needed = cost.bytes.saturating_sub(now.bytes).saturating_sub(left);
                 // The cuts that free enough come first.
                 let enough = cuts.partition_point(|cut| cut.fewer >= needed);
@@ -168,7 +181,7 @@ impl Allocation {
         let mut all: Vec<(u64, Cut)> = Vec::new();
         for (i, open) in self.open.iter().enumerate() {
             let now = &open.costs[open.chosen];
-            for (to, cost) in open.costs[..open.chosen].iter().enumerate() {
+            for (to, cost) in open.costs.iter().enumerate().filter(|(_, cost)| cost.bytes < now.bytes) {
                 let cut = Cut { open: i, to, worse: cost.squared_error - now.squared_error };
                 all.push((now.bytes.saturating_sub(cost.bytes), cut));
             }
@@ -220,30 +233,42 @@ impl Allocation {
 
     /// Takes a choice away from a tensor, and all that are not better. Gives false if it was the last.
     pub fn forbid(&mut self, tensor: usize, choice: Choice) -> bool {
-        if self.is_uniform {
-            // What one tensor cannot have, none can.
-            for open in &mut self.open {
-                open.costs.retain(|cost| cost.choice != Some(choice));
-                open.chosen = open.chosen.min(open.costs.len().saturating_sub(1));
+        // With fewer bits it is no better, nor with larger groups.
+        let is_no_better = |other: Choice| {
+            other.bits < choice.bits || other.bits == choice.bits && other.group_size >= choice.group_size
+        };
+        let mut is_left = true;
+        // What one tensor cannot have, none can where all have the same.
+        for open in self.open.iter_mut().filter(|open| self.is_uniform || open.tensor == tensor) {
+            let is_allowed = |cost: &&Cost| cost.choice.is_none_or(|other| !is_no_better(other));
+            let costs: Vec<Cost> = open.costs.iter().filter(is_allowed).copied().collect();
+            is_left &= !costs.is_empty();
+            if !costs.is_empty() {
+                (open.costs, open.chosen) = (costs, 0);
             }
-            return self.open.iter().all(|open| !open.costs.is_empty());
         }
-        let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) else { return false };
-        let Some(at) = open.costs.iter().position(|cost| cost.choice == Some(choice)) else { return true };
-        if at + 1 >= open.costs.len() {
-            return false;
-        }
-        open.costs.drain(..=at);
-        open.chosen = 0;
-        true
+        is_left
     }
 
-    /// Puts what was measured in place of what was estimated.
-    pub fn measured(&mut self, tensor: usize, bytes: u64, squared_error: f64) {
-        if let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) {
-            let cost = &mut open.costs[open.chosen];
-            (cost.bytes, cost.squared_error) = (bytes, squared_error);
+    /// Puts what was measured of a tensor, as chosen, in place of what was estimated. Where the sample was not like the
+    /// rest, its other choices are taken to be as far off; true if that is so.
+    pub fn measured(&mut self, tensor: usize, bytes: u64, squared_error: f64) -> bool {
+        let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) else { return false };
+        let chosen = open.costs[open.chosen];
+        let Some(choice) = chosen.choice else { return false };
+        let is_like = squared_error <= UNLIKE * chosen.squared_error && chosen.squared_error <= UNLIKE * squared_error;
+        for cost in open.costs.iter_mut().filter(|_| !is_like) {
+            let Some(other) = cost.choice else { continue };
+            cost.squared_error = if chosen.squared_error > 0.0 {
+                cost.squared_error * (squared_error / chosen.squared_error)
+            } else {
+                // Nothing was lost in the sample: a step is half as wide with every bit more.
+                squared_error * 4f64.powi(choice.bits.get() as i32 - other.bits.get() as i32)
+            };
         }
+        let cost = &mut open.costs[open.chosen];
+        (cost.bytes, cost.squared_error) = (bytes, squared_error);
+        !is_like
     }
 
     /// The change to fewer bytes that costs least: of those that suffice by themselves, or else by the byte.
@@ -275,7 +300,7 @@ impl Allocation {
             let mut best: Option<(f64, usize, usize, u64)> = None;
             for (i, open) in self.open.iter().enumerate() {
                 let now = &open.costs[open.chosen];
-                for (to, cost) in open.costs.iter().enumerate().skip(open.chosen + 1) {
+                for (to, cost) in open.costs.iter().enumerate() {
                     let more = cost.bytes.saturating_sub(now.bytes);
                     let gain = now.squared_error - cost.squared_error;
                     if more <= left && gain > 0.0 && best.is_none_or(|(other, ..)| gain > other) {
@@ -351,17 +376,16 @@ fn too_small() -> QuantError {
     QuantError::Configuration("the target size is too small".to_string())
 }
 
-/// Without the choices that another one beats with no more bytes.
-fn worth_it(mut costs: Vec<Cost>) -> Vec<Cost> {
-    let by_bytes = |a: &Cost, b: &Cost| a.bytes.cmp(&b.bytes).then(a.squared_error.total_cmp(&b.squared_error));
-    costs.sort_by(by_bytes);
+/// The choices that no other one beats with no more bytes, in order.
+fn worth_it(costs: &[Cost]) -> Vec<usize> {
     let mut least = f64::INFINITY;
-    costs.retain(|cost| {
-        let is_better = cost.squared_error.total_cmp(&least) == Ordering::Less;
-        least = least.min(cost.squared_error);
+    let is_better = |index: &usize| {
+        let error = costs[*index].squared_error;
+        let is_better = error.total_cmp(&least) == Ordering::Less;
+        least = least.min(error);
         is_better
-    });
-    costs
+    };
+    (0..costs.len()).filter(is_better).collect()
 }
 
 /// Steps along the lower convex hull of a tensor's choices.
@@ -370,7 +394,7 @@ fn hull(open: usize, costs: &[Cost]) -> Vec<Step> {
         (costs[from].squared_error - costs[to].squared_error) / (costs[to].bytes - costs[from].bytes).max(1) as f64
     };
     let mut corners: Vec<usize> = Vec::new();
-    for next in 0..costs.len() {
+    for next in worth_it(costs) {
         while let [.., before, last] = corners[..] {
             if gain(before, last) >= gain(last, next) {
                 break;
@@ -380,119 +404,4 @@ fn hull(open: usize, costs: &[Cost]) -> Vec<Step> {
         corners.push(next);
     }
     corners.windows(2).map(|w| Step { open, from: w[0], to: w[1], gain: gain(w[0], w[1]) }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow_quant_kernels::{Bits, GroupSize, PairSums};
-
-    use super::*;
-
-    fn cost(choice: usize, bytes: u64, squared_error: f64) -> Cost {
-        let choice = Bits::ALL.get(choice).map(|&bits| Choice { bits, group_size: GroupSize::ALL[0] });
-        Cost { choice, bytes, sums: PairSums::default(), squared_error }
-    }
-
-    /// Tensors of several sizes whose errors fall by about 16 with every step, from different heights.
-    fn tensors() -> Vec<(usize, Vec<Cost>)> {
-        let costs = |i: u64| {
-            let (size, error) = (100 + 37 * (i * i % 11), (1 + i * 7 % 13) as f64);
-            vec![
-                cost(0, 2 * size, 256.0 * error),
-                cost(1, 4 * size, 17.0 * error),
-                cost(2, 8 * size, error),
-                cost(3, 16 * size, 0.0),
-            ]
-        };
-        (0..8).map(|i| (i as usize, costs(i))).collect()
-    }
-
-    fn error(allocation: &Allocation) -> f64 {
-        allocation.chosen().map(|(_, cost)| cost.squared_error).sum()
-    }
-
-    /// The least error within a budget, of all combinations.
-    fn exhaustive(budget: u64) -> f64 {
-        let tensors = tensors();
-        let combination = |mut number: usize| {
-            let (mut bytes, mut error) = (0, 0.0);
-            for (_, costs) in &tensors {
-                let cost = &costs[number % 4];
-                (bytes, error, number) = (bytes + cost.bytes, error + cost.squared_error, number / 4);
-            }
-            (bytes <= budget).then_some(error)
-        };
-        (0..4usize.pow(8)).filter_map(combination).min_by(f64::total_cmp).unwrap()
-    }
-
-    #[test]
-    fn a_budget_is_kept_and_spent_almost_as_well_as_can_be() {
-        let least: u64 = Allocation::new(tensors(), false).least_bytes();
-        for percent in [100, 110, 150, 200, 230, 300, 370, 400, 500, 650, 800, 1000] {
-            let budget = least * percent / 100;
-            let mut allocation = Allocation::new(tensors(), false);
-            allocation.choose(budget).unwrap();
-            assert!(allocation.bytes() <= budget);
-            let (found, best) = (error(&allocation), exhaustive(budget));
-            assert!(found <= 1.1 * best, "{percent} %: {found}, best {best}");
-        }
-        assert!(Allocation::new(tensors(), false).choose(least - 1).is_err());
-    }
-
-    /// Budgets that are just enough for a uniform choice, or a byte short of it, from which steps by gain end far away.
-    #[test]
-    fn never_worse_than_the_best_uniform_choice() {
-        for choice in 0..3 {
-            let uniform: Vec<Cost> = tensors().iter().map(|(_, costs)| costs[choice]).collect();
-            let bytes: u64 = uniform.iter().map(|cost| cost.bytes).sum();
-            let total: f64 = uniform.iter().map(|cost| cost.squared_error).sum();
-            let mut allocation = Allocation::new(tensors(), false);
-            allocation.choose(bytes).unwrap();
-            assert!(allocation.bytes() <= bytes && error(&allocation) <= total);
-            if choice > 0 {
-                allocation.choose(bytes - 1).unwrap();
-                assert!(error(&allocation) <= 1.1 * exhaustive(bytes - 1), "{choice}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_small_change_of_budget_changes_little() {
-        let mut allocation = Allocation::new(tensors(), false);
-        let least = allocation.least_bytes();
-        allocation.choose(least * 3).unwrap();
-        let before: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice).collect();
-        let budget = allocation.bytes() - 1;
-        allocation.adjust(budget).unwrap();
-        assert!(allocation.bytes() <= budget);
-        let changed = allocation.chosen().zip(&before).filter(|((_, cost), before)| cost.choice != **before).count();
-        assert!((1..=3).contains(&changed), "{changed}");
-        assert!(error(&allocation) <= 1.5 * exhaustive(budget));
-    }
-
-    #[test]
-    fn a_choice_that_is_forbidden_is_not_made_again() {
-        let mut allocation = Allocation::new(tensors(), false);
-        let budget = allocation.least_bytes() * 2;
-        allocation.choose(budget).unwrap();
-        let choice = |index: usize| Choice { bits: Bits::ALL[index], group_size: GroupSize::ALL[0] };
-        for index in 0..3 {
-            assert!(allocation.forbid(3, choice(index)));
-            allocation.adjust(4 * budget).unwrap();
-            let found = allocation.chosen().find(|(tensor, _)| *tensor == 3).unwrap().1.choice;
-            assert!(found.is_none_or(|found| found.bits > choice(index).bits), "{found:?}");
-        }
-        allocation.adjust(u64::MAX).unwrap();
-        assert_eq!(error(&allocation), 0.0, "all there is room for");
-    }
-
-    #[test]
-    fn one_choice_for_all() {
-        let mut allocation = Allocation::new(tensors(), true);
-        let least = allocation.least_bytes();
-        allocation.choose(least * 3).unwrap();
-        let bits: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice.map(|c| c.bits)).collect();
-        assert!(bits.iter().all(|bits| *bits == Some(Bits::ALL[1])), "{bits:?}");
-        assert!(allocation.choose(least - 1).is_err());
-    }
 }
