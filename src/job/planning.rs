@@ -14,7 +14,7 @@ use super::plan_file;
 use super::progress::Listener;
 use super::report::{finite, sqnr_db};
 use super::rounds::Floor;
-use super::sample::{Cost, Sampled, all_choices, sample};
+use super::sample::{Cost, Sampled, Sampling, all_choices};
 use super::target::Allocation;
 use crate::model::{Detected, Evidence, detect};
 use crate::tables::ModelParts;
@@ -115,7 +115,7 @@ impl Planned {
         let floor = Floor::of(config);
         let open = self.plans.iter().enumerate().filter(|(_, plan)| plan.is_open && plan.same_as.is_none());
         let wanted = open.map(|(index, _)| (index, all_choices())).collect();
-        self.sampled = sample(&self.source, wanted, self.settings, config.threads(), listener).await?;
+        self.sampled = self.sampling(wanted, config).run(listener).await?;
         let with_kept = |(index, costs): &(usize, Vec<Cost>)| {
             let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();
             (*index, above.chain([Cost::kept(&self.source.tensors()[*index])]).collect())
@@ -134,6 +134,10 @@ impl Planned {
         self.allocation = Some(allocation);
         self.follow_allocation();
         Ok(())
+    }
+
+    fn sampling(&self, wanted: Vec<(usize, Vec<Choice>)>, config: &DiffusionQuantConfig) -> Sampling {
+        Sampling { model: Arc::clone(&self.source), wanted, settings: self.settings, threads: config.threads() }
     }
 
     /// Plans what the allocation has chosen.
@@ -180,7 +184,7 @@ impl Planned {
         if self.allocation.is_none() {
             let stored = self.plans.iter().enumerate().filter(|(_, plan)| plan.same_as.is_none());
             let wanted = stored.filter_map(|(index, plan)| Some((index, vec![plan.choice?]))).collect();
-            self.sampled = sample(&self.source, wanted, self.settings, config.threads(), listener).await?;
+            self.sampled = self.sampling(wanted, config).run(listener).await?;
         }
         let mut chosen: Vec<Option<Cost>> = vec![None; self.plans.len()];
         for (index, costs) in &self.sampled.costs {

@@ -57,29 +57,69 @@ pub(crate) fn all_choices() -> Vec<Choice> {
     Bits::ALL.iter().flat_map(with).collect()
 }
 
-/// Measures tensors, given by index with the choices to measure, on so many threads.
-///
-/// # Errors
-/// For a weight in the sample that cannot be quantized, naming the tensor.
-pub(crate) async fn sample(
-    model: &Arc<Model>,
-    wanted: Vec<(usize, Vec<Choice>)>,
-    settings: Settings,
-    threads: usize,
-    listener: Listener,
-) -> Result<Sampled> {
-    let total = wanted.iter().map(|(index, _)| model.tensors()[*index].elements()).sum();
-    let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
-    let (model, stop) = (Arc::clone(model), Arc::clone(&stopped.0));
-    let work = move || {
-        let progress = StageProgress::new(Stage::Measuring, total, listener);
-        let sampled = on_threads(&model, &wanted, settings, threads, &stop, &progress);
-        progress.finish();
-        sampled
-    };
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined
-        .map_err(|error| QuantError::Quantization { tensor: None, message: format!("a worker ended early: {error}") })?
+/// Tensors to measure.
+pub(crate) struct Sampling {
+    pub model: Arc<Model>,
+    /// By index, with the choices to measure.
+    pub wanted: Vec<(usize, Vec<Choice>)>,
+    /// Scheme and method.
+    pub settings: Settings,
+    pub threads: usize,
+}
+
+impl Sampling {
+    /// Measures the tensors.
+    ///
+    /// # Errors
+    /// For a weight in the sample that cannot be quantized, naming the tensor.
+    pub async fn run(self, listener: Listener) -> Result<Sampled> {
+        let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&stopped.0);
+        let work = move || {
+            let total = self.wanted.iter().map(|(index, _)| self.model.tensors()[*index].elements()).sum();
+            let progress = StageProgress::new(Stage::Measuring, total, listener);
+            let sampled = self.on_threads(&stop, &progress);
+            progress.finish();
+            sampled
+        };
+        let joined = tokio::task::spawn_blocking(work).await;
+        joined.map_err(|error| QuantError::Quantization {
+            tensor: None,
+            message: format!("a worker ended early: {error}"),
+        })?
+    }
+
+    fn on_threads(&self, stop: &AtomicBool, progress: &StageProgress) -> Result<Sampled> {
+        let isa = Isa::active()?;
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new((Vec::with_capacity(self.wanted.len()), Spent::default()));
+        let failed = Mutex::new(None);
+        let work = || {
+            while !stop.load(Ordering::Relaxed) {
+                let Some((index, choices)) = self.wanted.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                let tensor = &self.model.tensors()[*index];
+                match costs(isa, tensor, choices, self.settings) {
+                    Ok((costs, spent)) => {
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        done.0.push((*index, costs));
+                        done.1.add(spent);
+                        progress.add(tensor.elements(), &tensor.name);
+                    }
+                    Err(error) => {
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| (0..self.threads.max(1)).for_each(|_| drop(scope.spawn(work))));
+        if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let (mut costs, spent) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        costs.sort_by_key(|(index, _)| *index);
+        Ok(Sampled { costs, per_weight: spent.per_weight() })
+    }
 }
 
 /// Threads that were started for a future end soon after it was dropped.
@@ -89,45 +129,6 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-fn on_threads(
-    model: &Model,
-    wanted: &[(usize, Vec<Choice>)],
-    settings: Settings,
-    threads: usize,
-    stop: &AtomicBool,
-    progress: &StageProgress,
-) -> Result<Sampled> {
-    let isa = Isa::active()?;
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new((Vec::with_capacity(wanted.len()), Spent::default()));
-    let failed = Mutex::new(None);
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let Some((index, choices)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let tensor = &model.tensors()[*index];
-            match costs(isa, tensor, choices, settings) {
-                Ok((costs, spent)) => {
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    done.0.push((*index, costs));
-                    done.1.add(spent);
-                    progress.add(tensor.elements(), &tensor.name);
-                }
-                Err(error) => {
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| (0..threads.max(1)).for_each(|_| drop(scope.spawn(work))));
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let (mut costs, spent) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    costs.sort_by_key(|(index, _)| *index);
-    Ok(Sampled { costs, per_weight: spent.per_weight() })
 }
 
 /// Time in the kernels.

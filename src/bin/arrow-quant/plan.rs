@@ -49,30 +49,28 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
         progress_interval: meter.interval(),
         ..JobOptions::default()
     };
-    show(&arguments.model, &config, &options, arguments.output.as_deref(), arguments.quiet, arguments.json)
-}
-
-/// Plans, writes the plan if there is a file for it, and prints it.
-pub fn show(
-    model: &Path,
-    config: &DiffusionQuantConfig,
-    options: &JobOptions,
-    output: Option<&Path>,
-    quiet: bool,
-    json: bool,
-) -> Result<(), Failure> {
-    let planned = in_runtime(config.threads(), unless_interrupted(plan_model(model, config, options)))?;
-    if let Some(path) = output {
+    let planned = planned(&arguments.model, &config, &options)?;
+    if let Some(path) = &arguments.output {
         planned.write(path)?;
     }
+    show(&planned, arguments.quiet, arguments.json)
+}
+
+/// What would become of a model.
+pub fn planned(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport, Failure> {
+    in_runtime(config.threads(), unless_interrupted(plan_model(model, config, options)))
+}
+
+/// Prints a plan.
+pub fn show(planned: &PlanReport, quiet: bool, json: bool) -> Result<(), Failure> {
     if quiet {
         return Ok(());
     }
     if json {
-        return output::write_json(&planned);
+        return output::write_json(planned);
     }
     let mut out = output::stdout();
-    write_plan(&planned, &mut out)?;
+    write_plan(planned, &mut out)?;
     out.flush()?;
     Ok(())
 }

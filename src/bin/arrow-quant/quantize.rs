@@ -50,7 +50,9 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
         progress_interval: meter.interval(),
     };
     let Some(out) = arguments.out.as_ref().filter(|_| !arguments.dry_run) else {
-        return plan::show(&arguments.model, &config, &options, None, arguments.quiet, arguments.json);
+        let planned = plan::planned(&arguments.model, &config, &options)?;
+        drop(meter);
+        return plan::show(&planned, arguments.quiet, arguments.json);
     };
     let job = quantize_model(&arguments.model, out, &config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
