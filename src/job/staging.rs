@@ -54,6 +54,8 @@ impl Staging {
             None => (begin(&path, identity)?, Earlier::Nothing),
         };
         let staging = Self { path, out, journal, has_ended: AtomicBool::new(false) };
+        // Another run may have come to its end since; without its directory, the way looked free.
+        refuse_existing(&staging.out)?;
         staging.create_directory(Path::new("weights"))?;
         Ok((staging, earlier))
     }
@@ -64,12 +66,7 @@ impl Staging {
     /// As [`open`](Self::open).
     pub fn look(out: &Path, resume: bool) -> Result<Option<LeftJournal>> {
         let out = absolute(out)?;
-        if out.symlink_metadata().is_ok() {
-            return Err(QuantError::Configuration(format!(
-                "`{}` exists already: remove it, or choose another output",
-                out.display()
-            )));
-        }
+        refuse_existing(&out)?;
         let path = partial(&out);
         let found = match Journal::find(&path.join(JOURNAL)) {
             // Whatever is there is no directory.
@@ -226,6 +223,16 @@ fn partial(out: &Path) -> PathBuf {
     let mut name = out.file_name().map(OsString::from).unwrap_or_default();
     name.push(".partial");
     out.with_file_name(name)
+}
+
+fn refuse_existing(out: &Path) -> Result<()> {
+    match out.symlink_metadata() {
+        Ok(_) => Err(QuantError::Configuration(format!(
+            "`{}` exists already: remove it, or choose another output",
+            out.display()
+        ))),
+        Err(_) => Ok(()),
+    }
 }
 
 fn in_the_way(path: &Path, why: &str) -> QuantError {

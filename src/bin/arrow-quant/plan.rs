@@ -19,8 +19,6 @@ use crate::{in_runtime, numbers, output};
 pub struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline
     model: PathBuf,
-    #[command(flatten)]
-    config: ConfigArguments,
     /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
     #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
@@ -30,6 +28,9 @@ pub struct Arguments {
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
+    // Last, for its heading holds for all that follows.
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 /// A path that tells the table's format.

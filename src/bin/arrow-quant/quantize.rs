@@ -20,8 +20,6 @@ pub struct Arguments {
     /// The directory to write; it must not exist
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    #[command(flatten)]
-    config: ConfigArguments,
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bits", "group_size"])]
     plan: Option<PathBuf>,
@@ -37,6 +35,9 @@ pub struct Arguments {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    // Last, for its heading holds for all that follows.
+    #[command(flatten)]
+    config: ConfigArguments,
 }
 
 /// Quantizes the model and shows the report.
