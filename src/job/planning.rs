@@ -20,8 +20,8 @@ use crate::model::{Detected, Evidence, detect};
 use crate::tables::ModelParts;
 use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result};
 
-/// Bytes of a part's file beside payloads: of the file itself, and of each chunk's row. Measured on five models, of which
-/// it is a hundredth of a percent.
+/// Bytes of a part's file beside payloads: of the file itself, and of each chunk's row. On five models, from 0.3 million to a
+/// billion weights, right to 0.25 % of the size; it is known better once a round was written.
 const OVERHEAD: [f64; 2] = [5950.0, 72.0];
 
 /// A target size.
