@@ -38,6 +38,37 @@ pub enum Format {
     Csv,
 }
 
+/// How a command shows its result.
+#[derive(clap::Args)]
+pub struct Shown {
+    /// Print nothing but errors
+    #[arg(long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Shown {
+    /// Prints a result: as JSON, as `write` has it, or not at all.
+    pub fn print<T: serde::Serialize>(
+        &self,
+        result: &T,
+        write: impl FnOnce(&T, &mut BufWriter<StdoutLock<'static>>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        if self.quiet {
+            return Ok(());
+        }
+        if self.json {
+            return write_json(result);
+        }
+        let mut out = stdout();
+        write(result, &mut out)?;
+        out.flush()?;
+        Ok(())
+    }
+}
+
 /// Standard output, buffered and locked: whoever writes to it flushes it, and learns whether anybody reads.
 pub fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())

@@ -9,10 +9,11 @@ use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor
 use crate::config::ConfigArguments;
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
+use crate::output::Shown;
 use crate::progress::Meter;
 use crate::report::{LISTED, decibels, write_unlisted};
 use crate::table::{Table, tensor_label, write_facts};
-use crate::{in_runtime, numbers, output};
+use crate::{in_runtime, numbers};
 
 /// Arguments of `arrow-quant plan`.
 #[derive(clap::Args)]
@@ -22,12 +23,8 @@ pub struct Arguments {
     /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
     #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
-    /// Print nothing but errors
-    #[arg(long, conflicts_with = "json")]
-    quiet: bool,
-    /// Print the plan as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
@@ -44,7 +41,7 @@ fn table(text: &str) -> Result<PathBuf, String> {
 /// Plans and shows the plan.
 pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let config = arguments.config.load(threads)?.config;
-    let meter = Meter::new(arguments.quiet, arguments.json);
+    let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
@@ -54,7 +51,7 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     if let Some(path) = &arguments.output {
         planned.write(path)?;
     }
-    show(&planned, arguments.quiet, arguments.json)
+    show(&planned, &arguments.shown)
 }
 
 /// What would become of a model.
@@ -63,17 +60,8 @@ pub fn planned(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions
 }
 
 /// Prints a plan.
-pub fn show(planned: &PlanReport, quiet: bool, json: bool) -> Result<(), Failure> {
-    if quiet {
-        return Ok(());
-    }
-    if json {
-        return output::write_json(planned);
-    }
-    let mut out = output::stdout();
-    write_plan(planned, &mut out)?;
-    out.flush()?;
-    Ok(())
+pub fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
+    shown.print(planned, write_plan)
 }
 
 /// The tensors, those that will lose most first, and the totals.

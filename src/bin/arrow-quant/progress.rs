@@ -8,6 +8,7 @@ use arrow_quant_v2::{OnProgress, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::numbers;
+use crate::output::Shown;
 
 /// Time between two updates of the bar.
 const BAR_EVERY: Duration = Duration::from_millis(100);
@@ -32,13 +33,13 @@ enum Show {
 }
 
 impl Meter {
-    /// A bar where standard error is a terminal; otherwise lines, unless `results_only`; nothing at all if `quiet`.
-    pub fn new(quiet: bool, results_only: bool) -> Self {
-        let show = if quiet {
+    /// A bar where standard error is a terminal; otherwise lines, unless the result is JSON; nothing at all if quiet.
+    pub fn new(shown: &Shown) -> Self {
+        let show = if shown.quiet {
             Show::Nothing
         } else if io::stderr().is_terminal() {
             Show::Bar(bar())
-        } else if results_only {
+        } else if shown.json {
             Show::Nothing
         } else {
             Show::Lines

@@ -1,6 +1,6 @@
 //! `arrow-quant quantize`: write a quantized copy of a model and report its quality.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use arrow_quant_v2::{JobOptions, QuantizeReport, quantize_model, unfinished_run};
@@ -8,9 +8,10 @@ use arrow_quant_v2::{JobOptions, QuantizeReport, quantize_model, unfinished_run}
 use crate::config::ConfigArguments;
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
+use crate::output::Shown;
 use crate::progress::Meter;
 use crate::report::write_report;
-use crate::{in_runtime, output, plan};
+use crate::{in_runtime, plan};
 
 /// Arguments of `arrow-quant quantize`.
 #[derive(clap::Args)]
@@ -29,12 +30,8 @@ pub struct Arguments {
     /// Print the plan with sizes, time and memory, and write nothing
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
-    /// Print nothing but errors
-    #[arg(long, conflicts_with = "json")]
-    quiet: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
@@ -43,7 +40,7 @@ pub struct Arguments {
 /// Quantizes the model and shows the report.
 pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let config = arguments.config.load(threads)?.config;
-    let meter = Meter::new(arguments.quiet, arguments.json);
+    let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
         resume: arguments.resume,
@@ -53,7 +50,7 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let Some(out) = arguments.out.as_ref().filter(|_| !arguments.dry_run) else {
         let planned = plan::planned(&arguments.model, &config, &options)?;
         drop(meter);
-        return plan::show(&planned, arguments.quiet, arguments.json);
+        return plan::show(&planned, &arguments.shown);
     };
     let job = quantize_model(&arguments.model, out, &config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
@@ -72,16 +69,10 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
         },
         other => other,
     })?;
-    if arguments.quiet {
-        return Ok(());
-    }
-    if arguments.json {
-        return output::write_json(&report);
-    }
-    show(&report)
+    arguments.shown.print(&report, write)
 }
 
-fn show(report: &QuantizeReport) -> Result<(), Failure> {
+fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
     let mut more = vec![
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
@@ -93,8 +84,5 @@ fn show(report: &QuantizeReport) -> Result<(), Failure> {
     if let Some(reason) = &report.started_afresh {
         more.push(("started afresh", format!("the interrupted run was of no use, {reason}")));
     }
-    let mut out = output::stdout();
-    write_report(&report.report, &more, &mut out)?;
-    out.flush()?;
-    Ok(())
+    write_report(&report.report, &more, out)
 }

@@ -7,9 +7,10 @@ use arrow_quant_v2::{QuantError, TensorQuality, ValidationReport, validate_model
 
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
+use crate::output::Shown;
 use crate::report::{LISTED, decibels, tensors_of, worse_first, write_unlisted};
 use crate::table::{Table, tensor_label, write_facts};
-use crate::{in_runtime, numbers, output};
+use crate::{in_runtime, numbers};
 
 /// Tensors named in the error about those below the floor.
 const NAMED: usize = 3;
@@ -24,12 +25,8 @@ pub struct Arguments {
     /// Fail if a quantized tensor's cosine similarity is below this, 0.0 to 1.0
     #[arg(long, value_name = "X", value_parser = accuracy)]
     min_accuracy: Option<f64>,
-    /// Print nothing but errors
-    #[arg(long, conflicts_with = "json")]
-    quiet: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 /// A cosine similarity to demand.
@@ -44,13 +41,7 @@ fn accuracy(text: &str) -> Result<f64, String> {
 pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let job = validate_model(&arguments.model, &arguments.out, threads);
     let report = in_runtime(threads, unless_interrupted(job))?;
-    if arguments.json {
-        output::write_json(&report)?;
-    } else if !arguments.quiet {
-        let mut out = output::stdout();
-        write_report(&report, &mut out)?;
-        out.flush()?;
-    }
+    arguments.shown.print(&report, write_report)?;
     match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
         Some(message) => Err(QuantError::Validation { message }.into()),
         None => Ok(()),
