@@ -10,8 +10,15 @@ use datafusion::error::DataFusionError;
 #[non_exhaustive]
 pub enum QuantError {
     /// A setting, flag or argument is not allowed.
-    #[error("{0}")]
-    Configuration(String),
+    #[error("{message}")]
+    Configuration {
+        /// The field of the configuration, where it is one that is wrong.
+        field: Option<String>,
+        /// The file or directory, where it is one that is wrong, or has the setting.
+        path: Option<PathBuf>,
+        /// What was found, and what is allowed.
+        message: String,
+    },
     /// There is no readable model at a path.
     #[error("{message}")]
     ModelNotFound {
@@ -41,6 +48,8 @@ pub enum QuantError {
     /// Quality below the floor.
     #[error("{message}")]
     Validation {
+        /// The tensor, where it is one alone.
+        tensor: Option<String>,
         /// Which tensors, and their figures.
         message: String,
     },
@@ -69,6 +78,26 @@ pub enum QuantError {
 pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 
 impl QuantError {
+    /// A setting or argument that is not allowed.
+    pub(crate) fn configuration(message: impl Into<String>) -> Self {
+        Self::Configuration { field: None, path: None, message: message.into() }
+    }
+
+    /// A field of the configuration that is not allowed.
+    pub(crate) fn field(field: &str, message: impl Into<String>) -> Self {
+        Self::Configuration { field: Some(field.to_string()), path: None, message: message.into() }
+    }
+
+    /// The same, with the file or directory that it is about.
+    pub(crate) fn at(self, at: &Path) -> Self {
+        match self {
+            Self::Configuration { field, message, .. } => {
+                Self::Configuration { field, path: Some(at.to_path_buf()), message }
+            }
+            other => other,
+        }
+    }
+
     /// A failed operation on a file.
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
@@ -77,7 +106,7 @@ impl QuantError {
 
 impl From<KernelError> for QuantError {
     fn from(error: KernelError) -> Self {
-        Self::Configuration(error.to_string())
+        Self::configuration(error.to_string())
     }
 }
 
@@ -165,7 +194,7 @@ mod tests {
 
     #[test]
     fn our_own_errors_come_through_a_query_as_they_went_in() {
-        let own = QuantError::Configuration("bits is 3".to_string());
+        let own = QuantError::configuration("bits is 3");
         let through = DataFusionError::from(own).context("while planning");
         assert_eq!(QuantError::from(through).to_string(), "bits is 3");
     }

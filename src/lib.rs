@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod arrays;
 mod config;
 mod error;
 mod job;
@@ -25,6 +26,7 @@ pub mod numbers;
 mod session;
 mod tables;
 
+pub use arrays::{QuantizedData, TensorData, quantized_rows};
 pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
 pub use error::{QuantError, Result};
 pub use job::{

@@ -55,10 +55,10 @@ pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<P
     let model = AnyModel::open(path.as_ref())?;
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
-        return Err(QuantError::Configuration(format!("the session has no catalog '{default_catalog}'")));
+        return Err(QuantError::configuration(format!("the session has no catalog '{default_catalog}'")));
     };
     if catalog.schema(name).is_some() || name == "information_schema" {
-        return Err(QuantError::Configuration(format!("the name '{name}' is taken, name the model otherwise")));
+        return Err(QuantError::configuration(format!("the name '{name}' is taken, name the model otherwise")));
     }
     let schema = Arc::new(MemorySchemaProvider::new());
     schema.register_table("tensors".to_string(), model.tensors(name)?)?;

@@ -130,7 +130,8 @@ impl ConfigLayers {
         let mut profile_only = DiffusionQuantConfig::default();
         let mut origin = None;
         if let (Some(path), Some(value)) = (&self.file, file.get("deployment_profile")) {
-            fields::set(&mut profile_only, "deployment_profile", value).map_err(|e| in_file(path, e))?;
+            fields::set(&mut profile_only, "deployment_profile", value)
+                .map_err(|e| in_file(path, Some("deployment_profile"), e))?;
             origin = Some(Origin::File(path.clone()));
         }
         if let Some(value) = self.explicit.get("deployment_profile") {
@@ -143,16 +144,19 @@ impl ConfigLayers {
         };
         if let Some(path) = &self.file {
             for (field, value) in others(&file) {
-                layered.set(field, value, Origin::File(path.clone())).map_err(|e| in_file(path, e))?;
+                layered.set(field, value, Origin::File(path.clone())).map_err(|e| in_file(path, Some(field), e))?;
             }
-            layered.config.validate().map_err(|e| in_file(path, e.to_string()))?;
+            layered.config.validate().map_err(|e| match &e {
+                QuantError::Configuration { field, .. } => in_file(path, field.as_deref(), &e),
+                _ => in_file(path, None, e),
+            })?;
         }
         for (field, variable, value) in overrides(&self.variables)? {
             let set = layered.set(field, &value, Origin::Variable(variable));
             set.map_err(|_| refused(variable, field, &value))?;
         }
         for (field, value) in others(&self.explicit) {
-            layered.set(field, value, Origin::Explicit).map_err(QuantError::Configuration)?;
+            layered.set(field, value, Origin::Explicit).map_err(|message| QuantError::field(field, message))?;
         }
         layered.config.validate()?;
         Ok(layered)
@@ -202,13 +206,13 @@ fn refuse_unknown<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result
     let rest = name.strip_prefix(PREFIX).unwrap_or(name);
     let field = rest.to_lowercase();
     if fields::named(&field).is_ok() || field == "profile" {
-        return Err(QuantError::Configuration(format!(
+        return Err(QuantError::configuration(format!(
             "there is no variable {name}: set the field in a YAML file or by its flag, and unset the variable"
         )));
     }
     let ours: Vec<&str> = ours.filter_map(|variable| variable.strip_prefix(PREFIX)).collect();
     match nearest(rest, ours) {
-        Some(near) => Err(QuantError::Configuration(format!(
+        Some(near) => Err(QuantError::configuration(format!(
             "there is no variable {name}; did you mean {PREFIX}{near}? unset it, or set that one"
         ))),
         None => Ok(()),
@@ -228,21 +232,24 @@ fn value_of(text: &str) -> Value {
 fn refused(variable: &str, field: &str, value: &Value) -> QuantError {
     let allowed = fields::named(field).map_or("", |field| field.allowed);
     let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    QuantError::Configuration(format!("{variable} is '{value}', allowed: {allowed}"))
+    QuantError::field(field, format!("{variable} is '{value}', allowed: {allowed}"))
 }
 
-fn in_file(path: &Path, message: impl fmt::Display) -> QuantError {
-    QuantError::Configuration(format!("{}: {message}", path.display()))
+fn in_file(path: &Path, field: Option<&str>, message: impl fmt::Display) -> QuantError {
+    let message = format!("{}: {message}", path.display());
+    QuantError::Configuration { field: field.map(str::to_string), path: Some(path.to_path_buf()), message }
 }
 
 /// The fields of a YAML file.
 fn read(path: &Path) -> Result<Map<String, Value>> {
-    let text = fs::read_to_string(path).map_err(|e| QuantError::io(path, e))?;
-    let yaml = serde_yaml::from_str(&text).map_err(|e| in_file(path, format_args!("no YAML: {e}")))?;
-    match json(yaml).map_err(|e| in_file(path, e))? {
+    // A configuration that is not there is one that is wrong, not a failing disk.
+    let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
+    let text = fs::read_to_string(path).map_err(missing)?;
+    let yaml = serde_yaml::from_str(&text).map_err(|e| in_file(path, None, format_args!("no YAML: {e}")))?;
+    match json(yaml).map_err(|e| in_file(path, None, e))? {
         Value::Object(fields) => Ok(fields),
         Value::Null => Ok(Map::new()),
-        _ => Err(in_file(path, "expected fields and their values, one `field: value` a line")),
+        _ => Err(in_file(path, None, "expected fields and their values, one `field: value` a line")),
     }
 }
 

@@ -144,7 +144,7 @@ impl DiffusionQuantConfig {
     pub fn to_yaml(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let text = serde_yaml::to_string(self)
-            .map_err(|e| QuantError::Configuration(format!("the configuration cannot be written as YAML: {e}")))?;
+            .map_err(|e| QuantError::configuration(format!("the configuration cannot be written as YAML: {e}")))?;
         fs::write(path, text).map_err(|e| QuantError::io(path, e))
     }
 
@@ -161,7 +161,12 @@ impl DiffusionQuantConfig {
     /// # Errors
     /// Naming the field, the value and what is allowed; for a field that does not exist, the nearest name.
     pub fn set(&mut self, field: &str, value: &Value) -> Result<()> {
-        fields::set(self, field, value).map_err(QuantError::Configuration)
+        fields::set(self, field, value).map_err(|message| QuantError::field(field, message))
+    }
+
+    /// A field's value by its name, as YAML or JSON would have it; `None` for a field that does not exist.
+    pub fn get(&self, field: &str) -> Option<Value> {
+        fields::named(field).ok().and_then(|field| fields::value_of(self, field.name))
     }
 
     /// Cores to use.
@@ -178,16 +183,18 @@ impl DiffusionQuantConfig {
     /// Naming the field, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         for field in &FIELDS {
-            fields::check(self, field.name).map_err(QuantError::Configuration)?;
+            fields::check(self, field.name).map_err(|message| QuantError::field(field.name, message))?;
         }
-        let contradiction = if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
-            "target_model_size_mb and target_bpw are both set, allowed: one of them"
+        let (field, contradiction) = if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
+            ("target_bpw", "target_model_size_mb and target_bpw are both set, allowed: one of them")
         } else if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
-            "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out"
+            let message =
+                "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out";
+            ("layer_bit_widths", message)
         } else {
             return Ok(());
         };
-        Err(QuantError::Configuration(contradiction.to_string()))
+        Err(QuantError::field(field, contradiction))
     }
 
     /// What is recorded with a model: every field that has a part in what it became.
@@ -197,7 +204,7 @@ impl DiffusionQuantConfig {
                 fields.retain(|name, _| !OF_THE_RUN.contains(&name.as_str()));
                 Ok(fields)
             }
-            Ok(_) | Err(_) => Err(QuantError::Configuration("the configuration cannot be written as JSON".to_string())),
+            Ok(_) | Err(_) => Err(QuantError::configuration("the configuration cannot be written as JSON")),
         }
     }
 
@@ -218,7 +225,7 @@ pub(crate) fn regex(field: &str, pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|error| {
         let reason = error.to_string();
         let last = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        QuantError::Configuration(format!("{field} is '{pattern}', which is no regular expression: {last}"))
+        QuantError::field(field, format!("{field} is '{pattern}', which is no regular expression: {last}"))
     })
 }
 

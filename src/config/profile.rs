@@ -36,7 +36,10 @@ impl FromStr for DeploymentProfile {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.iter().find(|(_, name)| *name == text).map(|(profile, _)| *profile).ok_or_else(|| {
-            QuantError::Configuration(format!("deployment_profile is '{text}', allowed: edge, local or cloud"))
+            QuantError::field(
+                "deployment_profile",
+                format!("deployment_profile is '{text}', allowed: edge, local or cloud"),
+            )
         })
     }
 }

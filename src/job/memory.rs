@@ -19,10 +19,13 @@ pub(crate) fn in_flight(config: &DiffusionQuantConfig, held: u64) -> Result<usiz
     let least = BASE_MB + PART_MB + held.div_ceil(1_000_000);
     match limit.checked_sub(least) {
         Some(left) => Ok(wanted.min(1 + (left / PART_MB) as usize)),
-        None => Err(QuantError::Configuration(format!(
-            "max_memory_limit_mb is {limit}, but with enable_streaming: false the model is held in memory: allowed for it \
+        None => Err(QuantError::field(
+            "max_memory_limit_mb",
+            format!(
+                "max_memory_limit_mb is {limit}, but with enable_streaming: false the model is held in memory: allowed for it \
              are {least} or more, or set enable_streaming to true"
-        ))),
+            ),
+        )),
     }
 }
 

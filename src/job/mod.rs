@@ -160,7 +160,7 @@ fn resumable(error: QuantError) -> QuantError {
     match error {
         QuantError::Io { path, source } => {
             let said = QuantError::io(&path, source);
-            let message = format!("{said}; the finished parts are kept, continue with --resume");
+            let message = format!("{said}; the finished parts are kept, continue with them (`resume`, --resume)");
             let message =
                 message.strip_prefix(&format!("{}: ", path.display())).map_or(message.clone(), str::to_string);
             QuantError::io(&path, io::Error::other(message))

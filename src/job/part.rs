@@ -132,7 +132,7 @@ fn add_written(batch: &RecordBatch, tensors: &mut Vec<WrittenTensor>) -> Result<
     let (Some(components), Some(names), Some(quantized), Some(weights)) =
         (column("component"), column("tensor"), column("quantized"), column("weights"))
     else {
-        return Err(QuantError::Configuration("the batch lacks columns of a quantized model".to_string()));
+        return Err(QuantError::configuration("the batch lacks columns of a quantized model"));
     };
     let (components, names) = (components.as_string::<i32>(), names.as_string::<i32>());
     let (quantized, weights) = (quantized.as_struct(), weights.as_struct());

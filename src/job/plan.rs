@@ -188,10 +188,13 @@ impl<'a> Rules<'a> {
         let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| is_match(pattern, tensor));
         let Some((first, _, bits)) = matching.next() else { return Ok(None) };
         match matching.find(|(_, _, other)| other != bits) {
-            Some((second, _, other)) => Err(QuantError::Configuration(format!(
-                "layer_bit_widths of '{first}' is {bits} and of '{second}' {other}, and both match {}: name it, or narrow one",
-                full_name(&tensor.component, &tensor.name)
-            ))),
+            Some((second, _, other)) => Err(QuantError::field(
+                "layer_bit_widths",
+                format!(
+                    "layer_bit_widths of '{first}' is {bits} and of '{second}' {other}, and both match {}: name it, or narrow one",
+                    full_name(&tensor.component, &tensor.name)
+                ),
+            )),
             None => Ok(Some((first, *bits))),
         }
     }
@@ -232,9 +235,10 @@ pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, setting
 fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
     let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
     match tensor.and_then(unfit) {
-        Some(reason) if bits != 16 => Err(QuantError::Configuration(format!(
-            "layer_bit_widths of '{name}' is {bits}, but it cannot be quantized ({reason}): leave it out"
-        ))),
+        Some(reason) if bits != 16 => Err(QuantError::field(
+            "layer_bit_widths",
+            format!("layer_bit_widths of '{name}' is {bits}, but it cannot be quantized ({reason}): leave it out"),
+        )),
         _ => Ok(()),
     }
 }
@@ -263,7 +267,7 @@ fn unknown_name<'a>(model: &'a Model, field: &str, name: &str) -> QuantError {
     let modules = |tensor: &'a str| tensor.match_indices('.').map(move |(end, _)| &tensor[..end]).chain([tensor]);
     let near = nearest(name, model.tensors().iter().flat_map(|tensor| modules(&tensor.name)));
     let advice = near.map_or("see arrow-quant inspect".to_string(), |near| format!("did you mean '{near}'?"));
-    QuantError::Configuration(format!("{field} has '{name}', which is no tensor or module of the model; {advice}"))
+    QuantError::field(field, format!("{field} has '{name}', which is no tensor or module of the model; {advice}"))
 }
 
 /// Bytes of codes and f16 parameters.
@@ -312,6 +316,6 @@ pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError>
     let weights = Weights::new(dtype, tensor.data(), tensor.row_length() as usize).ok()?;
     let reason = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
     let name = full_name(&tensor.component, &tensor.name);
-    let message = format!("{name}: {reason}; repair the model, or leave the tensor out with --tensors");
+    let message = format!("{name}: {reason}; repair the model, or leave the tensor out (`tensors`, --tensors)");
     Some(QuantError::Quantization { tensor: Some(name), message })
 }

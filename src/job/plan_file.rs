@@ -33,7 +33,7 @@ impl Format {
         match extension.to_str() {
             Some("parquet") => Ok(Self::Parquet),
             Some("csv") => Ok(Self::Csv),
-            _ => Err(QuantError::Configuration(format!(
+            _ => Err(QuantError::configuration(format!(
                 "the plan `{}` is of no known format, allowed: names that end with .parquet or .csv",
                 path.display()
             ))),

@@ -45,10 +45,10 @@ impl Target {
         let unit = if self.field == "target_bpw" { weights as f64 / 8.0 } else { 1e6 };
         let least = (least as f64 / unit * 1e3).ceil() / 1e3;
         let asked = self.bytes as f64 / unit;
-        QuantError::Configuration(format!(
-            "{} is {asked:.3}, allowed for this model: about {least:.3} or more",
-            self.field
-        ))
+        QuantError::field(
+            self.field,
+            format!("{} is {asked:.3}, allowed for this model: about {least:.3} or more", self.field),
+        )
     }
 }
 
@@ -267,18 +267,20 @@ fn refuse_decisions(config: &DiffusionQuantConfig) -> Result<()> {
         ("skip_sensitive_layers", config.skip_sensitive_layers),
     ];
     match set.iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => Err(QuantError::Configuration(format!(
-            "{field} is set beside a plan, which says what each tensor becomes: leave one out"
-        ))),
+        Some((field, _)) => Err(QuantError::field(
+            field,
+            format!("{field} is set beside a plan, which says what each tensor becomes: leave one out"),
+        )),
         None => Ok(()),
     }
 }
 
 fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: &[TensorPlan]) -> Result<()> {
     match &config.tensors {
-        Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => Err(QuantError::Configuration(format!(
-            "tensors is '{pattern}', which selects no tensor that can be quantized; see arrow-quant inspect"
-        ))),
+        Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => Err(QuantError::field(
+            "tensors",
+            format!("tensors is '{pattern}', which selects no tensor that can be quantized; see arrow-quant inspect"),
+        )),
         _ => Ok(()),
     }
 }

@@ -194,7 +194,7 @@ impl Rounds {
     fn too_small(&self) -> QuantError {
         let target = self.planned.target.map_or(0, |target| target.bytes) as f64 / 1e6;
         let fell_back = self.fell_because.iter().flatten().count();
-        QuantError::Configuration(match fell_back {
+        QuantError::configuration(match fell_back {
             0 => format!("the target size of {target:.6} MB cannot be met: allow a little more"),
             _ => format!(
                 "the target size of {target:.6} MB cannot be met, for {fell_back} tensors were below the floor and need more \
@@ -228,6 +228,7 @@ fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
     let bits = plan.choice.map_or(0, |choice| choice.bits.get());
     let found = floor.violated_by(sums);
     QuantError::Validation {
+        tensor: Some(name.clone()),
         message: format!(
             "{name} quantized to {bits} bits has {found}: give it more bits, or leave out fail_fast to have that done"
         ),

@@ -76,7 +76,7 @@ impl Staging {
         match found {
             Some(Found::Running) => Err(in_the_way(&path, "belongs to a run that is still going on: wait for it")),
             Some(Found::Left(_)) if !resume => {
-                let why = "is left from a run that was interrupted: continue it with --resume, remove it";
+                let why = "is left from a run that was interrupted: continue it (`resume`, --resume), remove it";
                 Err(in_the_way(&path, why))
             }
             Some(Found::Left(left)) => Ok(Some(left)),
@@ -227,16 +227,17 @@ fn partial(out: &Path) -> PathBuf {
 
 fn refuse_existing(out: &Path) -> Result<()> {
     match out.symlink_metadata() {
-        Ok(_) => Err(QuantError::Configuration(format!(
+        Ok(_) => Err(QuantError::configuration(format!(
             "`{}` exists already: remove it, or choose another output",
             out.display()
-        ))),
+        ))
+        .at(out)),
         Err(_) => Ok(()),
     }
 }
 
 fn in_the_way(path: &Path, why: &str) -> QuantError {
-    QuantError::Configuration(format!("`{}` {why}, or choose another output", path.display()))
+    QuantError::configuration(format!("`{}` {why}, or choose another output", path.display())).at(path)
 }
 
 fn sync(path: &Path) -> Result<()> {
@@ -245,7 +246,7 @@ fn sync(path: &Path) -> Result<()> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
-        return Err(QuantError::Configuration(format!("`{}` cannot be an output directory", path.display())));
+        return Err(QuantError::configuration(format!("`{}` cannot be an output directory", path.display())).at(path));
     }
     std::path::absolute(path).map_err(|e| QuantError::io(path, e))
 }

@@ -209,11 +209,16 @@ impl Tensor {
     /// Elements of a row, which groups never leave: the last axis, or where that is shorter than 32 everything under
     /// one index of the first axis. 1 for a scalar, 0 if a dimension of the row is 0.
     pub fn row_length(&self) -> u64 {
-        match self.shape.as_slice() {
-            [_, rest @ .., last] if *last < SHORT_AXIS => product(rest) * last.unsigned_abs(),
-            [.., last] => last.unsigned_abs(),
-            [] => 1,
-        }
+        row_length(&self.shape)
+    }
+}
+
+/// Elements of a row of a tensor of this shape.
+pub(crate) fn row_length(shape: &[i64]) -> u64 {
+    match shape {
+        [_, rest @ .., last] if *last < SHORT_AXIS => product(rest) * last.unsigned_abs(),
+        [.., last] => last.unsigned_abs(),
+        [] => 1,
     }
 }
 

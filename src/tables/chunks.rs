@@ -43,7 +43,7 @@ pub(crate) fn chunks(model: &Model) -> Vec<Chunk> {
 }
 
 /// First element and length of each chunk of a tensor.
-fn cut(elements: u64, row: u64) -> impl Iterator<Item = (u64, u64)> {
+pub(crate) fn cut(elements: u64, row: u64) -> impl Iterator<Item = (u64, u64)> {
     // A row that is too long is cut into pieces of the limit, a multiple of every group size.
     let (span, piece) = if row > LIMIT { (row, LIMIT) } else { (elements, (TARGET / row.max(1)).max(1) * row.max(1)) };
     (0..elements).step_by(span.max(1) as usize).flat_map(move |first| {

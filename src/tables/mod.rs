@@ -15,9 +15,11 @@ use datafusion::catalog::TableProvider;
 use crate::model::MANIFEST;
 use crate::{Model, Result};
 
+pub(crate) use chunks::cut;
 pub(crate) use functions::{SafetensorsFactory, table_functions};
 pub(crate) use parts::ModelParts;
 pub(crate) use quantized::{QuantizedModel, part_schema};
+pub(crate) use tensors::{shape_type, shapes};
 pub(crate) use weights::WeightsTable;
 
 /// A model of either kind.

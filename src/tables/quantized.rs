@@ -101,7 +101,7 @@ impl QuantizedModel {
                 let path = directory.join(&file.path);
                 // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
                 let url = Url::from_file_path(&path).map_err(|()| {
-                    QuantError::Configuration(format!("`{}` cannot be read: it has no URL", path.display()))
+                    QuantError::configuration(format!("`{}` cannot be read: it has no URL", path.display()))
                 })?;
                 Ok(ListingTableUrl::try_new(url, None)?)
             })
@@ -178,7 +178,7 @@ impl QuantizedModel {
     pub fn weights(&self, name: &str) -> Result<Arc<dyn TableProvider>> {
         let dequantize = scalar_functions().into_iter().find(|f| f.name() == "dequantize");
         let Some(dequantize) = dequantize else {
-            return Err(QuantError::Configuration("the function dequantize is not there".to_string()));
+            return Err(QuantError::configuration("the function dequantize is not there"));
         };
         let restored = dequantize.call(vec![col("quantized")]);
         let payload = when(col("quantized").is_null(), col("weights")).otherwise(restored)?.alias("weights");

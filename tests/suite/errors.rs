@@ -23,7 +23,10 @@ async fn every_kind_of_error_is_met() {
 
     let wrong = DiffusionQuantConfig { bit_width: 3, ..config.clone() };
     let error = quantized(digits, &path("out"), &wrong).await.unwrap_err();
-    assert!(matches!(&error, QuantError::Configuration(message) if message.starts_with("bit_width is 3")), "{error}");
+    assert!(
+        matches!(&error, QuantError::Configuration { field: Some(field), message, .. } if field == "bit_width" && message.starts_with("bit_width is 3")),
+        "{error}"
+    );
 
     let error = Model::open(&path("none")).unwrap_err();
     assert!(matches!(&error, QuantError::ModelNotFound { path: named, .. } if *named == path("none")), "{error}");
@@ -41,7 +44,10 @@ async fn every_kind_of_error_is_met() {
 
     let strict = DiffusionQuantConfig { min_accuracy: 0.999, fail_fast: true, ..config.clone() };
     let error = quantized(digits, &path("out"), &strict).await.unwrap_err();
-    assert!(matches!(&error, QuantError::Validation { message } if message.contains("min_accuracy 0.999")), "{error}");
+    assert!(
+        matches!(&error, QuantError::Validation { tensor: Some(_), message } if message.contains("min_accuracy 0.999")),
+        "{error}"
+    );
 
     let mut bad = Tensor::gaussian("w", "F32", &[64, 64], 1);
     bad.values[7] = f64::NAN;

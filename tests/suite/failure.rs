@@ -63,7 +63,7 @@ fn outputs_that_cannot_be_written() {
     contains(&message(&path("file")), &["file` exists already: remove it, or choose another output"]);
     contains(
         &message(&path("killed")),
-        &["killed.partial` is left from a run that was interrupted", "continue it with --resume", "remove it"],
+        &["killed.partial` is left from a run that was interrupted", "continue it (`resume`, --resume)", "remove it"],
     );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);

@@ -58,7 +58,10 @@ fn error_fields() -> Fields {
 }
 
 /// Quantized values as an array, `None` being NULL.
-pub(crate) fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef> {
+///
+/// # Errors
+/// If a value is larger than a row can hold.
+pub fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef> {
     let nulls = NullBuffer::from_iter(values.iter().map(Option::is_some));
     let ints = |f: fn(&Quantized) -> i32| {
         Arc::new(values.iter().map(|v| v.as_ref().map_or(0, f)).collect::<Int32Array>()) as ArrayRef
@@ -111,7 +114,7 @@ pub(crate) fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef
 }
 
 /// A column of quantized values, in whatever encodings they came.
-pub(crate) struct QuantizedColumn {
+pub struct QuantizedColumn {
     function: &'static str,
     nulls: Option<NullBuffer>,
     heads: Option<Heads>,
@@ -132,7 +135,7 @@ struct Heads {
 
 impl QuantizedColumn {
     /// True for a type that a quantized value can be read from.
-    pub fn accepts(data_type: &DataType) -> bool {
+    pub(crate) fn accepts(data_type: &DataType) -> bool {
         match data_type {
             DataType::Null => true,
             DataType::Struct(found) => fields().iter().all(|f| found.iter().any(|g| g.name() == f.name())),
@@ -141,18 +144,25 @@ impl QuantizedColumn {
     }
 
     /// Fails at planning for a type that no quantized value can be read from.
-    pub fn check(function: &str, data_type: &DataType) -> Result<()> {
+    pub(crate) fn check(function: &str, data_type: &DataType) -> Result<()> {
         if Self::accepts(data_type) {
             return Ok(());
         }
         plan_err!("{function} expects a quantized value, as quantize(...) returns, found {data_type}")
     }
 
-    pub fn try_new(function: &'static str, array: &ArrayRef) -> Result<Self> {
+    pub(crate) fn read(function: &'static str, array: &ArrayRef) -> Result<Self> {
         if *array.data_type() == DataType::Null {
             return Ok(Self { function, nulls: None, heads: None });
         }
-        let array = array.as_struct();
+        Self::try_new(function, array.as_struct())
+    }
+
+    /// Reads quantized values; messages name the function that wants them.
+    ///
+    /// # Errors
+    /// If the structs lack a field of quantized values.
+    pub fn try_new(function: &'static str, array: &StructArray) -> Result<Self> {
         let int = |name| -> Result<Int64Array> { Ok(column(array, name, &DataType::Int64)?.as_primitive().clone()) };
         let text = |name| -> Result<StringViewArray> {
             Ok(column(array, name, &DataType::Utf8View)?.as_string_view().clone())
@@ -176,6 +186,9 @@ impl QuantizedColumn {
     }
 
     /// The quantized value in a row; `None` if it is NULL.
+    ///
+    /// # Errors
+    /// If its fields hold what is not allowed.
     pub fn row(&self, row: usize) -> Result<Option<QuantizedRef<'_>>> {
         let Some(heads) = &self.heads else { return Ok(None) };
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {

@@ -114,7 +114,8 @@ impl ConfigArguments {
         let mut layers = ConfigLayers::new().environment();
         let widths = self.layer_bit_widths.as_deref().unwrap_or_default();
         if let Some((name, _)) = widths.iter().enumerate().find_map(|(i, w)| widths[..i].iter().find(|o| o.0 == w.0)) {
-            return Err(QuantError::Configuration(format!("layer_bit_widths has '{name}' twice: give it once")));
+            let message = format!("layer_bit_widths has '{name}' twice: give it once");
+            return Err(QuantError::Configuration { field: Some("layer_bit_widths".to_string()), path: None, message });
         }
         if let Some(path) = &self.config {
             layers = layers.file(path);

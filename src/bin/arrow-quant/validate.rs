@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let report = in_runtime(threads, unless_interrupted(job))?;
     arguments.shown.print(&report, write_report)?;
     match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
-        Some(message) => Err(QuantError::Validation { message }.into()),
+        Some(message) => Err(QuantError::Validation { tensor: None, message }.into()),
         None => Ok(()),
     }
 }

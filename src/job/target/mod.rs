@@ -373,7 +373,7 @@ struct Step {
 
 /// The smallest size is the caller's to tell: it knows what is stored beside the tensors that have a choice.
 fn too_small() -> QuantError {
-    QuantError::Configuration("the target size is too small".to_string())
+    QuantError::configuration("the target size is too small")
 }
 
 /// The choices that no other one beats with no more bytes, in order.

@@ -64,7 +64,7 @@ impl FromStr for Modality {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.iter().find(|(_, name)| *name == text);
-        found.map(|(modality, _)| *modality).ok_or_else(|| QuantError::Configuration(not_allowed(text)))
+        found.map(|(modality, _)| *modality).ok_or_else(|| QuantError::field("modality", not_allowed(text)))
     }
 }
 
@@ -354,7 +354,8 @@ impl Detected {
             return Err(QuantError::Metadata { path: path.to_path_buf(), tensor: None, message });
         }
         self.modality.ok_or_else(|| {
-            let how = "name it with `--modality text|code|image|audio`, or `modality` in the YAML file or config.json";
+            let how =
+                "name it with `--modality text|code|image|audio`, or `modality` in the configuration or config.json";
             defect(path, None, format_args!("what the model makes cannot be told from its files: {how}"))
         })
     }

@@ -350,7 +350,7 @@ fn what_cannot_be_told_is_asked_for() {
     assert_eq!(
         detected.require(Path::new("m")).unwrap_err().to_string(),
         "m: what the model makes cannot be told from its files: name it with `--modality text|code|image|audio`, or \
-         `modality` in the YAML file or config.json"
+         `modality` in the configuration or config.json"
     );
     assert_eq!(of_classes(&["whisper"]).require(Path::new("m")).unwrap(), Modality::Audio);
 }
@@ -364,7 +364,7 @@ fn modalities_are_written_as_they_are_read() {
         assert_eq!(serde_json::from_str::<Modality>(&format!("\"{name}\"")).unwrap(), modality);
     }
     let error = "video".parse::<Modality>().unwrap_err();
-    assert!(matches!(&error, QuantError::Configuration(_)));
+    assert!(matches!(&error, QuantError::Configuration { .. }));
     assert_eq!(error.to_string(), "modality is 'video', allowed: text, code, image or audio");
 }
 

@@ -72,5 +72,16 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// The same of a slice that starts at an index of a longer one: the indices of weights are the longer one's.
+    pub fn within(self, start: usize) -> Self {
+        match self {
+            Self::NotFinite { index, value } => Self::NotFinite { index: start + index, value },
+            Self::Range { index, min, max } => Self::Range { index: start + index, min, max },
+            other => other,
+        }
+    }
+}
+
 /// The result of a kernel.
 pub type Result<T> = std::result::Result<T, KernelError>;

@@ -75,7 +75,7 @@ impl ScalarUDFImpl for Dequantize {
 
 fn dequantize_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
     let isa = active_isa()?;
-    let quantized = QuantizedColumn::try_new(NAME, &arrays[0])?;
+    let quantized = QuantizedColumn::read(NAME, &arrays[0])?;
     let (mut data, mut row_lengths, mut valid) = (Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::new());
     for row in 0..rows {
         let value = quantized.row(row)?;

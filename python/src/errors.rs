@@ -1,0 +1,111 @@
+//! The engine's errors as the package's exceptions.
+
+use std::path::Path;
+
+use arrow::error::ArrowError;
+use arrow_quant_v2::QuantError;
+use datafusion::error::DataFusionError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// Why a call failed: the engine said so, or Python did.
+#[derive(Debug)]
+pub enum Failure {
+    /// The engine's error.
+    Engine(Box<QuantError>),
+    /// An exception.
+    Python(PyErr),
+}
+
+/// The result of a call.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl From<QuantError> for Failure {
+    fn from(error: QuantError) -> Self {
+        Self::Engine(Box::new(error))
+    }
+}
+
+impl From<DataFusionError> for Failure {
+    fn from(error: DataFusionError) -> Self {
+        Self::from(QuantError::from(error))
+    }
+}
+
+impl From<ArrowError> for Failure {
+    fn from(error: ArrowError) -> Self {
+        Self::from(QuantError::from(error))
+    }
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<Failure> for PyErr {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Engine(error) => Python::attach(|py| exception(py, &error)),
+            Failure::Python(error) => error,
+        }
+    }
+}
+
+/// A `ConfigurationError` about an argument.
+pub fn argument(field: &str, message: impl Into<String>) -> Failure {
+    let error = QuantError::Configuration { field: Some(field.to_string()), path: None, message: message.into() };
+    Failure::Engine(Box::new(error))
+}
+
+/// The exception that an error is in Python.
+fn exception(py: Python<'_>, error: &QuantError) -> PyErr {
+    let About { class, tensor, field, path } = About::of(error);
+    let build = || {
+        let about = PyDict::new(py);
+        about.set_item("tensor", tensor)?;
+        about.set_item("field", field)?;
+        about.set_item("path", path.map(Path::to_string_lossy))?;
+        let class = py.import("arrow_quant_v2.errors")?.getattr(class)?;
+        class.call((error.to_string(),), Some(&about)).map(PyErr::from_value)
+    };
+    build().unwrap_or_else(|error| error)
+}
+
+/// Which exception an error is, and its attributes.
+#[derive(Default)]
+struct About<'a> {
+    class: &'static str,
+    tensor: Option<&'a str>,
+    field: Option<&'a str>,
+    path: Option<&'a Path>,
+}
+
+impl<'a> About<'a> {
+    fn of(error: &'a QuantError) -> Self {
+        let named = |tensor: &'a String| Some(tensor.as_str()).filter(|name| !name.is_empty());
+        match error {
+            QuantError::Configuration { field, path, .. } => {
+                Self { class: "ConfigurationError", field: field.as_deref(), path: path.as_deref(), ..Self::default() }
+            }
+            QuantError::ModelNotFound { path, .. } => {
+                Self { class: "ModelNotFoundError", path: Some(path), ..Self::default() }
+            }
+            QuantError::Metadata { path, tensor, .. } => {
+                Self { class: "MetadataError", path: Some(path), tensor: tensor.as_deref(), ..Self::default() }
+            }
+            QuantError::ShapeMismatch { tensor, .. } => {
+                Self { class: "ShapeMismatchError", tensor: named(tensor), ..Self::default() }
+            }
+            QuantError::Validation { tensor, .. } => {
+                Self { class: "ValidationError", tensor: tensor.as_deref(), ..Self::default() }
+            }
+            QuantError::Quantization { tensor, .. } => {
+                Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
+            }
+            QuantError::Io { path, .. } => Self { class: "QuantizationError", path: Some(path), ..Self::default() },
+            _ => Self { class: "QuantizationError", ..Self::default() },
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Jobs: a model quantized, a quantized model validated.
+
+use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arrow_quant_v2::{
+    JobOptions, ModelReport, OnProgress, Progress, QuantError, quantize_model as quantize,
+    unfinished_run as unfinished, validate_model as validate,
+};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::errors::{Result, argument};
+use crate::runtime::{self, cores};
+use crate::values::to_object;
+use crate::waiting::{self, Cancellation, Cancelled};
+
+/// Time for cancelled tasks to end and clean up behind themselves.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Quantizes a model into a new directory.
+#[pyfunction]
+#[pyo3(signature = (model, out, config, *, plan = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[allow(clippy::too_many_arguments)] // the keywords of the function in Python
+fn quantize_model<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    out: PathBuf,
+    config: &Config,
+    plan: Option<PathBuf>,
+    resume: bool,
+    on_progress: Option<Py<PyAny>>,
+    progress_interval_s: f64,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
+        argument(
+            "progress_interval_s",
+            format!("progress_interval_s is {progress_interval_s}, allowed: seconds, 0 or more"),
+        )
+    })?;
+    let latest = Arc::new(Mutex::new(None));
+    let mut told = Told { on_progress, interval, last: None, latest: Arc::clone(&latest) };
+    let listener: OnProgress = Arc::new(move |progress: &Progress| {
+        if let Ok(mut latest) = latest.lock() {
+            *latest = Some(progress.clone());
+        }
+    });
+    let options =
+        JobOptions { plan, resume, on_progress: Some(listener), progress_interval: interval.min(told.tick()) };
+    let config = config.inner.clone();
+    let threads = config.threads();
+    let job = async move { quantize(&model, &out, &config, &options).await };
+    let report = run(py, threads, cancellation.as_ref(), job, |py| told.tell(py))?;
+    Ok(to_object(py, &report)?)
+}
+
+/// Who is told how far a job is, on the thread that called, and not too often.
+struct Told {
+    on_progress: Option<Py<PyAny>>,
+    interval: Duration,
+    last: Option<Instant>,
+    latest: Arc<Mutex<Option<Progress>>>,
+}
+
+impl Told {
+    /// How often the engine shall leave word.
+    fn tick(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
+    fn tell(&mut self, py: Python<'_>) -> PyResult<()> {
+        let Some(on_progress) = &self.on_progress else { return Ok(()) };
+        if self.last.is_some_and(|last| last.elapsed() < self.interval) {
+            return Ok(());
+        }
+        let Some(Progress { stage, tensor, done, total, rate }) = self.latest.lock().ok().and_then(|mut p| p.take())
+        else {
+            return Ok(());
+        };
+        self.last = Some(Instant::now());
+        on_progress.call1(py, (stage.to_string(), tensor, done, total, rate)).map(drop)
+    }
+}
+
+/// Runs a job on threads of its own, which have ended when this returns.
+fn run<T: Send + 'static>(
+    py: Python<'_>,
+    threads: usize,
+    cancellation: Option<&Cancellation>,
+    job: impl Future<Output = arrow_quant_v2::Result<T>> + Send + 'static,
+    between: impl FnMut(Python<'_>) -> PyResult<()>,
+) -> Result<T> {
+    let runtime = runtime::start(threads)?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (done, mut outcome) = sync_channel(1);
+    let thread = std::thread::spawn(move || {
+        let result = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = stopped => None,
+                result = job => Some(result),
+            }
+        });
+        // Before it is told: whoever hears of it may look at what is left.
+        runtime.shutdown_timeout(SHUTDOWN);
+        // Nobody listens any more only after an exception, which then is what happened.
+        drop(done.send(result));
+    });
+    let outcome: Result<Option<Option<_>>> = waiting::next(py, &mut outcome, cancellation, between);
+    if outcome.is_err() {
+        drop(stop);
+    }
+    let ended = py.detach(|| thread.join());
+    crate::logging::hand_on(py)?;
+    match (outcome?, ended) {
+        (Some(Some(result)), Ok(())) => Ok(result?),
+        (Some(None), Ok(())) => Err(Cancelled::new_err("the job was cancelled").into()),
+        _ => Err(waiting::panicked().into()),
+    }
+}
+
+/// The directory in which an interrupted run left what a later one can go on from, or None.
+#[pyfunction]
+fn unfinished_run(out: PathBuf) -> Option<PathBuf> {
+    unfinished(&out)
+}
+
+/// Compares a quantized model with its original, weight by weight.
+#[pyfunction]
+#[pyo3(signature = (original, quantized, *, num_threads = 0, cancellation = None))]
+fn validate_model<'py>(
+    py: Python<'py>,
+    original: PathBuf,
+    quantized: PathBuf,
+    num_threads: usize,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let threads = cores(num_threads)?;
+    let job = async move {
+        let report = validate(&original, &quantized, threads).await?;
+        let floor = ModelReport::open(&quantized)?.settings.get("min_accuracy").and_then(serde_json::Value::as_f64);
+        Ok::<_, QuantError>((report, floor))
+    };
+    let (report, floor) = run(py, threads, cancellation.as_ref(), job, |_| Ok(()))?;
+    let object = to_object(py, &report)?;
+    object.cast::<PyDict>().map_err(PyErr::from)?.set_item("min_accuracy", floor)?;
+    Ok(object)
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("Cancelled", module.py().get_type::<Cancelled>())?;
+    module.add_class::<Cancellation>()?;
+    module.add_function(wrap_pyfunction!(quantize_model, module)?)?;
+    module.add_function(wrap_pyfunction!(unfinished_run, module)?)?;
+    module.add_function(wrap_pyfunction!(validate_model, module)?)
+}

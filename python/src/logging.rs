@@ -1,0 +1,51 @@
+//! The engine's log, for Python's `logging`.
+//!
+//! Threads of the engine must not wait for Python's lock: a thread that holds it may be waiting for them. So they only
+//! leave what they have to say, and calls from Python hand it on, while they wait and when they return.
+
+use std::sync::Mutex;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use pyo3::prelude::*;
+
+static LEFT: Mutex<Vec<(Level, String, String)>> = Mutex::new(Vec::new());
+
+struct Deferred;
+
+impl Log for Deferred {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Those of other crates are for their authors.
+        metadata.target().starts_with("arrow_quant")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if let (true, Ok(mut left)) = (self.enabled(record.metadata()), LEFT.lock()) {
+            left.push((record.level(), record.target().replace("::", "."), record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Takes the engine's log from now on.
+pub fn init() {
+    // It fails only where this module was initialized before.
+    if log::set_logger(&Deferred).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// Hands on what was left.
+pub fn hand_on(py: Python<'_>) -> PyResult<()> {
+    let left = LEFT.lock().map(|mut left| std::mem::take(&mut *left)).unwrap_or_default();
+    for (level, name, message) in left {
+        let level = match level {
+            Level::Error => 40,
+            Level::Warn => 30,
+            Level::Info => 20,
+            Level::Debug | Level::Trace => 10,
+        };
+        py.import("logging")?.call_method1("getLogger", (name,))?.call_method1("log", (level, "%s", message))?;
+    }
+    Ok(())
+}

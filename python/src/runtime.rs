@@ -1,0 +1,195 @@
+//! The engine's threads.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatchReader;
+use arrow_quant_v2::QuantError;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use crate::errors::{Result, argument};
+use crate::waiting;
+
+/// The most cores that can be asked for.
+const MAX_THREADS: usize = 1024;
+
+/// Batches that wait for whoever reads a result.
+const AHEAD: usize = 2;
+
+/// Cores to use: 0 stands for all.
+///
+/// # Errors
+/// For more than can be asked for.
+pub fn cores(num_threads: usize) -> Result<usize> {
+    // Asking the system takes as long as a small array.
+    static ALL: OnceLock<usize> = OnceLock::new();
+    match num_threads {
+        0 => Ok(*ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))),
+        threads if threads <= MAX_THREADS => Ok(threads),
+        threads => Err(argument(
+            "num_threads",
+            format!("num_threads is {threads}, allowed: 1 to {MAX_THREADS}, or 0 for all cores"),
+        )),
+    }
+}
+
+/// A runtime on so many cores.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub fn start(threads: usize) -> PyResult<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("arrow-quant")
+        .enable_all()
+        .build()
+        .map_err(|error| PyRuntimeError::new_err(format!("cannot start {threads} threads: {error}")))
+}
+
+/// The threads of a session. Whatever runs on them ends with it.
+pub struct Threads {
+    runtime: Option<Runtime>,
+    process: u32,
+}
+
+impl Threads {
+    /// So many threads.
+    ///
+    /// # Errors
+    /// If they cannot be started.
+    pub fn start(threads: usize) -> PyResult<Arc<Self>> {
+        Ok(Arc::new(Self { runtime: Some(start(threads)?), process: std::process::id() }))
+    }
+
+    /// The runtime, unless this process is a fork of the one that started it, in which its threads are not.
+    fn runtime(&self) -> PyResult<&Runtime> {
+        let here = self.process == std::process::id();
+        self.runtime.as_ref().filter(|_| here).ok_or_else(|| {
+            PyRuntimeError::new_err(
+                "this object was made before the process was forked: make another one in the new process",
+            )
+        })
+    }
+
+    /// Waits for a future.
+    ///
+    /// # Errors
+    /// Its own, and the exception of a signal.
+    pub fn wait<T: Send + 'static>(
+        &self,
+        py: Python<'_>,
+        future: impl Future<Output = arrow_quant_v2::Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (done, mut outcome) = channel();
+        let task = self.runtime()?.spawn(async move {
+            // Nobody listens any more only after an exception, which then is what happened.
+            drop(done.send(future.await));
+        });
+        let outcome = waiting::next(py, &mut outcome, None, |_| Ok(()));
+        crate::logging::hand_on(py)?;
+        match outcome {
+            Ok(Some(result)) => Ok(result?),
+            Ok(None) => Err(waiting::panicked().into()),
+            Err(failure) => {
+                task.abort();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Lets a query run ahead of whoever reads its batches.
+    ///
+    /// # Errors
+    /// If the process was forked.
+    pub fn stream(self: &Arc<Self>, mut stream: SendableRecordBatchStream) -> PyResult<Batches> {
+        let schema = stream.schema();
+        let (sender, receiver) = channel();
+        let room = Arc::new(Semaphore::new(AHEAD));
+        let permits = Arc::clone(&room);
+        let task = self.runtime()?.spawn(async move {
+            while let Some(batch) = stream.next().await {
+                let Ok(permit) = permits.acquire().await else { return };
+                permit.forget();
+                if sender.send(Some(batch.map_err(QuantError::from))).is_err() {
+                    return;
+                }
+            }
+            // Nobody may be reading any more.
+            drop(sender.send(None));
+        });
+        Ok(Batches { schema, receiver, room, task: task.abort_handle(), _threads: Arc::clone(self) })
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let Some(runtime) = self.runtime.take() else { return };
+        if self.process == std::process::id() {
+            // Not waited for: this may be one of the threads itself.
+            runtime.shutdown_background();
+        } else {
+            // There is nobody to stop.
+            std::mem::forget(runtime);
+        }
+    }
+}
+
+/// The batches of a query as they come. Dropped, they stop it.
+pub struct Batches {
+    schema: SchemaRef,
+    /// `None` is the end; without it the query was broken off.
+    receiver: Receiver<Option<arrow_quant_v2::Result<RecordBatch>>>,
+    room: Arc<Semaphore>,
+    task: AbortHandle,
+    _threads: Arc<Threads>,
+}
+
+impl Batches {
+    /// The next batch, hearing signals.
+    ///
+    /// # Errors
+    /// The query's, and the exception of a signal.
+    pub fn wait(&mut self, py: Python<'_>) -> Result<Option<RecordBatch>> {
+        let next = waiting::next(py, &mut self.receiver, None, |_| Ok(()))?;
+        self.room.add_permits(1);
+        match next {
+            Some(next) => Ok(next.transpose()?),
+            None => Err(waiting::panicked().into()),
+        }
+    }
+}
+
+impl Iterator for Batches {
+    type Item = std::result::Result<RecordBatch, ArrowError>;
+
+    /// Whoever reads may be a thread of any kind, with Python's lock or without: nothing here depends on it.
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = match self.receiver.recv() {
+            Ok(next) => next?,
+            Err(_) => return Some(Err(ArrowError::ComputeError(waiting::PANICKED.to_string()))),
+        };
+        self.room.add_permits(1);
+        Some(next.map_err(|error| ArrowError::ExternalError(Box::new(error))))
+    }
+}
+
+impl RecordBatchReader for Batches {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,191 @@
+//! SQL over models and tables of Python.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow_quant_v2::{register_model, session};
+use datafusion::datasource::MemTable;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::{DataFrame, SessionContext};
+use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+use pyo3_arrow::ffi::to_schema_pycapsule;
+
+use crate::arrow_objects::{Table, batches, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
+use crate::errors::Result;
+use crate::runtime::{Threads, cores};
+
+/// Opens a session in which models are schemas and functions quantize.
+#[pyfunction]
+#[pyo3(signature = (models = None, *, tables = None, num_threads = 0))]
+fn connect(
+    py: Python<'_>,
+    models: Option<BTreeMap<String, PathBuf>>,
+    tables: Option<BTreeMap<String, Bound<'_, PyAny>>>,
+    num_threads: usize,
+) -> Result<Connection> {
+    let threads = cores(num_threads)?;
+    let connection = Connection { ctx: session(threads)?, threads: Threads::start(threads)? };
+    for (name, path) in models.unwrap_or_default() {
+        connection.register_model(py, name, path)?;
+    }
+    for (name, table) in tables.unwrap_or_default() {
+        connection.register(&name, &table)?;
+    }
+    Ok(connection)
+}
+
+/// A session: models and tables by name, and SQL over them. Made by connect.
+#[pyclass(module = "arrow_quant_v2", frozen)]
+pub struct Connection {
+    ctx: SessionContext,
+    threads: Arc<Threads>,
+}
+
+#[pymethods]
+impl Connection {
+    /// Makes a model a schema: the tables name.tensors, name.weights and, for a quantized model, name.quantized.
+    ///
+    /// Raises:
+    ///     ModelNotFoundError: if there is no readable model at the path.
+    ///     ConfigurationError: if the name is taken.
+    fn register_model(&self, py: Python<'_>, name: String, path: PathBuf) -> Result<()> {
+        let ctx = self.ctx.clone();
+        self.threads.wait(py, async move { register_model(&ctx, &name, path).await })
+    }
+
+    /// Makes an Arrow object a table: anything with the Arrow PyCapsule interface, such as a pyarrow.Table or a polars or
+    /// pandas DataFrame. It is not copied; a stream is read to its end. A table of that name is replaced.
+    fn register(&self, name: &str, table: &Bound<'_, PyAny>) -> Result<()> {
+        let (schema, batches) = batches(table)?;
+        let table = Arc::new(MemTable::try_new(schema, vec![batches])?);
+        // The name as it is, however it is spelled.
+        let name = datafusion::common::TableReference::bare(name);
+        self.ctx.deregister_table(name.clone())?;
+        self.ctx.register_table(name, table)?;
+        Ok(())
+    }
+
+    /// A query. It runs when its result is read; a statement (COPY, INSERT, CREATE, SET) runs at once.
+    ///
+    /// Raises:
+    ///     QuantizationError: if it is no valid SQL, or names what is not there.
+    ///     ArrowQuantError: what a statement meets.
+    fn sql(&self, py: Python<'_>, query: String) -> Result<QueryResult> {
+        let ctx = self.ctx.clone();
+        let answer = self.threads.wait(py, async move {
+            let frame = ctx.sql(&query).await?;
+            if !matches!(frame.logical_plan(), LogicalPlan::Dml(_) | LogicalPlan::Copy(_)) {
+                return Ok(Answer::Query(Box::new(frame)));
+            }
+            let schema = Arc::clone(frame.schema().inner());
+            Ok(Answer::Done(schema, frame.collect().await?))
+        })?;
+        Ok(QueryResult { answer, threads: Arc::clone(&self.threads) })
+    }
+}
+
+/// What a query gives.
+enum Answer {
+    /// It has yet to run.
+    Query(Box<DataFrame>),
+    /// It was a statement.
+    Done(SchemaRef, Vec<RecordBatch>),
+}
+
+/// The result of a query: an Arrow stream for any library that knows the Arrow PyCapsule interface. Each reading runs the
+/// query anew.
+#[pyclass(name = "Result", module = "arrow_quant_v2", frozen)]
+pub struct QueryResult {
+    answer: Answer,
+    threads: Arc<Threads>,
+}
+
+impl QueryResult {
+    fn schema(&self) -> SchemaRef {
+        match &self.answer {
+            Answer::Query(frame) => Arc::clone(frame.schema().inner()),
+            Answer::Done(schema, _) => Arc::clone(schema),
+        }
+    }
+
+    fn stream(&self, py: Python<'_>, frame: &DataFrame) -> Result<crate::runtime::Batches> {
+        let frame = frame.clone();
+        let stream = self.threads.wait(py, async move { Ok(frame.execute_stream().await?) })?;
+        Ok(self.threads.stream(stream)?)
+    }
+}
+
+#[pymethods]
+impl QueryResult {
+    /// Names of the columns.
+    #[getter]
+    fn column_names(&self) -> Vec<String> {
+        names(&self.schema())
+    }
+
+    /// Runs the query and gathers its result in memory.
+    ///
+    /// Raises:
+    ///     ArrowQuantError: what the query meets.
+    fn collect(&self, py: Python<'_>) -> Result<Table> {
+        let frame = match &self.answer {
+            Answer::Query(frame) => frame,
+            Answer::Done(schema, batches) => return Ok(Table { schema: Arc::clone(schema), batches: batches.clone() }),
+        };
+        let mut stream = self.stream(py, frame)?;
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.wait(py)? {
+            batches.push(batch);
+        }
+        Ok(Table { schema: arrow::record_batch::RecordBatchReader::schema(&stream), batches })
+    }
+
+    #[pyo3(signature = (requested_schema = None))]
+    fn __arrow_c_stream__<'py>(
+        &self,
+        py: Python<'py>,
+        requested_schema: Option<Bound<'py, PyCapsule>>,
+    ) -> PyResult<Bound<'py, PyCapsule>> {
+        let reader: Box<dyn arrow::record_batch::RecordBatchReader + Send> = match &self.answer {
+            Answer::Query(frame) => Box::new(self.stream(py, frame)?),
+            Answer::Done(schema, batches) => {
+                let batches = batches.clone().into_iter().map(Ok);
+                Box::new(arrow::record_batch::RecordBatchIterator::new(batches, Arc::clone(schema)))
+            }
+        };
+        Ok(stream_capsule(py, reader, requested_schema)?)
+    }
+
+    fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        Ok(to_schema_pycapsule(py, self.schema().as_ref())?)
+    }
+
+    /// Runs the query; as a pyarrow.Table.
+    fn to_pyarrow<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
+        Ok(to_pyarrow(Bound::new(py, self.collect(py)?)?.as_any())?)
+    }
+
+    /// Runs the query; as a pandas.DataFrame. Needs pyarrow and pandas.
+    fn to_pandas<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
+        Ok(to_pandas(Bound::new(py, self.collect(py)?)?.as_any())?)
+    }
+
+    /// Runs the query; as a polars.DataFrame.
+    fn to_polars<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
+        Ok(to_polars(Bound::new(py, self.collect(py)?)?.as_any())?)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Result({})", self.column_names().join(", "))
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Connection>()?;
+    module.add_class::<QueryResult>()?;
+    module.add_function(wrap_pyfunction!(connect, module)?)
+}

@@ -1,0 +1,70 @@
+//! How a thread of Python waits for the engine: without the lock, and still hearing Ctrl-C.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::errors::Result;
+use crate::logging;
+
+/// How long a signal, or a cancellation, may go unheard.
+const TICK: Duration = Duration::from_millis(50);
+
+pyo3::create_exception!(_native, Cancelled, pyo3::exceptions::PyException, "A job was cancelled.");
+
+/// A token that cancels a job from another thread.
+#[pyclass(module = "arrow_quant_v2._native", frozen, from_py_object)]
+#[derive(Clone, Default)]
+pub struct Cancellation(Arc<AtomicBool>);
+
+#[pymethods]
+impl Cancellation {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancels the job; the call that waits for it raises Cancelled once it has cleaned up.
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits for what comes next; `None` when nothing more will. Every now and then calls `between`, hands on the log and looks
+/// for signals.
+///
+/// # Errors
+/// The exception of a signal, `Cancelled`, or what `between` raises.
+pub fn next<T: Send>(
+    py: Python<'_>,
+    from: &mut Receiver<T>,
+    cancellation: Option<&Cancellation>,
+    mut between: impl FnMut(Python<'_>) -> PyResult<()>,
+) -> Result<Option<T>> {
+    loop {
+        let receiver = &mut *from;
+        match py.detach(move || receiver.recv_timeout(TICK)) {
+            Ok(next) => return Ok(Some(next)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        logging::hand_on(py)?;
+        py.check_signals()?;
+        if cancellation.is_some_and(|cancellation| cancellation.0.load(Ordering::Relaxed)) {
+            return Err(Cancelled::new_err("the job was cancelled").into());
+        }
+        between(py)?;
+    }
+}
+
+/// What is said of a thread of the engine that ended without a word, which only a panic does.
+pub const PANICKED: &str = "the engine stopped unexpectedly; this is a defect, please report it";
+
+/// The exception that says so.
+pub fn panicked() -> PyErr {
+    PyRuntimeError::new_err(PANICKED)
+}

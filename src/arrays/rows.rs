@@ -1,0 +1,176 @@
+//! Quantized tensors as rows of a table, and back.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow::compute::{cast, concat};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow_quant_kernels::{Bits, Dtype, GroupSize, Settings};
+use arrow_quant_udfs::quantized_type;
+
+use super::{QuantizedData, summed};
+use crate::tables::{shape_type, shapes};
+use crate::{QuantError, Result};
+
+/// The columns of [`QuantizedData::rows`].
+pub fn quantized_rows() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("tensor", DataType::Utf8, false),
+        Field::new("dtype", DataType::Utf8, false),
+        Field::new("shape", shape_type(), false),
+        Field::new("chunk", DataType::Int32, false),
+        Field::new("start", DataType::Int64, false),
+        Field::new("quantized", quantized_type(), false),
+    ]))
+}
+
+impl QuantizedData {
+    /// One row a chunk: `tensor` (the name), `dtype`, `shape`, `chunk`, `start` and `quantized`.
+    ///
+    /// # Errors
+    /// If a tensor has more chunks than can be numbered.
+    pub fn rows(&self, name: &str) -> Result<RecordBatch> {
+        let rows = self.chunks.len();
+        let text = |text: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, rows))) as ArrayRef;
+        let columns = vec![
+            text(name),
+            text(self.dtype.name()),
+            shapes(std::iter::repeat_n(self.shape.as_slice(), rows)),
+            Arc::new(Int32Array::from_iter_values(0..i32::try_from(rows).unwrap_or(i32::MAX))),
+            Arc::new(Int64Array::from_iter_values(self.chunks.iter().map(|chunk| chunk.start as i64))),
+            Arc::new(self.values.clone()),
+        ];
+        Ok(RecordBatch::try_new(quantized_rows(), columns)?)
+    }
+
+    /// The tensors in rows as [`rows`](Self::rows) makes them, with their names. The rows of a tensor may be in any order, in
+    /// any of the batches, their columns in any encoding.
+    ///
+    /// # Errors
+    /// If a column is missing, or the rows are not all of a tensor's.
+    pub fn from_rows(batches: &[RecordBatch]) -> Result<Vec<(String, Self)>> {
+        let mut found: Vec<(String, Gathered)> = Vec::new();
+        for batch in batches {
+            let columns = Columns::of(batch)?;
+            let mut row = 0;
+            while row < batch.num_rows() {
+                let name = columns.tensor.value(row);
+                let end =
+                    (row..batch.num_rows()).find(|&r| columns.tensor.value(r) != name).unwrap_or(batch.num_rows());
+                let at = found.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                    found.push((name.to_string(), Gathered::new(&columns, row)));
+                    found.len() - 1
+                });
+                found[at].1.add(&columns, row, end);
+                row = end;
+            }
+        }
+        found.into_iter().map(|(name, gathered)| Ok((name.clone(), gathered.finish(&name)?))).collect()
+    }
+}
+
+/// The columns of a batch.
+struct Columns {
+    tensor: StringArray,
+    dtype: StringArray,
+    shape: ArrayRef,
+    start: Int64Array,
+    quantized: StructArray,
+}
+
+impl Columns {
+    fn of(batch: &RecordBatch) -> Result<Self> {
+        let column = |name: &str| {
+            batch.column_by_name(name).filter(|column| column.null_count() == 0).ok_or_else(|| {
+                let expected =
+                    quantized_rows().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
+                let message = format!("the table has no column '{name}' without NULLs; expected: {expected}");
+                QuantError::ShapeMismatch { tensor: String::new(), message }
+            })
+        };
+        let quantized = column("quantized")?.as_struct_opt().cloned().ok_or_else(|| QuantError::ShapeMismatch {
+            tensor: String::new(),
+            message: "the column 'quantized' does not hold quantized values".to_string(),
+        })?;
+        Ok(Self {
+            tensor: cast(column("tensor")?, &DataType::Utf8)?.as_string().clone(),
+            dtype: cast(column("dtype")?, &DataType::Utf8)?.as_string().clone(),
+            shape: cast(column("shape")?, &shape_type())?,
+            start: cast(column("start")?, &DataType::Int64)?.as_primitive().clone(),
+            quantized,
+        })
+    }
+}
+
+/// Rows of one tensor.
+struct Gathered {
+    dtype: String,
+    shape: Vec<i64>,
+    starts: Vec<i64>,
+    values: Vec<StructArray>,
+}
+
+impl Gathered {
+    fn new(columns: &Columns, row: usize) -> Self {
+        let shape = columns.shape.as_list::<i32>().value(row).as_primitive::<Int64Type>().values().to_vec();
+        Self { dtype: columns.dtype.value(row).to_string(), shape, starts: Vec::new(), values: Vec::new() }
+    }
+
+    fn add(&mut self, columns: &Columns, row: usize, end: usize) {
+        self.starts.extend_from_slice(&columns.start.values()[row..end]);
+        self.values.push(columns.quantized.slice(row, end - row));
+    }
+
+    fn finish(self, name: &str) -> Result<QuantizedData> {
+        let wrong =
+            |what: String| QuantError::ShapeMismatch { tensor: name.to_string(), message: format!("{name}: {what}") };
+        let values = self.values.iter().map(|values| values as &dyn Array).collect::<Vec<_>>();
+        let values = concat(&values)?;
+        let mut order: Vec<usize> = (0..self.starts.len()).collect();
+        order.sort_by_key(|&row| self.starts[row]);
+        let values = if order.is_sorted() {
+            values
+        } else {
+            let order = Int64Array::from_iter_values(order.iter().map(|&row| row as i64));
+            arrow::compute::take(&values, &order, None)?
+        };
+        let values = values.as_struct().clone();
+        let lengths = integers(&values, "length").ok_or_else(|| wrong("its values have no length".to_string()))?;
+        let mut chunks = Vec::with_capacity(order.len());
+        let mut end = 0u64;
+        for (&row, &length) in order.iter().zip(lengths.values()) {
+            if self.starts[row] as u64 != end {
+                return Err(wrong(format!("a chunk starts at {}, expected one at {end}", self.starts[row])));
+            }
+            chunks.push(end..end + length as u64);
+            end += length as u64;
+        }
+        let elements: u64 = self.shape.iter().map(|n| n.unsigned_abs()).product();
+        if elements != end {
+            return Err(wrong(format!("its chunks have {end} elements, its shape {:?} has {elements}", self.shape)));
+        }
+        let settings =
+            settings(&values)?.ok_or_else(|| wrong("its values do not say how they were quantized".to_string()))?;
+        let errors = summed(&values)?;
+        Ok(QuantizedData { dtype: self.dtype.parse::<Dtype>()?, shape: self.shape, settings, chunks, values, errors })
+    }
+}
+
+fn integers(values: &StructArray, name: &str) -> Option<Int64Array> {
+    Some(cast(values.column_by_name(name)?, &DataType::Int64).ok()?.as_primitive().clone())
+}
+
+/// What the first value was quantized with.
+fn settings(values: &StructArray) -> Result<Option<Settings>> {
+    let text = |name| -> Option<String> {
+        Some(cast(values.column_by_name(name)?, &DataType::Utf8).ok()?.as_string::<i32>().value(0).to_string())
+    };
+    let parts = (integers(values, "bits"), integers(values, "group_size"), text("scheme"), text("method"));
+    let (Some(bits), Some(group_size), Some(scheme), Some(method)) = parts else { return Ok(None) };
+    Ok(Some(Settings {
+        bits: Bits::try_from(bits.value(0))?,
+        group_size: GroupSize::try_from(group_size.value(0))?,
+        scheme: scheme.parse()?,
+        method: method.parse()?,
+    }))
+}
