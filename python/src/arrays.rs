@@ -5,22 +5,31 @@ use std::sync::Arc;
 
 use arrow::buffer::Buffer;
 use arrow::datatypes::FieldRef;
-use arrow_quant_kernels::{Bits, Dtype, GroupSize, Settings};
-use arrow_quant_v2::{QuantError, QuantizedData, TensorData, quantized_rows as row_schema};
+use arrow_quant_kernels::{Dtype, Settings};
+use arrow_quant_v2::{DiffusionQuantConfig, QuantError, QuantizedData, TensorData, quantized_rows as row_schema};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple};
 use pyo3_arrow::error::PyArrowResult;
 use pyo3_arrow::ffi::to_schema_pycapsule;
 
-use crate::arrow_objects::{ArrowArray, Table, batches, chunks, stream_capsule};
+use crate::arrow_objects::{ArrowArray, Table, stream_capsule};
+use crate::config::checked;
 use crate::errors::{Failure, Result, argument};
+use crate::import::{batches, chunks};
 use crate::runtime::cores;
 
 /// A quantized tensor in memory: codes, parameters, and what was lost.
 ///
 /// An Arrow table too, with one row a chunk: tensor, dtype, shape, chunk, start, quantized.
-#[pyclass(module = "arrow_quant_v2", subclass)]
+///
+/// Example:
+///     >>> import numpy as np
+///     >>> from arrow_quant_v2 import ArrowQuantV2
+///     >>> quantized = ArrowQuantV2().quantize(np.ones((256, 1024), np.float32))
+///     >>> quantized.shape, quantized.bits_per_weight, quantized.max_abs_error
+///     ((256, 1024), 4.25, 0.0)
+#[pyclass(module = "arrow_quant_v2")]
 pub struct QuantizedTensor {
     /// Its name.
     #[pyo3(get)]
@@ -28,6 +37,9 @@ pub struct QuantizedTensor {
     data: Arc<QuantizedData>,
     /// Of the Arrow array it was made from.
     field: Option<FieldRef>,
+    /// What becomes of it when it is restored, a matter of the package's Python half.
+    #[pyo3(get, set, name = "_kind")]
+    kind: Option<Py<PyAny>>,
 }
 
 #[pymethods]
@@ -152,14 +164,13 @@ impl QuantizedTensor {
     }
 }
 
-fn settings(bit_width: i64, group_size: i64, scheme: &str, method: &str) -> Result<Settings> {
-    let refused = |field| move |error: arrow_quant_kernels::KernelError| argument(field, error.to_string());
-    Ok(Settings {
-        bits: Bits::try_from(bit_width).map_err(refused("bit_width"))?,
-        group_size: GroupSize::try_from(group_size).map_err(refused("group_size"))?,
-        scheme: scheme.parse().map_err(refused("scheme"))?,
-        method: method.parse().map_err(refused("method"))?,
-    })
+/// What arrays are quantized with, checked as the fields of a configuration are: bit_width, group_size, scheme and method.
+fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
+    let mut config = DiffusionQuantConfig::default();
+    for (field, value) in ["bit_width", "group_size", "scheme", "method"].into_iter().zip(values) {
+        config.set(field, &checked(field, value)?)?;
+    }
+    Ok(config.settings()?)
 }
 
 /// Quantizes the elements of a tensor, given as their bytes.
@@ -172,12 +183,12 @@ fn quantize_buffer(
     data: Bound<'_, PyArray1<u8>>,
     dtype: &str,
     shape: Vec<i64>,
-    bit_width: i64,
-    group_size: i64,
-    scheme: &str,
-    method: &str,
+    bit_width: &Bound<'_, PyAny>,
+    group_size: &Bound<'_, PyAny>,
+    scheme: &Bound<'_, PyAny>,
+    method: &Bound<'_, PyAny>,
 ) -> Result<QuantizedTensor> {
-    let settings = settings(bit_width, group_size, scheme, method)?;
+    let settings = settings([bit_width, group_size, scheme, method])?;
     let dtype = dtype.parse::<Dtype>().map_err(QuantError::from)?;
     let threads = cores(0)?;
     let view = data.try_readonly().map_err(PyErr::from)?;
@@ -193,7 +204,7 @@ fn quantize_buffer(
     };
     let tensor = TensorData::new(dtype, shape, vec![buffer])?;
     let quantized = py.detach(|| tensor.quantize(&name, settings, threads))?;
-    Ok(QuantizedTensor { name, data: Arc::new(quantized), field: None })
+    Ok(QuantizedTensor { name, data: Arc::new(quantized), field: None, kind: None })
 }
 
 /// Quantizes an Arrow array of floats, or of lists of floats of equal length.
@@ -203,17 +214,17 @@ fn quantize_arrow(
     py: Python<'_>,
     name: String,
     array: &Bound<'_, PyAny>,
-    bit_width: i64,
-    group_size: i64,
-    scheme: &str,
-    method: &str,
+    bit_width: &Bound<'_, PyAny>,
+    group_size: &Bound<'_, PyAny>,
+    scheme: &Bound<'_, PyAny>,
+    method: &Bound<'_, PyAny>,
 ) -> Result<QuantizedTensor> {
-    let settings = settings(bit_width, group_size, scheme, method)?;
+    let settings = settings([bit_width, group_size, scheme, method])?;
     let threads = cores(0)?;
-    let (field, chunks) = chunks(array)?;
+    let (field, chunks) = chunks("weights", array)?;
     let quantized =
         py.detach(|| TensorData::from_arrow(&name, field.data_type(), &chunks)?.quantize(&name, settings, threads))?;
-    Ok(QuantizedTensor { name, data: Arc::new(quantized), field: Some(field) })
+    Ok(QuantizedTensor { name, data: Arc::new(quantized), field: Some(field), kind: None })
 }
 
 /// The rows of quantized tensors as one table.
@@ -226,9 +237,9 @@ fn quantized_rows(tensors: Vec<PyRef<'_, QuantizedTensor>>) -> Result<Table> {
 /// The quantized tensors in a table of their rows.
 #[pyfunction]
 fn from_quantized_rows(table: &Bound<'_, PyAny>) -> Result<Vec<QuantizedTensor>> {
-    let (_, batches) = batches(table)?;
+    let (_, batches) = batches("quantized", table)?;
     let tensors = table.py().detach(|| QuantizedData::from_rows(&batches))?;
-    let tensor = |(name, data)| QuantizedTensor { name, data: Arc::new(data), field: None };
+    let tensor = |(name, data)| QuantizedTensor { name, data: Arc::new(data), field: None, kind: None };
     Ok(tensors.into_iter().map(tensor).collect())
 }
 

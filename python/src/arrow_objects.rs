@@ -3,18 +3,29 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StructArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
 use arrow::record_batch::{RecordBatchIterator, RecordBatchReader};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyImportError, PyModuleNotFoundError};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple};
 use pyo3_arrow::error::PyArrowResult;
 use pyo3_arrow::ffi::{ArrayIterator, ArrayReader, to_array_pycapsules, to_schema_pycapsule, to_stream_pycapsule};
-use pyo3_arrow::input::{AnyArray, AnyRecordBatch};
 
 use crate::errors::Result;
+use crate::import;
 
 /// An Arrow array, in one piece or several, for any library that knows the Arrow PyCapsule interface.
+///
+/// Example:
+///     >>> import pyarrow as pa
+///     >>> from arrow_quant_v2 import ArrowQuantV2
+///     >>> class Weights:
+///     ...     def __arrow_c_array__(self, requested_schema=None):
+///     ...         return pa.array([0.5, 0.25]).__arrow_c_array__(requested_schema)
+///     >>> quantizer = ArrowQuantV2()
+///     >>> restored = quantizer.dequantize(quantizer.quantize(Weights(), bit_width=8))
+///     >>> type(restored).__name__, pa.array(restored).type
+///     ('ArrowArray', DataType(double))
 #[pyclass(module = "arrow_quant_v2", frozen)]
 pub struct ArrowArray {
     /// The type, and what else is known of it.
@@ -65,6 +76,12 @@ impl ArrowArray {
 }
 
 /// An Arrow table in memory, for any library that knows the Arrow PyCapsule interface.
+///
+/// Example:
+///     >>> import arrow_quant_v2
+///     >>> table = arrow_quant_v2.connect().sql("SELECT 1 AS one").collect()
+///     >>> table.num_rows, table.column_names
+///     (1, ['one'])
 #[pyclass(module = "arrow_quant_v2", frozen)]
 pub struct Table {
     pub schema: SchemaRef,
@@ -130,17 +147,31 @@ pub fn names(schema: &Schema) -> Vec<String> {
 
 /// An Arrow object as a pyarrow.Table.
 pub fn to_pyarrow<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    object.py().import("pyarrow")?.call_method1("table", (object,))
+    library(object.py(), "pyarrow")?.call_method1("table", (object,))
 }
 
 /// An Arrow object as a pandas.DataFrame.
 pub fn to_pandas<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    library(object.py(), "pandas")?;
     to_pyarrow(object)?.call_method0("to_pandas")
 }
 
 /// An Arrow object as a polars.DataFrame.
 pub fn to_polars<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    object.py().import("polars")?.call_method1("DataFrame", (object,))
+    library(object.py(), "polars")?.call_method1("DataFrame", (object,))
+}
+
+/// A library that the package can do without.
+fn library<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyModule>> {
+    py.import(name).map_err(|error| {
+        // What fails while it is imported is another matter.
+        if !error.is_instance_of::<PyModuleNotFoundError>(py) {
+            return error;
+        }
+        let missing = PyImportError::new_err(format!("{name} is not installed: pip install {name}"));
+        missing.set_cause(py, Some(error));
+        missing
+    })
 }
 
 /// Batches as a capsule that holds an Arrow stream.
@@ -156,53 +187,15 @@ pub fn stream_capsule<'py>(
     to_stream_pycapsule(py, arrays, requested_schema)
 }
 
-/// The batches of an object that is an Arrow table.
-///
-/// # Errors
-/// If it is none, or reading it fails.
-pub fn batches(object: &Bound<'_, PyAny>) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-    let py = object.py();
-    let reader =
-        object.extract::<AnyRecordBatch>().map_err(|error| not_arrow(object, "a table", &error))?.into_reader()?;
-    let schema = reader.schema();
-    // Reading may mean to wait for threads that want Python's lock.
-    let batches = py.detach(|| reader.collect::<std::result::Result<Vec<_>, _>>())?;
-    Ok((schema, batches))
-}
-
-/// The pieces of an object that is an Arrow array.
-///
-/// # Errors
-/// If it is none, or reading it fails.
-pub fn chunks(object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<ArrayRef>)> {
-    let py = object.py();
-    let reader = object.extract::<AnyArray>().map_err(|error| not_arrow(object, "an array", &error))?.into_reader()?;
-    let field = reader.field();
-    let chunks = py.detach(|| reader.collect::<std::result::Result<Vec<_>, _>>())?;
-    Ok((field, chunks))
-}
-
-fn not_arrow(object: &Bound<'_, PyAny>, expected: &str, error: &PyErr) -> PyErr {
-    let name = object.get_type().name().map(|name| name.to_string()).unwrap_or_default();
-    PyTypeError::new_err(format!("expected {expected} with the Arrow PyCapsule interface, found {name}: {error}"))
-}
-
 /// An object with the Arrow PyCapsule interface as a Table or an ArrowArray. It is read once, and not copied.
 #[pyfunction]
 fn import_arrow<'py>(object: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>> {
     let py = object.py();
-    let (field, chunks) = chunks(object)?;
-    let DataType::Struct(fields) = field.data_type() else {
-        return Ok(Bound::new(py, ArrowArray { field, chunks })?.into_any());
-    };
-    let schema = Arc::new(Schema::new_with_metadata(fields.clone(), field.metadata().clone()));
-    let batches = chunks.iter().map(|chunk| {
-        let (_, columns, _) = arrow::array::AsArray::as_struct(chunk).clone().into_parts();
-        let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(chunk.len()));
-        RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options)
-    });
-    let batches = batches.collect::<std::result::Result<_, _>>()?;
-    Ok(Bound::new(py, Table { schema, batches })?.into_any())
+    let (field, chunks) = import::chunks("object", object)?;
+    Ok(match import::table(&field, &chunks)? {
+        Some((schema, batches)) => Bound::new(py, Table { schema, batches })?.into_any(),
+        None => Bound::new(py, ArrowArray { field, chunks })?.into_any(),
+    })
 }
 
 /// The columns of a Table with their names. They are not copied.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use arrow_quant_v2::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS};
+use arrow_quant_v2::{ConfigLayers, DiffusionQuantConfig, FIELDS};
 use pyo3::basic::CompareOp;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMappingProxy, PyTuple};
@@ -63,7 +63,7 @@ impl Config {
 }
 
 /// A value for a field; what no field can hold is refused as a wrong value of this one.
-fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
+pub fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
     match value_of(value)? {
         Some(value) => Ok(value),
         None => {
@@ -114,8 +114,9 @@ macro_rules! config {
             ///     >>> DiffusionQuantConfig.from_profile("edge").bit_width
             ///     2
             #[staticmethod]
-            fn from_profile(profile: &str) -> Result<Self> {
-                Ok(Self { inner: DiffusionQuantConfig::from_profile(profile.parse::<DeploymentProfile>()?) })
+            fn from_profile(profile: &Bound<'_, PyAny>) -> Result<Self> {
+                let layers = ConfigLayers::new().explicit("deployment_profile", checked("deployment_profile", profile)?);
+                Ok(Self { inner: layers.load()?.config })
             }
 
             /// Reads a configuration: the values of the file over those of the profile it names, or of "local".

@@ -137,7 +137,7 @@ fn validate_model<'py>(
     py: Python<'py>,
     original: PathBuf,
     quantized: PathBuf,
-    num_threads: usize,
+    num_threads: i64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
     let threads = cores(num_threads)?;

@@ -8,6 +8,7 @@ mod arrow_objects;
 mod config;
 mod errors;
 mod functions;
+mod import;
 mod jobs;
 mod logging;
 mod reader;

@@ -31,7 +31,7 @@ pub struct ModelReader {
 impl ModelReader {
     #[new]
     #[pyo3(signature = (path, *, num_threads = 0))]
-    fn new(py: Python<'_>, path: PathBuf, num_threads: usize) -> Result<Self> {
+    fn new(py: Python<'_>, path: PathBuf, num_threads: i64) -> Result<Self> {
         let threads = cores(num_threads)?;
         let (ctx, report) = (session(threads)?, ModelReport::open(&path)?);
         let threads = Threads::start(threads)?;

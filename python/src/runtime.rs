@@ -29,15 +29,15 @@ const AHEAD: usize = 2;
 ///
 /// # Errors
 /// For more than can be asked for.
-pub fn cores(num_threads: usize) -> Result<usize> {
+pub fn cores(num_threads: i64) -> Result<usize> {
     // Asking the system takes as long as a small array.
     static ALL: OnceLock<usize> = OnceLock::new();
-    match num_threads {
-        0 => Ok(*ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))),
-        threads if threads <= MAX_THREADS => Ok(threads),
-        threads => Err(argument(
+    match usize::try_from(num_threads) {
+        Ok(0) => Ok(*ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))),
+        Ok(threads) if threads <= MAX_THREADS => Ok(threads),
+        _ => Err(argument(
             "num_threads",
-            format!("num_threads is {threads}, allowed: 1 to {MAX_THREADS}, or 0 for all cores"),
+            format!("num_threads is {num_threads}, allowed: 1 to {MAX_THREADS}, or 0 for all cores"),
         )),
     }
 }

@@ -14,18 +14,35 @@ use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 use pyo3_arrow::ffi::to_schema_pycapsule;
 
-use crate::arrow_objects::{Table, batches, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
+use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
 use crate::errors::Result;
+use crate::import::batches;
 use crate::runtime::{Threads, cores};
 
 /// Opens a session in which models are schemas and functions quantize.
+///
+/// Args:
+///     models: from names to paths of models: safetensors files, directories and pipelines, or quantized models. Each is a
+///         schema with the tables tensors, weights and, if it is quantized, quantized.
+///     tables: from names to Arrow tables, as Connection.register takes them.
+///     num_threads: cores to use; 0 for all.
+///
+/// Raises:
+///     ModelNotFoundError: if there is no readable model at a path.
+///     ConfigurationError: if an argument is not allowed.
+///
+/// Example:
+///     >>> import arrow_quant_v2
+///     >>> connection = arrow_quant_v2.connect(models={"dream": "dream-7b/"})
+///     >>> connection.sql("SELECT count(*) AS tensors FROM dream.tensors").to_pyarrow().to_pylist()
+///     [{'tensors': 52}]
 #[pyfunction]
 #[pyo3(signature = (models = None, *, tables = None, num_threads = 0))]
 fn connect(
     py: Python<'_>,
     models: Option<BTreeMap<String, PathBuf>>,
     tables: Option<BTreeMap<String, Bound<'_, PyAny>>>,
-    num_threads: usize,
+    num_threads: i64,
 ) -> Result<Connection> {
     let threads = cores(num_threads)?;
     let connection = Connection { ctx: session(threads)?, threads: Threads::start(threads)? };
@@ -39,6 +56,13 @@ fn connect(
 }
 
 /// A session: models and tables by name, and SQL over them. Made by connect.
+///
+/// Example:
+///     >>> import arrow_quant_v2, pyarrow as pa
+///     >>> connection = arrow_quant_v2.connect()
+///     >>> connection.register("widths", pa.table({"bits": [2, 4, 8]}))
+///     >>> connection.sql("SELECT max(bits) AS most FROM widths").to_pyarrow().to_pylist()
+///     [{'most': 8}]
 #[pyclass(module = "arrow_quant_v2", frozen)]
 pub struct Connection {
     ctx: SessionContext,
@@ -59,8 +83,11 @@ impl Connection {
 
     /// Makes an Arrow object a table: anything with the Arrow PyCapsule interface, such as a pyarrow.Table or a polars or
     /// pandas DataFrame. It is not copied; a stream is read to its end. A table of that name is replaced.
+    ///
+    /// Raises:
+    ///     ConfigurationError: if it is no Arrow table.
     fn register(&self, name: &str, table: &Bound<'_, PyAny>) -> Result<()> {
-        let (schema, batches) = batches(table)?;
+        let (schema, batches) = batches("table", table)?;
         let table = Arc::new(MemTable::try_new(schema, vec![batches])?);
         // The name as it is, however it is spelled.
         let name = datafusion::common::TableReference::bare(name);
@@ -97,7 +124,13 @@ enum Answer {
 }
 
 /// The result of a query: an Arrow stream for any library that knows the Arrow PyCapsule interface. Each reading runs the
-/// query anew.
+/// query anew, and stops it when it is given up.
+///
+/// Example:
+///     >>> import arrow_quant_v2, pyarrow as pa
+///     >>> result = arrow_quant_v2.connect().sql("SELECT cosine_similarity([1.0, 2.0], [2.0, 4.0]) AS cosine")
+///     >>> pa.table(result).to_pylist()
+///     [{'cosine': 1.0}]
 #[pyclass(name = "Result", module = "arrow_quant_v2", frozen)]
 pub struct QueryResult {
     answer: Answer,

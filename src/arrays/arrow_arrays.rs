@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, GenericListArray, OffsetSizeTrait, make_array,
+    Array, ArrayRef, AsArray, FixedSizeListArray, Float16Array, Float32Array, GenericListArray, OffsetSizeTrait,
+    make_array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Float32Type};
 use arrow_quant_kernels::Dtype;
 
 use super::{QuantizedData, TensorData};
@@ -132,6 +133,13 @@ fn nested(floats: ArrayRef, data_type: &DataType, shape: &[i64]) -> Result<Array
             (item, *shape.get(1).ok_or_else(wrong)? as usize)
         }
         _ if *floats.data_type() == *data_type => return Ok(floats),
+        DataType::Float16 => {
+            // A level of the grid may lie beyond the greatest weight.
+            let greatest = half::f16::MAX.to_f32();
+            let floats = floats.as_primitive::<Float32Type>();
+            let halves = floats.values().iter().map(|w| half::f16::from_f32(w.clamp(-greatest, greatest)));
+            return Ok(Arc::new(Float16Array::from_iter_values(halves)));
+        }
         _ => return Ok(cast(&floats, data_type)?),
     };
     let inner = shape[0] as usize * length;

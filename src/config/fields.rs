@@ -87,11 +87,14 @@ pub(super) fn refusal(name: &str, value: impl Display) -> String {
     format!("{name} is {value}, allowed: {allowed}")
 }
 
-/// Sets a field, or says why not. The value is checked.
+/// Sets a field to a value that is allowed, or says why not; then nothing is changed.
 pub(super) fn set(config: &mut DiffusionQuantConfig, name: &str, value: &Value) -> Result<(), String> {
     let name = named(name)?.name;
-    assign(config, name, value).ok_or_else(|| refusal(name, shown(value)))?;
-    check(config, name)
+    let mut changed = config.clone();
+    assign(&mut changed, name, value).ok_or_else(|| refusal(name, shown(value)))?;
+    check(&changed, name)?;
+    *config = changed;
+    Ok(())
 }
 
 /// A value as a message shows it.

@@ -209,7 +209,10 @@ impl DiffusionQuantConfig {
     }
 
     /// The settings of the kernels.
-    pub(crate) fn settings(&self) -> Result<Settings> {
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn settings(&self) -> Result<Settings> {
         self.validate()?;
         Ok(Settings {
             bits: Bits::try_from(self.bit_width)?,

@@ -1,0 +1,66 @@
+"""Quantize model weights: safetensors as Arrow tables, SIMD kernels, SQL.
+
+Example:
+    >>> from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
+    >>> quantizer = ArrowQuantV2(mode="diffusion")
+    >>> result = quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-int4/", DiffusionQuantConfig())
+    >>> result["compression_ratio"] > 3
+    True
+"""
+
+from __future__ import annotations
+
+from . import functions
+from ._native import (
+    ArrowArray,
+    Connection,
+    DiffusionQuantConfig,
+    QuantizedTensor,
+    Result,
+    Table,
+    __version__,
+    connect,
+)
+from .aio import AsyncArrowQuantV2
+from .arrays import QuantizedTensors
+from .errors import (
+    ArrowQuantError,
+    ConfigurationError,
+    MetadataError,
+    ModelNotFoundError,
+    QuantizationError,
+    ShapeMismatchError,
+    ValidationError,
+)
+from .functions import register_all
+from .loading import LazyTensor, QuantizedModel, load_quantized, load_state_dict
+from .quantizer import ArrowQuantV2
+from .results import TensorTable
+
+__all__ = [
+    "ArrowArray",
+    "ArrowQuantError",
+    "ArrowQuantV2",
+    "AsyncArrowQuantV2",
+    "ConfigurationError",
+    "Connection",
+    "DiffusionQuantConfig",
+    "LazyTensor",
+    "MetadataError",
+    "ModelNotFoundError",
+    "QuantizationError",
+    "QuantizedModel",
+    "QuantizedTensor",
+    "QuantizedTensors",
+    "Result",
+    "ShapeMismatchError",
+    "Table",
+    "TensorTable",
+    "ValidationError",
+    "__version__",
+    "connect",
+    "functions",
+    "load_quantized",
+    "load_state_dict",
+    "register_all",
+]

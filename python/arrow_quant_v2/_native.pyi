@@ -1,0 +1,591 @@
+"""The part of the package that is written in Rust. Whatever blocks releases the GIL."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal, TypeAlias, final
+
+import numpy as np
+import pandas
+import polars
+import pyarrow
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+__all__ = [
+    "FIELDS",
+    "AggregateFunction",
+    "ArrowArray",
+    "Cancellation",
+    "Cancelled",
+    "Connection",
+    "DiffusionQuantConfig",
+    "ModelReader",
+    "QuantizedTensor",
+    "Result",
+    "ScalarFunction",
+    "Table",
+    "__version__",
+    "aggregate_functions",
+    "columns",
+    "connect",
+    "from_quantized_rows",
+    "import_arrow",
+    "quantize_arrow",
+    "quantize_buffer",
+    "quantize_model",
+    "quantized_rows",
+    "scalar_functions",
+    "to_table",
+    "unfinished_run",
+    "validate_model",
+]
+
+_Path: TypeAlias = str | os.PathLike[str]
+_Profile: TypeAlias = Literal["edge", "local", "cloud"]
+_Modality: TypeAlias = Literal["text", "code", "image", "audio"]
+_Bits: TypeAlias = Literal[2, 4, 8]
+_BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
+_GroupSize: TypeAlias = Literal[32, 64, 128, 256]
+_Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
+_Method: TypeAlias = Literal["minmax", "mse"]
+_DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
+# Stage, tensor, done, total, rate.
+_OnProgress: TypeAlias = Callable[[str, str, int, int, float], object]
+
+__version__: str
+
+FIELDS: Final[tuple[str, ...]]
+"""Names of the fields of a configuration, in the order they are shown."""
+
+# Fields are read as the values they can hold and written as int or str, whose values are checked when they are set:
+# type checkers infer no literals in `for bits in (2, 4, 8)`.
+class DiffusionQuantConfig:
+    """How a model is to be quantized: explicit values over those of a profile.
+
+    Example:
+        >>> from arrow_quant_v2 import DiffusionQuantConfig
+        >>> config = DiffusionQuantConfig(deployment_profile="edge", bit_width=4)
+        >>> config.bit_width, config.group_size
+        (4, 256)
+    """
+
+    def __new__(
+        cls,
+        *,
+        deployment_profile: str = "local",
+        modality: str | None = ...,
+        bit_width: int = ...,
+        group_size: int = ...,
+        scheme: str = ...,
+        method: str = ...,
+        min_accuracy: float = ...,
+        min_sqnr_db: float | None = ...,
+        fail_fast: bool = ...,
+        tensors: str | None = ...,
+        skip_sensitive_layers: bool = ...,
+        sensitive_layer_names: Sequence[str] = ...,
+        sensitive_layer_patterns: Sequence[str] = ...,
+        layer_bit_widths: Mapping[str, int] = ...,
+        enable_mixed_precision: bool = ...,
+        target_model_size_mb: float | None = ...,
+        target_bpw: float | None = ...,
+        enable_time_aware: bool = ...,
+        num_time_groups: int = ...,
+        calibration_samples: int = ...,
+        enable_spatial: bool = ...,
+        num_threads: int = ...,
+        enable_streaming: bool = ...,
+        max_memory_limit_mb: int | None = ...,
+    ) -> Self:
+        """The fields that are given, the others as ``deployment_profile`` has them.
+
+        Raises:
+            ConfigurationError: for a type, value or name that is not allowed; ``field`` says which.
+        """
+
+    @staticmethod
+    def from_profile(profile: str) -> DiffusionQuantConfig:
+        """The configuration of a profile: ``"edge"``, ``"local"`` or ``"cloud"``.
+
+        Raises:
+            ConfigurationError: if there is no such profile.
+        """
+
+    @staticmethod
+    def from_yaml(path: _Path) -> DiffusionQuantConfig:
+        """Reads a configuration: the values of a file over those of the profile it names, or of ``local``.
+
+        Raises:
+            ConfigurationError: if the file is not there or no YAML, or for a key or value that is not allowed.
+        """
+
+    def to_yaml(self, path: _Path) -> None:
+        """Writes every field, so that :meth:`from_yaml` gives an equal configuration.
+
+        Raises:
+            QuantizationError: if the file cannot be written.
+        """
+
+    def apply_env_overrides(self) -> None:
+        """Sets the fields that the environment has variables for, ``ARROW_QUANT_BIT_WIDTH`` and others.
+
+        Raises:
+            ConfigurationError: for a value that is not allowed, naming the variable, and for a variable that is almost
+                one of them.
+        """
+
+    def validate(self) -> None:
+        """Checks every field, and those that belong together.
+
+        Raises:
+            ConfigurationError: for the first that is not allowed.
+        """
+
+    @property
+    def deployment_profile(self) -> _Profile:
+        """Where the other fields' values came from. Setting it changes no other field."""
+    @deployment_profile.setter
+    def deployment_profile(self, value: str) -> None: ...
+    @property
+    def modality(self) -> _Modality | None:
+        """What the model makes; None to find out from its files."""
+    @modality.setter
+    def modality(self, value: str | None) -> None: ...
+    @property
+    def bit_width(self) -> _Bits:
+        """Bits of a code: 2, 4 or 8. With a target size, they are chosen for each tensor."""
+    @bit_width.setter
+    def bit_width(self, value: int) -> None: ...
+    @property
+    def group_size(self) -> _GroupSize:
+        """Weights that share a scale: 32, 64, 128 or 256. With a target size, they are chosen for each tensor."""
+    @group_size.setter
+    def group_size(self, value: int) -> None: ...
+    @property
+    def scheme(self) -> _Scheme:
+        """What a code means: affine (scale and minimum), asymmetric (scale and zero point) or symmetric (scale)."""
+    @scheme.setter
+    def scheme(self, value: str) -> None: ...
+    @property
+    def method(self) -> _Method:
+        """How scales are found: mse (least squared error) or minmax."""
+    @method.setter
+    def method(self, value: str) -> None: ...
+    @property
+    def min_accuracy(self) -> float:
+        """The least cosine similarity of a quantized tensor, 0.0 to 1.0; one below is quantized again at the next width."""
+    @min_accuracy.setter
+    def min_accuracy(self, value: float) -> None: ...
+    @property
+    def min_sqnr_db(self) -> float | None:
+        """The least SQNR of a quantized tensor in dB, likewise; None for no floor."""
+    @min_sqnr_db.setter
+    def min_sqnr_db(self, value: float | None) -> None: ...
+    @property
+    def fail_fast(self) -> bool:
+        """Whether a tensor below the floor ends the job instead."""
+    @fail_fast.setter
+    def fail_fast(self, value: bool) -> None: ...
+    @property
+    def tensors(self) -> str | None:
+        """A regular expression; tensors whose names it does not match are kept as they are. None for all."""
+    @tensors.setter
+    def tensors(self, value: str | None) -> None: ...
+    @property
+    def skip_sensitive_layers(self) -> bool:
+        """Whether to keep the tensors that are known to be sensitive in the model's architecture."""
+    @skip_sensitive_layers.setter
+    def skip_sensitive_layers(self, value: bool) -> None: ...
+    @property
+    def sensitive_layer_names(self) -> tuple[str, ...]:
+        """Names of tensors, or of modules with all their tensors, to keep."""
+    @sensitive_layer_names.setter
+    def sensitive_layer_names(self, value: Sequence[str]) -> None: ...
+    @property
+    def sensitive_layer_patterns(self) -> tuple[str, ...]:
+        """Regular expressions; tensors whose names match one are kept."""
+    @sensitive_layer_patterns.setter
+    def sensitive_layer_patterns(self, value: Sequence[str]) -> None: ...
+    @property
+    def layer_bit_widths(self) -> MappingProxyType[str, _BitsOrKept]:
+        """Bits of single tensors: from a name, or a regular expression, to 2, 4, 8, or 16 to keep it."""
+    @layer_bit_widths.setter
+    def layer_bit_widths(self, value: Mapping[str, int]) -> None: ...
+    @property
+    def enable_mixed_precision(self) -> bool:
+        """Whether a target size may give tensors different bits, and ``layer_bit_widths`` be set."""
+    @enable_mixed_precision.setter
+    def enable_mixed_precision(self, value: bool) -> None: ...
+    @property
+    def target_model_size_mb(self) -> float | None:
+        """The most that the files of weights may take, in 10⁶ bytes; None for no target."""
+    @target_model_size_mb.setter
+    def target_model_size_mb(self, value: float | None) -> None: ...
+    @property
+    def target_bpw(self) -> float | None:
+        """Likewise, in bits per weight."""
+    @target_bpw.setter
+    def target_bpw(self, value: float | None) -> None: ...
+    @property
+    def enable_time_aware(self) -> bool:
+        """Whether activations are quantized for each group of timesteps; takes a calibration table."""
+    @enable_time_aware.setter
+    def enable_time_aware(self, value: bool) -> None: ...
+    @property
+    def num_time_groups(self) -> int:
+        """Groups of timesteps, 1 to 100."""
+    @num_time_groups.setter
+    def num_time_groups(self, value: int) -> None: ...
+    @property
+    def calibration_samples(self) -> int:
+        """Samples of the calibration table to use."""
+    @calibration_samples.setter
+    def calibration_samples(self, value: int) -> None: ...
+    @property
+    def enable_spatial(self) -> bool:
+        """Whether activations are smoothed channel by channel; takes a calibration table."""
+    @enable_spatial.setter
+    def enable_spatial(self, value: bool) -> None: ...
+    @property
+    def num_threads(self) -> int:
+        """Cores to use; 0 for all."""
+    @num_threads.setter
+    def num_threads(self, value: int) -> None: ...
+    @property
+    def enable_streaming(self) -> bool:
+        """Whether weights are read as they are needed, from files that are mapped; if not, the model is read first."""
+    @enable_streaming.setter
+    def enable_streaming(self, value: bool) -> None: ...
+    @property
+    def max_memory_limit_mb(self) -> int | None:
+        """The most memory the job may take, in 10⁶ bytes, 192 or more; None for no limit."""
+    @max_memory_limit_mb.setter
+    def max_memory_limit_mb(self, value: int | None) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
+@final
+class Cancellation:
+    """A token to cancel a job from another thread."""
+
+    def __new__(cls) -> Cancellation: ...
+    def cancel(self) -> None:
+        """Cancels the job that was given this token. It raises :class:`Cancelled` when it has cleaned up."""
+
+class Cancelled(Exception):
+    """A job was cancelled through its :class:`Cancellation`."""
+
+def quantize_model(
+    model: _Path,
+    out: _Path,
+    config: DiffusionQuantConfig,
+    *,
+    plan: _Path | None = None,
+    resume: bool = False,
+    on_progress: _OnProgress | None = None,
+    progress_interval_s: float = 5.0,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """Quantizes a model into a directory; the job's report.
+
+    ``on_progress(stage, tensor, done, total, rate)`` is called on the calling thread: at once, then at most once every
+    ``progress_interval_s``, not at the end. ``stage`` is ``"measuring"``, ``"quantizing"`` or ``"requantizing"``. What it
+    raises cancels the job.
+
+    Raises:
+        ArrowQuantError: one of its six subclasses.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+def unfinished_run(out: _Path) -> Path | None:
+    """The directory that an interrupted run left, from which ``resume=True`` goes on."""
+
+def validate_model(
+    original: _Path, quantized: _Path, *, num_threads: int = 0, cancellation: Cancellation | None = None
+) -> dict[str, Any]:
+    """Compares a quantized model with its original; the figures of every tensor and of all.
+
+    Raises:
+        ModelNotFoundError: if one of them is no model.
+        ShapeMismatchError: if they do not hold the same tensors.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+@final
+class QuantizedTensor:
+    """A tensor in memory, quantized: codes and parameters by chunk. As an Arrow table it has a row a chunk, with the
+    columns tensor, dtype, shape, chunk, start and quantized."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> _DType:
+        """The dtype of the weights it was made of."""
+    @property
+    def bit_width(self) -> _Bits: ...
+    @property
+    def group_size(self) -> _GroupSize: ...
+    @property
+    def scheme(self) -> _Scheme: ...
+    @property
+    def method(self) -> _Method: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and parameters."""
+    @property
+    def bits_per_weight(self) -> float: ...
+    @property
+    def cosine_similarity(self) -> float | None:
+        """Between the weights and what they are restored to; None if they are all zero."""
+    @property
+    def sqnr_db(self) -> float | None:
+        """The signal-to-quantization-noise ratio in dB, infinite where nothing was lost; None if all weights are zero."""
+    @property
+    def max_abs_error(self) -> float: ...
+    @property
+    def is_arrow(self) -> bool:
+        """Whether it was made of an Arrow array, so that :meth:`dequantize_arrow` restores one."""
+    _kind: Callable[[QuantizedTensor], Any] | None
+    def dequantize_into(self, out: NDArray[np.float32]) -> None:
+        """Restores the weights into a writable, contiguous, one-dimensional array of as many elements.
+
+        Raises:
+            ShapeMismatchError: if it is not of that length.
+        """
+
+    def dequantize_arrow(self) -> ArrowArray:
+        """The weights as an array of the Arrow type that they came in.
+
+        Raises:
+            ConfigurationError: if they did not come as an Arrow array.
+        """
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+    def __arrow_c_schema__(self) -> object: ...
+
+def quantize_buffer(
+    name: str,
+    data: NDArray[np.uint8],
+    dtype: str,
+    shape: Sequence[int],
+    *,
+    bit_width: int,
+    group_size: int,
+    scheme: str,
+    method: str,
+) -> QuantizedTensor:
+    """Quantizes a tensor given by its little-endian bytes, which are not copied.
+
+    Raises:
+        ConfigurationError: for a setting or dtype that is not allowed.
+        QuantizationError: for a weight that is NaN or infinite.
+    """
+
+def quantize_arrow(
+    name: str, array: object, *, bit_width: int, group_size: int, scheme: str, method: str
+) -> QuantizedTensor:
+    """Quantizes a tensor given as an Arrow array or stream of floats or (nested) lists of them, which is not copied.
+
+    Raises:
+        ConfigurationError: for a setting or type that is not allowed.
+        ShapeMismatchError: for NULLs, and for lists of unequal lengths.
+        QuantizationError: for a weight that is NaN or infinite.
+    """
+
+def quantized_rows(tensors: Sequence[QuantizedTensor]) -> Table:
+    """The rows of tensors as one table."""
+
+def from_quantized_rows(table: object) -> list[QuantizedTensor]:
+    """The tensors whose rows an Arrow table or stream has."""
+
+def import_arrow(object: object) -> Table | ArrowArray:
+    """An object that exports an Arrow table, array or stream. It is read once, and not copied."""
+
+def columns(table: Table) -> list[tuple[str, ArrowArray]]:
+    """Names and columns of a table, which are not copied."""
+
+def to_table(rows: list[dict[str, Any]]) -> Table:
+    """Reports of tensors as a table with typed columns."""
+
+@final
+class ArrowArray:
+    """An Arrow array, perhaps in several chunks."""
+
+    def __len__(self) -> int: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+    def __arrow_c_schema__(self) -> object: ...
+
+@final
+class Table:
+    """An Arrow table in memory. Anything that reads Arrow reads it, without a copy."""
+
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def column_names(self) -> list[str]: ...
+    def __len__(self) -> int: ...
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+    def __arrow_c_schema__(self) -> object: ...
+    def to_pyarrow(self) -> pyarrow.Table:
+        """The same as a ``pyarrow.Table``, not copied.
+
+        Raises:
+            ImportError: if pyarrow is not installed.
+        """
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The same as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: if pandas or pyarrow is not installed.
+        """
+
+    def to_polars(self) -> polars.DataFrame:
+        """The same as a ``polars.DataFrame``.
+
+        Raises:
+            ImportError: if polars is not installed.
+        """
+
+def connect(
+    models: Mapping[str, _Path] | None = None, *, tables: Mapping[str, Any] | None = None, num_threads: int = 0
+) -> Connection:
+    """A SQL session in which models are schemas, with the functions of the SQL reference.
+
+    Args:
+        models: from a schema's name to a model's path: the tables ``name.tensors``, ``name.weights`` and, of a quantized
+            model, ``name.quantized``.
+        tables: from a table's name to any object that exports an Arrow table or stream, as for
+            :meth:`Connection.register`.
+        num_threads: cores to use; 0 for all.
+
+    Raises:
+        ModelNotFoundError: if there is no model at a path.
+        ConfigurationError: for a name that is taken, an object that is no table, or a wrong ``num_threads``.
+
+    Example:
+        >>> import arrow_quant_v2
+        >>> connection = arrow_quant_v2.connect(models={"dream": "dream-7b/"})
+        >>> connection.sql("SELECT count(*) AS tensors FROM dream.tensors").to_pyarrow().to_pylist()
+        [{'tensors': 52}]
+    """
+
+@final
+class Connection:
+    """A SQL session, made by :func:`connect`. Threads may share it."""
+
+    def sql(self, query: str) -> Result:
+        """Plans a query. Statements (``COPY``, ``INSERT``, ``CREATE``, ``SET``) run at once, and once.
+
+        Raises:
+            ModelNotFoundError: if a model that the query names is not there.
+            ConfigurationError: for a wrong argument of a function.
+            QuantizationError: if the query cannot be planned, or a statement fails.
+        """
+
+    def register_model(self, name: str, path: _Path) -> None:
+        """Makes a model a schema.
+
+        Raises:
+            ModelNotFoundError: if there is no model at the path.
+            ConfigurationError: if the name is taken.
+        """
+
+    def register(self, name: str, table: object) -> None:
+        """Makes an object a table: any with ``__arrow_c_stream__`` or ``__arrow_c_array__`` of struct type. It is not
+        copied. A table of that name is replaced.
+
+        Raises:
+            ConfigurationError: if the object is no Arrow table or stream.
+        """
+
+@final
+class Result:
+    """A query. Each time it is read it runs, and streams what comes of it; statements have run already.
+
+    ``pyarrow.table(result)``, ``polars.DataFrame(result)`` and, in DuckDB, ``FROM result`` read it.
+    """
+
+    @property
+    def column_names(self) -> list[str]: ...
+    def collect(self) -> Table:
+        """All rows, in memory.
+
+        Raises:
+            QuantizationError: if the query fails.
+        """
+
+    def to_pyarrow(self) -> pyarrow.Table:
+        """All rows as a ``pyarrow.Table``.
+
+        Raises:
+            ImportError: if pyarrow is not installed.
+        """
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """All rows as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: if pandas or pyarrow is not installed.
+        """
+
+    def to_polars(self) -> polars.DataFrame:
+        """All rows as a ``polars.DataFrame``.
+
+        Raises:
+            ImportError: if polars is not installed.
+        """
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+    def __arrow_c_schema__(self) -> object: ...
+
+@final
+class ScalarFunction:
+    """A scalar function, which ``datafusion.udf`` takes."""
+
+    @property
+    def name(self) -> str: ...
+    def __datafusion_scalar_udf__(self) -> object: ...
+
+@final
+class AggregateFunction:
+    """An aggregate function, which ``datafusion.udaf`` takes."""
+
+    @property
+    def name(self) -> str: ...
+    def __datafusion_aggregate_udf__(self) -> object: ...
+
+def scalar_functions() -> list[ScalarFunction]:
+    """Every scalar function."""
+
+def aggregate_functions() -> list[AggregateFunction]:
+    """Every aggregate function."""
+
+@final
+class ModelReader:
+    """Reads a quantized model, tensor by tensor."""
+
+    def __new__(cls, path: _Path, *, num_threads: int = 0) -> ModelReader:
+        """
+        Raises:
+            ModelNotFoundError: if there is no quantized model at the path.
+            MetadataError: if its files contradict themselves.
+        """
+
+    def report(self) -> dict[str, Any]:
+        """What the model's manifest says of it and of every tensor."""
+
+    def read(self, component: str, tensor: str, out: NDArray[np.uint8]) -> None:
+        """Restores a tensor into a writable, contiguous, one-dimensional array: a quantized one as float32, a kept one
+        in its own dtype.
+
+        Raises:
+            ConfigurationError: if there is no such tensor.
+            ShapeMismatchError: if ``out`` is not of its bytes.
+        """

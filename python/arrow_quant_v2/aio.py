@@ -1,0 +1,288 @@
+"""The same as `ArrowQuantV2`, to be awaited."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+from collections.abc import Callable
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from . import _native, arrays
+from .jobs import QuantizeJob, checked_mode, refuse_base, validate_quality
+from .progress import Callback, Progress
+
+if TYPE_CHECKING:
+    # It takes long to import, and whoever awaits something has it.
+    import asyncio
+
+logger = logging.getLogger("arrow_quant_v2")
+
+
+class AsyncArrowQuantV2:
+    """`ArrowQuantV2` for asyncio: its methods are coroutines, and the event loop runs on while they work.
+
+    Each call works in a thread of its own. To cancel a task that awaits one ends the work: when
+    `asyncio.CancelledError` is raised, nothing is at work any more, and what a job that quantizes a model had finished
+    is in ``OUTPUT_PATH.partial``, for a run with `resume`. Arrays that are being quantized are finished before.
+
+    Args:
+        mode: as of `ArrowQuantV2`.
+
+    Raises:
+        ConfigurationError: if there is no such mode; its `field` is ``"mode"``.
+
+    Example:
+        >>> async def main():
+        ...     quantizer = AsyncArrowQuantV2()
+        ...     result = await quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-int4/")
+        ...     print(f"{result['compression_ratio']:.1f}x")
+        >>> asyncio.run(main())
+    """
+
+    def __init__(self, mode: str = "diffusion") -> None:
+        self._mode = checked_mode(mode)
+
+    def __repr__(self) -> str:
+        return f"AsyncArrowQuantV2(mode={self._mode!r})"
+
+    @property
+    def mode(self) -> str:
+        """``"diffusion"`` or ``"base"``."""
+        return self._mode
+
+    async def quantize_diffusion_model(
+        self,
+        model_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes a diffusion model: all that is said of `quantize_model` holds.
+
+        Raises:
+            ConfigurationError: in mode ``"base"``; else as `quantize_model`.
+
+        Example:
+            >>> async def progress_callback(progress, message):
+            ...     await websocket.send(f"{progress:.1%} - {message}")
+            >>> result = await AsyncArrowQuantV2().quantize_diffusion_model(
+            ...     "dream-7b/", "dream-7b-int4/", progress_callback=progress_callback)
+        """
+        refuse_base(self._mode)
+        return await self.quantize_model(
+            model_path,
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+        )
+
+    async def quantize_model(
+        self,
+        model_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes a model of any kind into a new directory, as `ArrowQuantV2.quantize_model` does.
+
+        `progress_callback` is called in the event loop's thread, one call at a time, and what it returns is awaited if
+        it can be. While a call is awaited the job goes on, and of what it tells meanwhile only the newest is told then.
+
+        Args, returns and errors are those of `ArrowQuantV2.quantize_model`.
+
+        Raises:
+            asyncio.CancelledError: if the task was cancelled.
+
+        Example:
+            >>> async with asyncio.timeout(600):
+            ...     result = await AsyncArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/")
+        """
+        job = QuantizeJob(
+            self._mode,
+            model_path,
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+        )
+        result: dict[str, Any] = await _Work(job.run, job.callback).result()
+        return result
+
+    async def validate_quality(
+        self,
+        original_path: str | os.PathLike[str],
+        quantized_path: str | os.PathLike[str],
+        *,
+        min_accuracy: float | None = None,
+    ) -> dict[str, Any]:
+        """Compares a quantized model with its original, as `ArrowQuantV2.validate_quality` does.
+
+        Args, returns and errors are those of `ArrowQuantV2.validate_quality`.
+
+        Example:
+            >>> quality = await AsyncArrowQuantV2().validate_quality("dream-7b/", "dream-7b-int4/")
+        """
+
+        def work(_: object, cancellation: _native.Cancellation) -> dict[str, Any]:
+            return validate_quality(original_path, quantized_path, min_accuracy, cancellation)
+
+        result: dict[str, Any] = await _Work(work, None).result()
+        return result
+
+    async def quantize(
+        self, weights: Any, bit_width: int = 4, group_size: int = 128, scheme: str = "affine", method: str = "mse"
+    ) -> Any:
+        """Quantizes arrays in memory, as `ArrowQuantV2.quantize` does.
+
+        Args, returns and errors are those of `ArrowQuantV2.quantize`.
+
+        Example:
+            >>> quantized = await AsyncArrowQuantV2().quantize({"w": np.ones((256, 1024), np.float32)}, bit_width=8)
+        """
+        return await _Work(lambda *_: arrays.quantize(weights, bit_width, group_size, scheme, method), None).result()
+
+    async def dequantize(self, quantized: Any) -> Any:
+        """Restores arrays, as `ArrowQuantV2.dequantize` does.
+
+        Args, returns and errors are those of `ArrowQuantV2.dequantize`.
+
+        Example:
+            >>> restored = await AsyncArrowQuantV2().dequantize(quantized)
+        """
+        return await _Work(lambda *_: arrays.dequantize(quantized), None).result()
+
+
+class _Work:
+    """Work in a thread of its own, and what it tells the event loop.
+
+    `_run`, `_tell` and `_post` run in that thread, and all others in the loop's, so that nothing needs a lock.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Callable[[Progress], None] | None, _native.Cancellation], Any],
+        callback: Callback | None,
+    ) -> None:
+        import asyncio
+
+        self._function = function
+        self._callback = callback
+        self._cancellation = _native.Cancellation()
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="arrow-quant-job")
+        self._news = asyncio.Event()
+        self._untold: list[Progress] = []
+        self._has_told = False
+        self._has_ended = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._is_abandoned = False
+
+    async def result(self) -> Any:
+        """Does the work, and returns what it does."""
+        self._thread.start()
+        try:
+            await self._follow()
+        except GeneratorExit:
+            # Nobody awaits this any more, and it cannot await anything either.
+            self._cancellation.cancel()
+            raise
+        except BaseException:
+            self._cancellation.cancel()
+            await self._end()
+            raise
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._value
+        finally:
+            # Its traceback refers to this.
+            self._error = None
+
+    async def _follow(self) -> None:
+        """Calls the callback until the work has ended."""
+        while not (self._has_ended and (self._error or not self._untold)):
+            await self._news.wait()
+            self._news.clear()
+            while self._untold and self._callback is not None and self._error is None:
+                self._has_told = True
+                await self._call(self._callback, self._untold.pop(0))
+
+    async def _call(self, callback: Callback, progress: Progress) -> None:
+        try:
+            result = callback.call(progress)
+            if isawaitable(result):
+                await result
+        except Exception:
+            callback.failed()
+
+    async def _end(self) -> None:
+        """Waits for the end of work that was cancelled."""
+        import asyncio
+
+        while not self._has_ended:
+            try:
+                await self._news.wait()
+            except asyncio.CancelledError:
+                # It is cancelled already.
+                continue
+            self._news.clear()
+        if self._error is not None and not isinstance(self._error, _native.Cancelled):
+            logger.warning("work that was cancelled ended with an error", exc_info=self._error)
+        self._error = None
+
+    def _run(self) -> None:
+        try:
+            value = self._function(None if self._callback is None else self._tell, self._cancellation)
+        except BaseException as error:
+            self._post(self._ended, None, error)
+        else:
+            self._post(self._ended, value, None)
+
+    def _tell(self, progress: Progress) -> None:
+        self._post(self._told, progress)
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Has the loop call a function."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            if not self._is_abandoned:
+                self._is_abandoned = True
+                self._cancellation.cancel()
+                logger.warning("the event loop was closed before the work had ended, which is cancelled")
+
+    def _told(self, progress: Progress) -> None:
+        # The first is told in any case, and of the others that wait the newest.
+        del self._untold[0 if self._has_told else 1 :]
+        self._untold.append(progress)
+        self._news.set()
+
+    def _ended(self, value: Any, error: BaseException | None) -> None:
+        # To tell this was the last that it did.
+        self._thread.join()
+        self._value, self._error, self._has_ended = value, error, True
+        self._news.set()

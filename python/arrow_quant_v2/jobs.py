@@ -1,0 +1,150 @@
+"""The jobs, as their arguments ask for them: quantize a model, and compare it with its original."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+from . import _native
+from .errors import ConfigurationError
+from .progress import TICK_S, Bar, Callback, Progress, Reporter
+from .results import quality_result, quantize_result
+
+logger = logging.getLogger("arrow_quant_v2")
+
+MODES = ("diffusion", "base")
+
+
+class QuantizeJob:
+    """A job that quantizes a model. When it is made its arguments are checked, and nothing else is done.
+
+    Raises:
+        ConfigurationError: if an argument is not allowed; its `field` is the argument's name.
+
+    Example:
+        >>> job = QuantizeJob("diffusion", "dream-7b/", "dream-7b-int4/", None, None)
+        >>> result = job.run(None)
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        model_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None,
+        progress_callback: Callable[..., object] | None,
+        *,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.callback = None if progress_callback is None else Callback(progress_callback)
+        self._model_path = _path(model_path, "model_path")
+        self._output_path = _path(output_path, "output_path")
+        self._plan = None if plan is None else _path(plan, "plan")
+        self._config = _config(config, mode)
+        self._progress = progress
+        self._interval_s = _interval(progress_interval_s)
+        self._resume = resume
+
+    def run(
+        self, tell: Callable[[Progress], None] | None, cancellation: _native.Cancellation | None = None
+    ) -> dict[str, Any]:
+        """Runs the job, and returns its result. Calls `tell`, on this thread."""
+        bar = Bar(os.path.basename(os.path.normpath(self._output_path))) if self._progress else None
+        reporter = Reporter(tell, self._interval_s, bar)
+        try:
+            reporter.start(f"planning {self._model_path}")
+            report = _native.quantize_model(
+                self._model_path,
+                self._output_path,
+                self._config,
+                plan=self._plan,
+                resume=self._resume,
+                on_progress=None if tell is None and bar is None else reporter,
+                progress_interval_s=min(self._interval_s, TICK_S),
+                cancellation=cancellation,
+            )
+            result = quantize_result(report, self._output_path, self._config.bit_width)
+            reporter.finish(_summary(result), report["weights"])
+        except (KeyboardInterrupt, _native.Cancelled):
+            left = _native.unfinished_run(self._output_path)
+            if left is not None:
+                logger.warning(
+                    "interrupted; the finished parts are in %s: continue with resume=True, or remove it", left
+                )
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        return result
+
+
+def validate_quality(
+    original_path: str | os.PathLike[str],
+    quantized_path: str | os.PathLike[str],
+    min_accuracy: float | None,
+    cancellation: _native.Cancellation | None = None,
+) -> dict[str, Any]:
+    """Compares a quantized model with its original, and returns the result."""
+    original, quantized = _path(original_path, "original_path"), _path(quantized_path, "quantized_path")
+    if min_accuracy is not None and not (_is_number(min_accuracy) and 0 <= min_accuracy <= 1):
+        message = f"min_accuracy is {min_accuracy!r}, allowed: 0.0 to 1.0, or None for that of the quantized model"
+        raise ConfigurationError(message, field="min_accuracy")
+    return quality_result(_native.validate_model(original, quantized, cancellation=cancellation), min_accuracy)
+
+
+def checked_mode(mode: str) -> str:
+    """A mode, if there is such a one."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ConfigurationError(f"mode is {mode!r}, allowed: diffusion or base", field="mode")
+    return mode
+
+
+def refuse_base(mode: str) -> None:
+    """Raises a ConfigurationError in the mode of models that are no diffusion models."""
+    if mode == "base":
+        message = "mode is 'base', allowed for a diffusion model: diffusion; for other models there is quantize_model"
+        raise ConfigurationError(message, field="mode")
+
+
+def _config(config: _native.DiffusionQuantConfig | None, mode: str) -> _native.DiffusionQuantConfig:
+    """The configuration of a job alone: what is changed after it began is not meant for it."""
+    if config is None:
+        config = _native.DiffusionQuantConfig()
+    if not isinstance(config, _native.DiffusionQuantConfig):
+        raise ConfigurationError(f"config is {config!r}, allowed: a DiffusionQuantConfig, or None", field="config")
+    config = copy.copy(config)
+    if mode == "base":
+        config.enable_time_aware = False
+        config.enable_spatial = False
+    return config
+
+
+def _path(path: str | os.PathLike[str], argument: str) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(f"{argument} is {path!r}, allowed: a path, as str or os.PathLike", field=argument)
+    return os.fsdecode(path)
+
+
+def _interval(seconds: float) -> float:
+    if not (_is_number(seconds) and seconds >= 0):
+        message = f"progress_interval_s is {seconds!r}, allowed: a number of seconds, 0 or more"
+        raise ConfigurationError(message, field="progress_interval_s")
+    return float(seconds)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    return (
+        f"wrote {result['quantized_path']}: {result['compression_ratio']:.1f} times smaller, "
+        f"cosine similarity {result['cosine_similarity']:.6f}"
+    )

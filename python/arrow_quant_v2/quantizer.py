@@ -1,0 +1,246 @@
+"""Quantize a model, compare it with its original, and quantize arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import _native, arrays
+from .jobs import QuantizeJob, checked_mode, refuse_base, validate_quality
+
+
+class ArrowQuantV2:
+    """Quantizes models and arrays.
+
+    Args:
+        mode: ``"diffusion"``, or ``"base"`` for models that are no diffusion models: `enable_time_aware` and
+            `enable_spatial` of the configuration are then taken as false.
+
+    Raises:
+        ConfigurationError: if there is no such mode; its `field` is ``"mode"``.
+
+    Example:
+        >>> from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
+        >>> quantizer = ArrowQuantV2(mode="diffusion")
+        >>> config = DiffusionQuantConfig.from_profile("edge")
+        >>> result = quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-int2/", config)
+        >>> print(f"{result['compression_ratio']:.1f}x {result['cosine_similarity']:.3f}")
+    """
+
+    def __init__(self, mode: str = "diffusion") -> None:
+        self._mode = checked_mode(mode)
+
+    def __repr__(self) -> str:
+        return f"ArrowQuantV2(mode={self._mode!r})"
+
+    @property
+    def mode(self) -> str:
+        """``"diffusion"`` or ``"base"``."""
+        return self._mode
+
+    def quantize_diffusion_model(
+        self,
+        model_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes a diffusion model: all that is said of `quantize_model` holds.
+
+        Raises:
+            ConfigurationError: in mode ``"base"``; else as `quantize_model`.
+
+        Example:
+            >>> def progress_callback(progress, message):
+            ...     print(f"Progress: {progress:.1%} - {message}")
+            >>> result = ArrowQuantV2().quantize_diffusion_model(
+            ...     model_path="dream-7b/", output_path="dream-7b-int4/", progress_callback=progress_callback)
+            >>> result["model_size_mb"]
+            3912.4
+        """
+        refuse_base(self._mode)
+        return self.quantize_model(
+            model_path,
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+        )
+
+    def quantize_model(
+        self,
+        model_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes a model of any kind into a new directory, which appears when it is complete.
+
+        Ctrl-C ends the job within a second; the parts that are finished stay in ``OUTPUT_PATH.partial`` for a run with
+        `resume`. Other threads run meanwhile.
+
+        Args:
+            model_path: a safetensors file, a directory of them, or a diffusers pipeline.
+            output_path: the directory to write. It must not exist.
+            config: how to quantize; the default is that of the profile ``"local"``.
+            progress_callback: called as ``progress_callback(progress, message)`` with the progress from 0.0 to 1.0,
+                which never decreases: at the start, then at most once every `progress_interval_s` seconds, and with 1.0
+                when the model is there. It also gets those of `stage` (``"planning"``, ``"measuring"``,
+                ``"quantizing"``, ``"requantizing"`` or ``"done"``), `tensor` (the one worked on last, or ``""``),
+                `done` and `total` (int, weights of this stage) that it has parameters for, and all of them if it takes
+                any keyword argument. An exception that it raises is logged once and does not end the job.
+            progress: whether to show a bar; needs tqdm.
+            progress_interval_s: the least time between two calls, in seconds; 0 for as many as there are.
+            resume: whether to go on with what an interrupted run left. If there is nothing, or nothing of use, the job
+                begins anew.
+            plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
+
+        Returns:
+            A dict:
+
+            - `quantized_path` (str): `output_path` as it was given.
+            - `compression_ratio` (float): bytes of the original ÷ bytes stored.
+            - `cosine_similarity`, `sqnr_db` (float): of all quantized tensors as one; 1.0 and infinite if none was.
+            - `model_size_mb` (float): of the files of weights, in 10⁶ bytes.
+            - `bits_per_weight` (float): 8 × bytes stored ÷ weights, everything included.
+            - `modality` (str or None): what the model makes.
+            - `bit_width` (int): that of the configuration.
+            - `quantization_time_s` (float)
+            - `fallbacks` (list of dicts): tensors that were below the floor: `tensor`, `bits` in the end, or None if it
+              was kept, and `attempts`, what was tried before: `bits`, `group_size`, `cosine_similarity`, `sqnr_db`.
+            - `kept` (list of dicts): tensors that stayed as they are: `tensor`, `because`.
+            - `tensors` (TensorTable): what became of every tensor, as dicts and as an Arrow table.
+            - `notes` (list of str): what else there is to know.
+            - `resumed_parts` (int): parts that an interrupted run had finished.
+
+        Raises:
+            ConfigurationError: if a field or an argument is not allowed, the output exists, or the target size cannot
+                be met.
+            ModelNotFoundError: if there is no readable model at `model_path`.
+            MetadataError: if a file of the model contradicts itself.
+            ValidationError: if a tensor is below the floor, with `fail_fast`.
+            QuantizationError: if a weight is NaN or infinite, or a file cannot be written.
+            ImportError: if `progress` is asked for and tqdm is not installed.
+            KeyboardInterrupt: if it was interrupted.
+
+        Example:
+            >>> result = ArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/", progress=True)
+            >>> result["tensors"].to_polars().sort("sqnr_db").head()
+        """
+        job = QuantizeJob(
+            self._mode,
+            model_path,
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+        )
+        if job.callback is None:
+            return job.run(None)
+        job.callback.refuse_coroutines()
+        return job.run(job.callback.tell)
+
+    def validate_quality(
+        self,
+        original_path: str | os.PathLike[str],
+        quantized_path: str | os.PathLike[str],
+        *,
+        min_accuracy: float | None = None,
+    ) -> dict[str, Any]:
+        """Compares a quantized model with its original, weight by weight.
+
+        Args:
+            original_path: the model that was quantized.
+            quantized_path: the directory that came of it.
+            min_accuracy: the least cosine similarity of a quantized tensor, 0.0 to 1.0; the default is the floor that
+                is recorded with the quantized model.
+
+        Returns:
+            A dict:
+
+            - `cosine_similarity`, `sqnr_db` (float): of all quantized tensors as one; 1.0 and infinite if none is.
+            - `compression_ratio` (float): bytes of the original ÷ bytes stored.
+            - `model_size_mb` (float): of the files of weights, in 10⁶ bytes.
+            - `passed` (bool): whether no quantized tensor is below `min_accuracy`.
+            - `per_layer_accuracy` (dict): from the name of each quantized tensor, ``component/tensor`` in a pipeline,
+              to its cosine similarity.
+
+        Raises:
+            ConfigurationError: if an argument is not allowed.
+            ModelNotFoundError: if there is no readable model at one of the paths.
+            MetadataError: if a file contradicts itself.
+            ShapeMismatchError: if they do not have the same tensors of the same shapes.
+
+        Example:
+            >>> quality = ArrowQuantV2().validate_quality("dream-7b/", "dream-7b-int4/", min_accuracy=0.99)
+            >>> quality["passed"], min(quality["per_layer_accuracy"].values())
+            (True, 0.9931)
+        """
+        return validate_quality(original_path, quantized_path, min_accuracy)
+
+    def quantize(
+        self, weights: Any, bit_width: int = 4, group_size: int = 128, scheme: str = "affine", method: str = "mse"
+    ) -> Any:
+        """Quantizes arrays in memory.
+
+        Args:
+            weights: a mapping from names to arrays, an Arrow table whose columns are tensors, or one array. Arrays are
+                NumPy arrays, torch tensors or objects with the Arrow PyCapsule interface, of float32, float16, float64
+                or bfloat16, and of any shape.
+            bit_width: bits of a code: 2, 4 or 8.
+            group_size: weights that share a scale: 32, 64, 128 or 256.
+            scheme: what a code means: ``"affine"``, ``"asymmetric"`` or ``"symmetric"``.
+            method: how scales are found: ``"mse"`` or ``"minmax"``.
+
+        Returns:
+            `QuantizedTensors`, like a dict of what became of each; of one array a `QuantizedTensor`.
+
+        Raises:
+            ConfigurationError: if an argument is not allowed, or an array is of no kind that is understood.
+            ShapeMismatchError: if an Arrow array has NULLs, or lists of unequal lengths.
+            QuantizationError: if an array is of another dtype, or a weight is NaN or infinite.
+
+        Example:
+            >>> quantizer = ArrowQuantV2()
+            >>> quantized = quantizer.quantize({"w": np.random.randn(256, 1024).astype(np.float32)}, bit_width=4)
+            >>> quantized["w"].bits_per_weight
+            4.25
+        """
+        return arrays.quantize(weights, bit_width, group_size, scheme, method)
+
+    def dequantize(self, quantized: Any) -> Any:
+        """Restores arrays in the shape, dtype and kind that `quantize` was given.
+
+        Args:
+            quantized: what `quantize` returned, or an Arrow table that was made of it.
+
+        Returns:
+            One array for a `QuantizedTensor`, a table for a table that was quantized, else a dict from names to arrays.
+
+        Raises:
+            ConfigurationError: if it is none of these.
+            ShapeMismatchError: if a table does not have all rows of a tensor.
+
+        Example:
+            >>> quantizer = ArrowQuantV2()
+            >>> quantizer.dequantize(quantizer.quantize({"w": np.ones((256, 1024), np.float16)}))["w"].dtype
+            dtype('float16')
+        """
+        return arrays.dequantize(quantized)

@@ -1,0 +1,114 @@
+"""What a job leaves to others while it runs: Ctrl-C, and other threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
+
+# Prints how far it is, and how it ended.
+CHILD = """
+import signal
+import sys
+
+from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
+
+# Where whoever started the tests ignores Ctrl-C, they would not be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def progress_callback(progress, message):
+    print(progress, flush=True)
+
+
+config = DiffusionQuantConfig(num_threads=1)
+try:
+    ArrowQuantV2().quantize_diffusion_model(
+        sys.argv[1], sys.argv[2], config, progress_callback, progress_interval_s=0.01, resume=True
+    )
+except KeyboardInterrupt:
+    print("KeyboardInterrupt", flush=True)
+"""
+
+
+def weights(model: Path) -> dict[str, bytes]:
+    """The files of weights of a quantized model."""
+    return {path.name: path.read_bytes() for path in (model / "weights").iterdir()}
+
+
+def interrupted(model: Path, out: Path) -> float:
+    """Starts a job and interrupts it when it is under way: the seconds that it went on."""
+    # The slowest kernels leave time for the signal.
+    environment = {**os.environ, "ARROW_QUANT_ISA": "scalar"}
+    command = [sys.executable, "-c", CHILD, str(model), str(out)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        for line in child.stdout:
+            if float(line) > 0.3:
+                break
+        child.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        told = child.stdout.read().split()
+        took = time.monotonic() - sent
+        said = child.stderr.read()
+    assert told[-1:] == ["KeyboardInterrupt"], said
+    assert "1.0" not in told
+    assert child.returncode == 0, said
+    assert "continue with resume=True" in said
+    return took
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal to send")
+def test_ctrl_c_ends_a_job_which_another_run_completes(big_model: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    # A machine that is busy with something else may be late once.
+    for _ in range(3):
+        took = interrupted(big_model, out)
+        assert not out.exists()
+        if took < 1.0:
+            break
+    assert took < 1.0
+
+    quantizer = ArrowQuantV2()
+    resumed = quantizer.quantize_diffusion_model(big_model, out, resume=True)
+    assert resumed["resumed_parts"] > 0
+    assert os.listdir(tmp_path) == ["out"]
+    assert quantizer.quantize_diffusion_model(big_model, whole)["resumed_parts"] == 0
+    assert weights(out) == weights(whole)
+    assert len(weights(out)) > resumed["resumed_parts"]
+    shutil.rmtree(out)
+    shutil.rmtree(whole)
+
+
+def test_other_threads_run_during_a_job(big_model: Path, slow_config: DiffusionQuantConfig, tmp_path: Path) -> None:
+    longest_pause = 0.0
+    is_done = threading.Event()
+
+    def count() -> None:
+        nonlocal longest_pause
+        last = time.monotonic()
+        while not is_done.is_set():
+            now = time.monotonic()
+            longest_pause = max(longest_pause, now - last)
+            last = now
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        started = time.monotonic()
+        ArrowQuantV2().quantize_diffusion_model(big_model, tmp_path / "out", slow_config)
+        took = time.monotonic() - started
+    finally:
+        is_done.set()
+        counter.join()
+    assert longest_pause < took / 2
+    shutil.rmtree(tmp_path / "out")

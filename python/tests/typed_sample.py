@@ -1,0 +1,91 @@
+"""A program as a user with a type checker writes it. It is checked, not run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import numpy as np
+from typing_extensions import assert_type
+
+import arrow_quant_v2
+from arrow_quant_v2 import (
+    ArrowQuantError,
+    ArrowQuantV2,
+    AsyncArrowQuantV2,
+    ConfigurationError,
+    Connection,
+    DiffusionQuantConfig,
+    Result,
+    functions,
+)
+
+
+def progress_callback(progress: float, message: str) -> None:
+    print(f"Progress: {progress:.1%} - {message}")
+
+
+def detailed(progress: float, message: str, *, stage: str, tensor: str, done: int, total: int) -> None:
+    print(f"{progress:.1%} {message} {stage} {tensor} {done}/{total}")
+
+
+def job() -> None:
+    quantizer = ArrowQuantV2(mode="diffusion")
+    config = DiffusionQuantConfig.from_profile("edge")
+    result = quantizer.quantize_diffusion_model(
+        model_path="dream-7b/", output_path="dream-7b-int2/", config=config, progress_callback=progress_callback
+    )
+    print(f"{result['compression_ratio']:.1f}x {result['cosine_similarity']:.3f} {result['model_size_mb']:.1f} MB")
+    quantizer.quantize_model("dream-7b/", "dream-7b-int4/", progress_callback=detailed, progress_interval_s=1.0)
+    quality = quantizer.validate_quality("dream-7b/", "dream-7b-int2/")
+    print(quality["passed"], quality["per_layer_accuracy"])
+
+
+async def service() -> None:
+    result = await AsyncArrowQuantV2().quantize_diffusion_model("dream-7b/", "dream-7b-int2/", progress=True)
+    print(result["quantized_path"])
+
+
+def configuration() -> DiffusionQuantConfig:
+    config = DiffusionQuantConfig(deployment_profile="cloud", min_accuracy=0.9, layer_bit_widths={"lm_head": 8})
+    assert_type(config.bit_width, Literal[2, 4, 8])
+    assert_type(config.modality, Literal["text", "code", "image", "audio"] | None)
+    assert_type(config.sensitive_layer_names, tuple[str, ...])
+    for bits in (2, 4, 8):
+        config.bit_width = bits
+    config.sensitive_layer_names = ["lm_head"]
+    config.target_bpw = None
+    try:
+        config.validate()
+    except ConfigurationError as error:
+        assert_type(error.field, str | None)
+    # Wrong types are seen without running it.
+    config.bit_width = "4"  # type: ignore[assignment]
+    config.fail_fast = None  # type: ignore[assignment]
+    config.bits = 4  # type: ignore[attr-defined]
+    DiffusionQuantConfig(bits=4)  # type: ignore[call-arg]
+    return config
+
+
+def arrays() -> None:
+    quantizer = ArrowQuantV2()
+    weights = {"w": np.zeros((64, 128), np.float32)}
+    quantizer.dequantize(quantizer.quantize(weights, bit_width=4, group_size=128))
+
+
+def sql() -> list[str]:
+    connection = arrow_quant_v2.connect(models={"dream": "dream-7b/"}, num_threads=2)
+    assert_type(connection, Connection)
+    connection.register("numbers", connection.sql("SELECT 1 AS n").collect())
+    result = connection.sql("SELECT tensor FROM dream.tensors")
+    assert_type(result, Result)
+    print(result.to_pandas(), result.to_polars(), functions.quantize.name)
+    return result.column_names
+
+
+if __name__ == "__main__":
+    try:
+        job()
+        asyncio.run(service())
+    except ArrowQuantError as error:
+        print(error.tensor, error.field, error.path)
