@@ -51,8 +51,8 @@ _GroupSize: TypeAlias = Literal[32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
 _Method: TypeAlias = Literal["minmax", "mse"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
-# Stage, tensor, done, total, rate.
-_OnProgress: TypeAlias = Callable[[str, str, int, int, float], object]
+# Stage, tensor, done, total, message.
+_OnProgress: TypeAlias = Callable[[str, str, int, int, str], object]
 
 __version__: str
 
@@ -291,7 +291,7 @@ def quantize_model(
 ) -> dict[str, Any]:
     """Quantizes a model into a directory; the job's report.
 
-    ``on_progress(stage, tensor, done, total, rate)`` is called on the calling thread: at once, then at most once every
+    ``on_progress(stage, tensor, done, total, message)`` is called on the calling thread: at once, then at most once every
     ``progress_interval_s``, not at the end. ``stage`` is ``"measuring"``, ``"quantizing"`` or ``"requantizing"``. What it
     raises cancels the job.
 

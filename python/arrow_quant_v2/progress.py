@@ -217,8 +217,8 @@ class Reporter:
         >>> reporter = Reporter(lambda progress: print(progress.progress, progress.message), 0.0, None)
         >>> reporter.start("planning dream-7b")
         0.0 planning dream-7b
-        >>> reporter("quantizing", "lm_head", 630_000, 1_260_000, 2e6)
-        0.45 quantizing lm_head: 0.6 of 1.3 million weights, 2.00 million weights/s
+        >>> reporter("quantizing", "lm_head", 630_000, 1_260_000, "quantizing: 50 %")
+        0.45 quantizing: 50 %
         >>> reporter.finish("wrote dream-7b-int4", 1_260_000)
         1.0 wrote dream-7b-int4
     """
@@ -234,9 +234,8 @@ class Reporter:
         """Tells that the job begins."""
         self._report(Progress(0.0, message, "planning", "", 0, 0), is_due=True)
 
-    def __call__(self, stage: str, tensor: str, done: int, total: int, rate: float) -> None:
-        """Is called by the job: `done` of `total` weights of this stage are done, at `rate` weights a second."""
-        message = _message(stage, tensor, done, total, rate)
+    def __call__(self, stage: str, tensor: str, done: int, total: int, message: str) -> None:
+        """Is called by the job: `done` of `total` weights of this stage are done, as `message` says in a sentence."""
         progress = Progress(self._fractions.at(stage, done, total), message, stage, tensor, done, total)
         self._report(progress, is_due=time.monotonic() >= self._next_s)
 
@@ -250,32 +249,3 @@ class Reporter:
         if self._tell is not None and is_due:
             self._next_s = time.monotonic() + self._interval_s
             self._tell(progress)
-
-
-def _message(stage: str, tensor: str, done: int, total: int, rate: float) -> str:
-    """``quantizing lm_head: 1.2 of 3.4 billion weights, 310 million weights/s``."""
-    subject = f"{stage} {tensor}" if tensor else stage
-    if not total:
-        return subject
-    speed = f", {_count(rate)} weights/s" if done else ""
-    return f"{subject}: {_part_of(done, total)} weights{speed}"
-
-
-def _scale(count: float) -> tuple[float, str]:
-    if count < 1e6:
-        return 1.0, ""
-    return (1e6, " million") if count < 1e9 else (1e9, " billion")
-
-
-def _part_of(part: int, whole: int) -> str:
-    unit, name = _scale(whole)
-    return f"{part / unit:.1f} of {whole / unit:.1f}{name}" if name else f"{part:,} of {whole:,}"
-
-
-def _count(count: float) -> str:
-    unit, name = _scale(count)
-    if not name:
-        return f"{count:,.0f}"
-    value = count / unit
-    decimals = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{decimals}f}{name}"

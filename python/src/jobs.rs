@@ -78,12 +78,10 @@ impl Told {
         if self.last.is_some_and(|last| last.elapsed() < self.interval) {
             return Ok(());
         }
-        let Some(Progress { stage, tensor, done, total, rate }) = self.latest.lock().ok().and_then(|mut p| p.take())
-        else {
-            return Ok(());
-        };
+        let Some(progress) = self.latest.lock().ok().and_then(|mut latest| latest.take()) else { return Ok(()) };
         self.last = Some(Instant::now());
-        on_progress.call1(py, (stage.to_string(), tensor, done, total, rate)).map(drop)
+        let Progress { stage, tensor, done, total, .. } = &progress;
+        on_progress.call1(py, (stage.to_string(), tensor, *done, *total, progress.to_string())).map(drop)
     }
 }
 

@@ -335,6 +335,7 @@ def test_an_error_ends_a_job_without_a_trace(tmp_path: Path) -> None:
 
 
 def test_a_quantized_model_holds_what_was_not_quantized(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     ArrowQuantV2().quantize_model(tiny_model, tmp_path / "out")
     original = load_file(tiny_model / "model.safetensors")
     query = "SELECT weights['data'] AS data FROM tiny.weights WHERE tensor = 'steps'"

@@ -87,7 +87,7 @@ impl TensorData {
     fn chunks(&self) -> Vec<Range<u64>> {
         let elements = self.elements();
         let cuts: Vec<_> = cut(elements, row_length(&self.shape)).map(|(start, n)| start..start + n).collect();
-        if cuts.is_empty() { vec![0..elements] } else { cuts }
+        if cuts.is_empty() { std::iter::once(0..elements).collect() } else { cuts }
     }
 
     fn quantize_chunk(&self, isa: Isa, chunk: &Range<u64>, settings: Settings) -> Result<Quantized, KernelError> {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::numbers;
+
 /// What a job is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -40,6 +42,22 @@ pub struct Progress {
     pub total: u64,
     /// Weights a second since the stage began.
     pub rate: f64,
+}
+
+/// In a sentence: `quantizing lm_head: 34 % (1.2 of 3.4 billion weights), 310 million weights/s`.
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.stage)?;
+        if !self.tensor.is_empty() {
+            write!(f, " {}", self.tensor.escape_debug())?;
+        }
+        if self.total == 0 {
+            return Ok(());
+        }
+        let percent = (100.0 * self.done as f64 / self.total as f64).floor();
+        write!(f, ": {percent:.0} % ({} weights)", numbers::part_of(self.done, self.total))?;
+        if self.done == 0 { Ok(()) } else { write!(f, ", {}", numbers::rate(self.rate)) }
+    }
 }
 
 /// Told how far a job is, from any of its threads.
@@ -102,6 +120,17 @@ impl StageProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sentence_says_how_far_and_how_fast() {
+        let said = |done, total, rate| {
+            Progress { stage: Stage::Quantizing, tensor: "norm".to_string(), done, total, rate }.to_string()
+        };
+        let expected = "quantizing norm: 34 % (1.2 of 3.4 billion weights), 289 million weights/s";
+        assert_eq!(said(1_156_000_000, 3_400_000_000, 289e6), expected);
+        assert_eq!(said(0, 1200, 0.0), "quantizing norm: 0 % (0 of 1,200 weights)");
+        assert_eq!(said(0, 0, 0.0), "quantizing norm");
+    }
 
     #[test]
     fn the_first_and_the_last_are_told_and_few_between() {

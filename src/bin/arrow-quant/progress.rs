@@ -88,7 +88,7 @@ impl Show {
             }
             // The first and the last of a stage say nothing that the report does not.
             Self::Lines if (1..progress.total).contains(&progress.done) => {
-                let _ = writeln!(io::stderr(), "{}", line(progress));
+                let _ = writeln!(io::stderr(), "{progress}");
             }
             Self::Lines => {}
         }
@@ -106,29 +106,9 @@ fn bar() -> ProgressBar {
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
 }
 
-/// Progress in a sentence: `quantizing: 34 % (1.2 of 3.4 billion weights), 310 million weights/s`.
-fn line(progress: &Progress) -> String {
-    format!(
-        "{}: {:.0} % ({} weights), {}",
-        progress.stage,
-        (100.0 * progress.done as f64 / progress.total.max(1) as f64).floor(),
-        numbers::part_of(progress.done, progress.total),
-        numbers::rate(progress.rate)
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use arrow_quant_v2::Stage;
-
     use super::*;
-
-    #[test]
-    fn a_line_says_how_far_and_how_fast() {
-        let (done, total, rate) = (1_156_000_000, 3_400_000_000, 289e6);
-        let progress = Progress { stage: Stage::Quantizing, tensor: "norm".to_string(), done, total, rate };
-        assert_eq!(line(&progress), "quantizing: 34 % (1.2 of 3.4 billion weights), 289 million weights/s");
-    }
 
     #[test]
     fn the_bar_understands_its_template() {
