@@ -18,6 +18,7 @@
 //! ```
 
 mod arrays;
+
 mod config;
 mod error;
 mod job;
@@ -32,6 +33,7 @@ pub use error::{QuantError, Result};
 pub use job::{
     Attempt, JobOptions, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage,
     TensorQuality, TensorReport, Totals, ValidationReport, plan_model, quantize_model, unfinished_run, validate_model,
+    verify_model,
 };
 pub use model::{Modality, Model, Tensor};
 pub use session::{register_model, session};

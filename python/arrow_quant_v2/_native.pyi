@@ -61,6 +61,7 @@ FIELDS: Final[tuple[str, ...]]
 
 # Fields are read as the values they can hold and written as int or str, whose values are checked when they are set:
 # type checkers infer no literals in `for bits in (2, 4, 8)`.
+@final
 class DiffusionQuantConfig:
     """How a model is to be quantized: explicit values over those of a profile.
 
@@ -264,7 +265,7 @@ class DiffusionQuantConfig:
     @max_memory_limit_mb.setter
     def max_memory_limit_mb(self, value: int | None) -> None: ...
     def __eq__(self, other: object, /) -> bool: ...
-    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
+    def __reduce__(self) -> tuple[Callable[[], DiffusionQuantConfig], tuple[()]]: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
 
 @final
@@ -304,7 +305,7 @@ def unfinished_run(out: _Path) -> Path | None:
     """The directory that an interrupted run left, from which ``resume=True`` goes on."""
 
 def validate_model(
-    original: _Path, quantized: _Path, *, num_threads: int = 0, cancellation: Cancellation | None = None
+    original: _Path, quantized: _Path, *, num_threads: int | None = None, cancellation: Cancellation | None = None
 ) -> dict[str, Any]:
     """Compares a quantized model with its original; the figures of every tensor and of all.
 
@@ -454,7 +455,7 @@ class Table:
         """
 
 def connect(
-    models: Mapping[str, _Path] | None = None, *, tables: Mapping[str, Any] | None = None, num_threads: int = 0
+    models: Mapping[str, _Path] | None = None, *, tables: Mapping[str, Any] | None = None, num_threads: int | None = None
 ) -> Connection:
     """A SQL session in which models are schemas, with the functions of the SQL reference.
 
@@ -571,7 +572,7 @@ def aggregate_functions() -> list[AggregateFunction]:
 class ModelReader:
     """Reads a quantized model, tensor by tensor."""
 
-    def __new__(cls, path: _Path, *, num_threads: int = 0) -> ModelReader:
+    def __new__(cls, path: _Path, *, num_threads: int | None = None) -> ModelReader:
         """
         Raises:
             ModelNotFoundError: if there is no quantized model at the path.

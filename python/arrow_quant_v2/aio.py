@@ -6,19 +6,18 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Callable
-from inspect import isawaitable
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from . import _native, arrays
 from .jobs import QuantizeJob, checked_mode, refuse_base, validate_quality
-from .progress import Callback, Progress
+from .log import log
+from .progress import TICK_S, Callback, Progress
 
 if TYPE_CHECKING:
     # It takes long to import, and whoever awaits something has it.
     import asyncio
-
-logger = logging.getLogger("arrow_quant_v2")
 
 
 class AsyncArrowQuantV2:
@@ -175,7 +174,8 @@ class AsyncArrowQuantV2:
 class _Work:
     """Work in a thread of its own, and what it tells the event loop.
 
-    `_run`, `_tell` and `_post` run in that thread, and all others in the loop's, so that nothing needs a lock.
+    `_run` and what it calls run in that thread, `_watch` in another, and all others in the loop's. What they share is
+    set by one of them, so that nothing needs a lock.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class _Work:
         self._has_ended = False
         self._value: Any = None
         self._error: BaseException | None = None
-        self._is_abandoned = False
+        self._is_done = threading.Event()
 
     async def result(self) -> Any:
         """Does the work, and returns what it does."""
@@ -230,12 +230,52 @@ class _Work:
                 await self._call(self._callback, self._untold.pop(0))
 
     async def _call(self, callback: Callback, progress: Progress) -> None:
+        import asyncio
+
         try:
             result = callback.call(progress)
-            if isawaitable(result):
-                await result
-        except Exception:
-            callback.failed()
+        except (Exception, asyncio.CancelledError) as error:
+            callback.failed(error)
+            return
+        if isawaitable(result):
+            await self._await(callback, result)
+
+    async def _await(self, callback: Callback, awaitable: Awaitable[object]) -> None:
+        """Awaits what a call returned.
+
+        That is done in a task of its own: if something that it awaits is cancelled, it has failed, and in this task that
+        could not be told from the task's being cancelled.
+        """
+        import asyncio
+
+        call = asyncio.ensure_future(_raised(awaitable))
+        try:
+            await asyncio.wait((call,))
+        except GeneratorExit:
+            if not self._loop.is_closed():
+                call.cancel()
+            raise
+        except asyncio.CancelledError:
+            self._cancellation.cancel()
+            call.cancel()
+            while not call.done():
+                try:
+                    await asyncio.wait((call,))
+                except asyncio.CancelledError:
+                    call.cancel()
+            if not call.cancelled():
+                error = call.result()
+                if isinstance(error, Exception):
+                    callback.failed(error)
+            elif iscoroutine(awaitable):
+                # It did not even begin.
+                awaitable.close()
+            raise
+        error = None if call.cancelled() else call.result()
+        if isinstance(error, (Exception, asyncio.CancelledError)):
+            callback.failed(error)
+        elif error is not None:
+            raise error
 
     async def _end(self) -> None:
         """Waits for the end of work that was cancelled."""
@@ -249,31 +289,50 @@ class _Work:
                 continue
             self._news.clear()
         if self._error is not None and not isinstance(self._error, _native.Cancelled):
-            logger.warning("work that was cancelled ended with an error", exc_info=self._error)
+            log(logging.WARNING, "work that was cancelled ended with an error", error=self._error)
         self._error = None
 
     def _run(self) -> None:
         try:
-            value = self._function(None if self._callback is None else self._tell, self._cancellation)
+            value = self._watched()
         except BaseException as error:
-            self._post(self._ended, None, error)
+            self._give(None, error)
         else:
-            self._post(self._ended, value, None)
+            self._give(value, None)
+
+    def _watched(self) -> Any:
+        watcher = threading.Thread(target=self._watch, name="arrow-quant-watch")
+        watcher.start()
+        try:
+            return self._function(None if self._callback is None else self._tell, self._cancellation)
+        finally:
+            self._is_done.set()
+            watcher.join()
+
+    def _give(self, value: Any, error: BaseException | None) -> None:
+        if not self._post(self._ended, value, error) and not isinstance(error, _native.Cancelled):
+            log(logging.WARNING, "the event loop was closed, and the work had ended; its result is lost", error=error)
 
     def _tell(self, progress: Progress) -> None:
         self._post(self._told, progress)
 
-    def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Has the loop call a function."""
+    def _post(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Has the loop call a function; False if it is closed."""
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-            if not self._is_abandoned:
-                self._is_abandoned = True
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Cancels the work if the loop is closed meanwhile: nobody can await it any more."""
+        while not self._is_done.wait(TICK_S):
+            if self._loop.is_closed():
                 self._cancellation.cancel()
-                logger.warning("the event loop was closed before the work had ended, which is cancelled")
+                log(logging.WARNING, "the event loop was closed before the work had ended, which is cancelled")
+                return
 
     def _told(self, progress: Progress) -> None:
         # The first is told in any case, and of the others that wait the newest.
@@ -286,3 +345,15 @@ class _Work:
         self._thread.join()
         self._value, self._error, self._has_ended = value, error, True
         self._news.set()
+
+
+async def _raised(awaitable: Awaitable[object]) -> BaseException | None:
+    """Awaits something; what it raises."""
+    try:
+        await awaitable
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        # Returned, because KeyboardInterrupt that leaves a task ends the loop, before the work has ended.
+        return error
+    return None

@@ -21,6 +21,7 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from . import _native
@@ -83,6 +84,21 @@ tensor_stats_agg = _AGGREGATE["tensor_stats_agg"]
 # Functions cross between two builds of DataFusion, whose layouts are the same within a major version only. A function
 # carries no version that the other side could check.
 _DATAFUSION = 55
+_INSTALL = f'pip install "datafusion=={_DATAFUSION}.*"'
+
+
+def refuse_other_versions() -> None:
+    """Raises a ConfigurationError if a ``datafusion`` of another major version is loaded. Nothing is imported."""
+    datafusion = sys.modules.get("datafusion")
+    if datafusion is None:
+        return
+    version = getattr(datafusion, "__version__", "of no version")
+    if version.split(".")[0] != str(_DATAFUSION):
+        message = (
+            f"datafusion is {version}, allowed: {_DATAFUSION}, for which arrow_quant_v2 "
+            f"{_native.__version__} was built: {_INSTALL}"
+        )
+        raise ConfigurationError(message, field="ctx")
 
 
 def register_all(ctx: datafusion.SessionContext) -> None:
@@ -105,18 +121,13 @@ def register_all(ctx: datafusion.SessionContext) -> None:
         >>> ctx.sql("SELECT to_floats(dequantize(quantize([0.0, 1.0, 2.0, 3.0], 2, 32))) AS w").to_pydict()
         {'w': [[0.0, 1.0, 2.0, 3.0]]}
     """
-    install = f'pip install "datafusion=={_DATAFUSION}.*"'
     try:
         import datafusion
     except ModuleNotFoundError as error:
         if error.name != "datafusion":
             raise
-        raise ImportError(f"datafusion is not installed: {install}", name="datafusion") from error
-    if datafusion.__version__.split(".")[0] != str(_DATAFUSION):
-        raise ConfigurationError(
-            f"datafusion is {datafusion.__version__}, allowed: {_DATAFUSION}, for which arrow_quant_v2 "
-            f"{_native.__version__} was built: {install}"
-        )
+        raise ImportError(f"datafusion is not installed: {_INSTALL}", name="datafusion") from error
+    refuse_other_versions()
     if not isinstance(ctx, datafusion.SessionContext):
         raise ConfigurationError(f"ctx is a {type(ctx).__name__}, allowed: a datafusion.SessionContext", field="ctx")
     for scalar in _SCALAR.values():

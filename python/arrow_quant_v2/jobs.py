@@ -11,10 +11,9 @@ from typing import Any
 
 from . import _native
 from .errors import ConfigurationError
+from .log import log
 from .progress import TICK_S, Bar, Callback, Progress, Reporter
 from .results import quality_result, quantize_result
-
-logger = logging.getLogger("arrow_quant_v2")
 
 MODES = ("diffusion", "base")
 
@@ -44,13 +43,13 @@ class QuantizeJob:
         plan: str | os.PathLike[str] | None = None,
     ) -> None:
         self.callback = None if progress_callback is None else Callback(progress_callback)
-        self._model_path = _path(model_path, "model_path")
-        self._output_path = _path(output_path, "output_path")
-        self._plan = None if plan is None else _path(plan, "plan")
+        self._model_path = checked_path(model_path, "model_path")
+        self._output_path = checked_path(output_path, "output_path")
+        self._plan = None if plan is None else checked_path(plan, "plan")
         self._config = _config(config, mode)
-        self._progress = progress
+        self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
-        self._resume = resume
+        self._resume = _flag(resume, "resume")
 
     def run(
         self, tell: Callable[[Progress], None] | None, cancellation: _native.Cancellation | None = None
@@ -75,9 +74,8 @@ class QuantizeJob:
         except (KeyboardInterrupt, _native.Cancelled):
             left = _native.unfinished_run(self._output_path)
             if left is not None:
-                logger.warning(
-                    "interrupted; the finished parts are in %s: continue with resume=True, or remove it", left
-                )
+                message = "interrupted; the finished parts are in %s: continue with resume=True, or remove it"
+                log(logging.WARNING, message, left)
             raise
         finally:
             if bar is not None:
@@ -92,11 +90,13 @@ def validate_quality(
     cancellation: _native.Cancellation | None = None,
 ) -> dict[str, Any]:
     """Compares a quantized model with its original, and returns the result."""
-    original, quantized = _path(original_path, "original_path"), _path(quantized_path, "quantized_path")
+    original = checked_path(original_path, "original_path")
+    quantized = checked_path(quantized_path, "quantized_path")
     if min_accuracy is not None and not (_is_number(min_accuracy) and 0 <= min_accuracy <= 1):
         message = f"min_accuracy is {min_accuracy!r}, allowed: 0.0 to 1.0, or None for that of the quantized model"
         raise ConfigurationError(message, field="min_accuracy")
-    return quality_result(_native.validate_model(original, quantized, cancellation=cancellation), min_accuracy)
+    report = _native.validate_model(original, quantized, cancellation=cancellation)
+    return quality_result(report, quantized, None if min_accuracy is None else float(min_accuracy))
 
 
 def checked_mode(mode: str) -> str:
@@ -126,10 +126,17 @@ def _config(config: _native.DiffusionQuantConfig | None, mode: str) -> _native.D
     return config
 
 
-def _path(path: str | os.PathLike[str], argument: str) -> str:
+def checked_path(path: str | os.PathLike[str], argument: str) -> str:
+    """A path as text, if it is one."""
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigurationError(f"{argument} is {path!r}, allowed: a path, as str or os.PathLike", field=argument)
     return os.fsdecode(path)
+
+
+def _flag(value: bool, argument: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{argument} is {value!r}, allowed: True or False", field=argument)
+    return value
 
 
 def _interval(seconds: float) -> float:

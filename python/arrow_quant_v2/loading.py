@@ -18,6 +18,7 @@ from .dtypes import (
     torch_dtype,
 )
 from .errors import ConfigurationError
+from .jobs import checked_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,9 +170,9 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        reader = _native.ModelReader(path)
+        self._path = checked_path(path, "path")
+        reader = _native.ModelReader(self._path)
         tensors = (LazyTensor(reader, report) for report in reader.report()["tensors"])
-        self._path = os.fspath(path)
         self._tensors = {tensor.name: tensor for tensor in tensors}
 
     def __getitem__(self, name: str) -> LazyTensor:
@@ -227,6 +228,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
         A mapping from the tensors' names, ``component/tensor`` in a pipeline, to `LazyTensor`.
 
     Raises:
+        ConfigurationError: if `path` is no path; its `field` is ``"path"``.
         ModelNotFoundError: if there is no quantized model at `path`.
         MetadataError: if its files are damaged.
 
@@ -258,7 +260,8 @@ def load_state_dict(
         A dict from names to tensors on the CPU, in the order of the model.
 
     Raises:
-        ConfigurationError: if `dtype` is none of floating point, or there is no such component; its `field` says which.
+        ConfigurationError: if `path` is no path, `dtype` none of floating point, or there is no such component; its
+            `field` says which.
         ModelNotFoundError: if there is no quantized model at `path`.
         MetadataError: if its files are damaged.
         QuantizationError: if a tensor is of a dtype that this torch does not have.

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import ConfigurationError
-
-logger = logging.getLogger("arrow_quant_v2")
+from .log import log
 
 # How often a job calls, so that the bar moves and no call of a callback comes much later than it is due.
 TICK_S = 0.1
@@ -77,16 +76,15 @@ class Listener(ABC):
         """Tells it how far the job is."""
         try:
             self._tell(progress)
-        except Exception:
-            self.failed()
+        except Exception as error:
+            self.failed(error)
 
-    def failed(self) -> None:
-        """Logs the exception that is being handled, if it is the first."""
+    def failed(self, error: BaseException) -> None:
+        """Logs an exception that it raised, if it is the first."""
         if not self._has_failed:
             self._has_failed = True
-            logger.exception(
-                "telling the progress of a job failed; the job goes on, and further failures are not logged"
-            )
+            message = "telling the progress of a job failed; the job goes on, and further failures are not logged"
+            log(logging.ERROR, message, error=error)
 
     @abstractmethod
     def _tell(self, progress: Progress) -> None: ...
@@ -199,8 +197,8 @@ class Bar(Listener):
         """Leaves the bar as it is, and the line to whoever writes next."""
         try:
             self._bar.close()
-        except Exception:
-            self.failed()
+        except Exception as error:
+            self.failed(error)
 
     def _tell(self, progress: Progress) -> None:
         self._bar.n = progress.progress

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
 from . import _native
+from .errors import MetadataError
 
 
 class TensorTable:
@@ -71,7 +72,9 @@ class TensorTable:
         return self._table().to_polars()
 
     def _table(self) -> _native.Table:
-        return _native.to_table(self._rows)
+        # It has the infinite ones by the same rule.
+        rows = [{**row, "sqnr_db": None} if row.get("sqnr_db") == math.inf else row for row in self._rows]
+        return _native.to_table(rows)
 
 
 def full_name(tensor: dict[str, Any]) -> str:
@@ -81,7 +84,7 @@ def full_name(tensor: dict[str, Any]) -> str:
 
 def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int) -> dict[str, Any]:
     """The result of a job that quantized a model. If nothing was lost, cosine similarity is 1 and SQNR infinite."""
-    tensors = report["tensors"]
+    tensors = [_with_infinity(tensor) for tensor in report["tensors"]]
     fallbacks = [
         {"tensor": full_name(tensor), "bits": tensor["bits"], "attempts": tensor["fallbacks"]}
         for tensor in tensors
@@ -106,10 +109,17 @@ def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int)
     }
 
 
-def quality_result(report: dict[str, Any], min_accuracy: float | None) -> dict[str, Any]:
-    """The result of a comparison: of each quantized tensor, and whether all are as good as they shall be."""
+def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: float | None) -> dict[str, Any]:
+    """The result of a comparison: of each quantized tensor, and whether all are as good as they shall be.
+
+    Raises:
+        MetadataError: if no floor is given, and none was recorded with the quantized model.
+    """
     quantized = [tensor for tensor in report["tensors"] if tensor["bits"] is not None]
     floor = report["min_accuracy"] if min_accuracy is None else min_accuracy
+    if floor is None:
+        message = f"{quantized_path}: no min_accuracy is recorded with the model: give one"
+        raise MetadataError(message, path=quantized_path)
     has_lost_all = any(_has_lost_all(tensor) for tensor in quantized)
     accuracies = {full_name(tensor): _accuracy(tensor) for tensor in quantized}
     return {
@@ -120,6 +130,12 @@ def quality_result(report: dict[str, Any], min_accuracy: float | None) -> dict[s
         "passed": not has_lost_all and all(accuracy >= floor for accuracy in accuracies.values()),
         "per_layer_accuracy": accuracies,
     }
+
+
+def _with_infinity(tensor: dict[str, Any]) -> dict[str, Any]:
+    """A tensor's report with an infinite SQNR if nothing was lost, for which JSON has no number."""
+    is_lossless = tensor["bits"] is not None and tensor["sqnr_db"] is None and tensor["max_abs_error"] == 0
+    return {**tensor, "sqnr_db": math.inf} if is_lossless else tensor
 
 
 def _accuracy(tensor: dict[str, Any]) -> float:

@@ -17,7 +17,7 @@ use crate::arrow_objects::{ArrowArray, Table, stream_capsule};
 use crate::config::checked;
 use crate::errors::{Failure, Result, argument};
 use crate::import::{batches, chunks};
-use crate::runtime::cores;
+use crate::runtime::all_cores;
 
 /// A quantized tensor in memory: codes, parameters, and what was lost.
 ///
@@ -121,8 +121,8 @@ impl QuantizedTensor {
     fn dequantize_into(&self, py: Python<'_>, out: &Bound<'_, PyArray1<f32>>) -> Result<()> {
         let mut out = out.try_readwrite().map_err(PyErr::from)?;
         let out = out.as_slice_mut().map_err(PyErr::from)?;
-        let threads = cores(0)?;
-        Ok(py.detach(|| self.data.dequantize_into(out, threads))?)
+        let threads = all_cores();
+        py.detach(|| self.data.dequantize_into(out, threads)).map_err(|error| self.named(error).into())
     }
 
     /// Restores the weights as an Arrow array of the type it was made from, or float32 of one dimension.
@@ -130,8 +130,8 @@ impl QuantizedTensor {
         let Some(field) = &self.field else {
             return Err(argument("quantized", format!("{} was not made from an Arrow array", self.name)));
         };
-        let threads = cores(0)?;
-        let array = py.detach(|| self.data.to_arrow(field.data_type(), threads))?;
+        let threads = all_cores();
+        let array = py.detach(|| self.data.to_arrow(field.data_type(), threads)).map_err(|error| self.named(error))?;
         Ok(ArrowArray { field: Arc::clone(field), chunks: vec![array] })
     }
 
@@ -154,13 +154,25 @@ impl QuantizedTensor {
     fn __repr__(&self) -> String {
         let shape = self.data.shape();
         format!(
-            "QuantizedTensor({:?}, {} {shape:?}, {} bits in groups of {}, {:.2} dB)",
+            "QuantizedTensor({:?}, {} {shape:?}, {} bits in groups of {}{})",
             self.name,
             self.dtype(),
             self.bit_width(),
             self.group_size(),
-            self.data.errors().sqnr_db()
+            self.sqnr_db().map_or_else(String::new, |db| format!(", {db:.2} dB"))
         )
+    }
+}
+
+impl QuantizedTensor {
+    /// The same error, with the tensor's name.
+    fn named(&self, error: QuantError) -> QuantError {
+        let (tensor, message) = (self.name.clone(), format!("{}: {error}", self.name));
+        match error {
+            QuantError::ShapeMismatch { .. } => QuantError::ShapeMismatch { tensor, message },
+            QuantError::Configuration { .. } | QuantError::Io { .. } => error,
+            _ => QuantError::Quantization { tensor: Some(tensor), message },
+        }
     }
 }
 
@@ -190,15 +202,15 @@ fn quantize_buffer(
 ) -> Result<QuantizedTensor> {
     let settings = settings([bit_width, group_size, scheme, method])?;
     let dtype = dtype.parse::<Dtype>().map_err(QuantError::from)?;
-    let threads = cores(0)?;
+    let threads = all_cores();
     let view = data.try_readonly().map_err(PyErr::from)?;
     let bytes = view.as_slice().map_err(PyErr::from)?;
     let length = bytes.len();
     let buffer = match NonNull::new(bytes.as_ptr().cast_mut()) {
         // SAFETY: the pointer and length are those of the array's elements, in one piece, for `as_slice` gave them. The
         // array lives until this function returns, and so outlives the buffer, of which the quantized tensor keeps
-        // nothing. That nobody writes to the array meanwhile is asked of callers, as by NumPy's own functions that let go of
-        // the lock; bytes that change are read as one value or another.
+        // nothing. Another thread that writes to the array meanwhile races with this one, which is undefined here as in
+        // NumPy's own functions that let go of the lock; that nobody does is asked of callers.
         Some(pointer) if length > 0 => unsafe { Buffer::from_custom_allocation(pointer, length, Arc::new(())) },
         _ => Buffer::from_vec(Vec::<u8>::new()),
     };
@@ -220,7 +232,7 @@ fn quantize_arrow(
     method: &Bound<'_, PyAny>,
 ) -> Result<QuantizedTensor> {
     let settings = settings([bit_width, group_size, scheme, method])?;
-    let threads = cores(0)?;
+    let threads = all_cores();
     let (field, chunks) = chunks("weights", array)?;
     let quantized =
         py.detach(|| TensorData::from_arrow(&name, field.data_type(), &chunks)?.quantize(&name, settings, threads))?;

@@ -21,7 +21,7 @@ use crate::values::{object_of, value_of};
 ///     >>> config = DiffusionQuantConfig(bit_width=2, group_size=64)
 ///     >>> config.num_time_groups
 ///     10
-#[pyclass(name = "DiffusionQuantConfig", module = "arrow_quant_v2", subclass)]
+#[pyclass(name = "DiffusionQuantConfig", module = "arrow_quant_v2")]
 pub struct Config {
     /// The engine's.
     pub inner: DiffusionQuantConfig,
@@ -39,8 +39,10 @@ impl Config {
         }
     }
 
-    fn set(&mut self, field: &str, value: &Bound<'_, PyAny>) -> Result<()> {
-        Ok(self.inner.set(field, &checked(field, value)?)?)
+    fn set(slf: &Bound<'_, Self>, field: &str, value: &Bound<'_, PyAny>) -> Result<()> {
+        // Before it is borrowed, for to read a value may run any code of Python.
+        let value = checked(field, value)?;
+        Ok(slf.try_borrow_mut().map_err(PyErr::from)?.inner.set(field, &value)?)
     }
 
     /// The fields whose values are not the profile's.
@@ -87,8 +89,8 @@ macro_rules! config {
                 }
 
                 #[setter($field)]
-                fn $setter(&mut self, value: &Bound<'_, PyAny>) -> Result<()> {
-                    self.set(stringify!($field), value)
+                fn $setter(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> Result<()> {
+                    Self::set(slf, stringify!($field), value)
                 }
             )+
 
@@ -156,7 +158,10 @@ macro_rules! config {
             }
 
             fn __richcmp__<'py>(&self, other: &Bound<'py, PyAny>, op: CompareOp, py: Python<'py>) -> PyResult<Py<PyAny>> {
-                let equal = other.cast::<Self>().ok().map(|other| other.borrow().inner == self.inner);
+                let equal = match other.cast::<Self>() {
+                    Ok(other) => Some(other.try_borrow()?.inner == self.inner),
+                    Err(_) => None,
+                };
                 Ok(match (op, equal) {
                     (CompareOp::Eq, Some(equal)) => equal.into_pyobject(py)?.to_owned().into_any().unbind(),
                     (CompareOp::Ne, Some(equal)) => (!equal).into_pyobject(py)?.to_owned().into_any().unbind(),
@@ -170,8 +175,10 @@ macro_rules! config {
                 Ok(format!("DiffusionQuantConfig({})", shown.collect::<PyResult<Vec<_>>>()?.join(", ")))
             }
 
-            fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-                Ok((PyTuple::empty(py), self.arguments(py)?))
+            fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+                let class = py.get_type::<Self>();
+                let partial = py.import("functools")?.getattr("partial")?;
+                Ok((partial.call((class,), Some(&self.arguments(py)?))?, PyTuple::empty(py)))
             }
         }
     };

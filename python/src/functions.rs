@@ -22,6 +22,7 @@ impl ScalarFunction {
     }
 
     fn __datafusion_scalar_udf__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        refuse_other_versions(py)?;
         PyCapsule::new_with_value(py, FFI_ScalarUDF::from(Arc::clone(&self.0)), c"datafusion_scalar_udf")
     }
 
@@ -43,12 +44,18 @@ impl AggregateFunction {
     }
 
     fn __datafusion_aggregate_udf__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        refuse_other_versions(py)?;
         PyCapsule::new_with_value(py, FFI_AggregateUDF::from(Arc::clone(&self.0)), c"datafusion_aggregate_udf")
     }
 
     fn __repr__(&self) -> String {
         format!("AggregateFunction({})", self.0.name())
     }
+}
+
+/// The capsules do not say of which version they are.
+fn refuse_other_versions(py: Python<'_>) -> PyResult<()> {
+    py.import("arrow_quant_v2.functions")?.call_method0("refuse_other_versions").map(drop)
 }
 
 /// Every scalar function.

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
 use crate::errors::{Failure, Result, argument};
+use crate::reaper::released_elsewhere;
 
 const ARRAY: &CStr = c"arrow_array";
 const SCHEMA: &CStr = c"arrow_schema";
@@ -38,11 +39,16 @@ pub fn chunks(name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<Ar
             object.call_method0("__arrow_c_array__")?.extract()?;
         let schema = schema.pointer_checked(Some(SCHEMA))?.cast::<FFI_ArrowSchema>();
         let array = array.pointer_checked(Some(ARRAY))?.cast::<FFI_ArrowArray>();
-        // SAFETY: capsules of these names hold a valid schema, which lives as long as its capsule, and a valid array of it,
-        // which is moved out as above.
+        // SAFETY: capsules of these names hold a schema, which lives as long as its capsule, and an array of it, which is
+        // moved out as above; each is valid unless it was released, which is asked first.
+        let array = unsafe { FFI_ArrowArray::from_raw(array.as_ptr()) };
+        if array.is_released() {
+            return Err(consumed().into());
+        }
+        // SAFETY: as above. An array that has not been released has a schema that has not either.
         let (field, data) = unsafe {
             let schema = schema.as_ref();
-            (Field::try_from(schema)?, from_ffi(FFI_ArrowArray::from_raw(array.as_ptr()), schema)?)
+            (Field::try_from(schema)?, from_ffi(released_elsewhere(array), schema)?)
         };
         return Ok((Arc::new(field), vec![make_array(settled(data))]));
     }
@@ -77,7 +83,7 @@ pub fn table(field: &Field, chunks: &[ArrayRef]) -> Result<Option<(SchemaRef, Ve
 
 fn read(mut stream: FFI_ArrowArrayStream) -> std::result::Result<(FieldRef, Vec<ArrayRef>), ArrowError> {
     let (Some(get_schema), Some(get_next)) = (stream.get_schema, stream.get_next) else {
-        return Err(ArrowError::CDataInterface("the stream was read before: it can be read only once".to_string()));
+        return Err(consumed());
     };
     let mut schema = FFI_ArrowSchema::empty();
     // SAFETY: the stream is valid and not released, and the schema is there to be written.
@@ -98,9 +104,13 @@ fn read(mut stream: FFI_ArrowArrayStream) -> std::result::Result<(FieldRef, Vec<
             return Ok((field, chunks));
         }
         // SAFETY: the array is valid, and of the stream's type, by the interface's definition.
-        let data = unsafe { from_ffi_and_data_type(array, field.data_type().clone())? };
+        let data = unsafe { from_ffi_and_data_type(released_elsewhere(array), field.data_type().clone())? };
         chunks.push(make_array(settled(data)));
     }
+}
+
+fn consumed() -> ArrowError {
+    ArrowError::CDataInterface("the data were read before: they can be read only once".to_string())
 }
 
 fn last_error(stream: &mut FFI_ArrowArrayStream, code: i32) -> ArrowError {
@@ -112,21 +122,23 @@ fn last_error(stream: &mut FFI_ArrowArrayStream, code: i32) -> ArrowError {
     ArrowError::CDataInterface(message.unwrap_or_else(|| format!("the stream cannot be read: error {code}")))
 }
 
-/// The same data, in which no struct has an offset: its fields have it. `make_array` slices the fields of a struct that has
-/// one, and where a field is a struct too, its fields twice.
+/// The same data, in which no struct, and no list of one size, has an offset: what is in it has. `make_array` slices what is
+/// in them, and where that is a struct, its fields twice.
 fn settled(data: ArrayData) -> ArrayData {
-    let is_struct = matches!(data.data_type(), DataType::Struct(_));
+    let times = match data.data_type() {
+        DataType::Struct(_) => Some(1),
+        DataType::FixedSizeList(_, size) => Some(*size as usize),
+        _ => None,
+    };
     let (offset, len) = (data.offset(), data.len());
-    let children = data
-        .child_data()
-        .iter()
-        .map(|child| settled(if is_struct { sliced(child, offset, len) } else { child.clone() }));
-    let children = children.collect();
+    let own = |child: &ArrayData| times.map_or_else(|| child.clone(), |n| sliced(child, offset * n, len * n));
+    let children = data.child_data().iter().map(|child| settled(own(child))).collect();
     let nulls = data.nulls().cloned();
     let builder = data.into_builder().nulls(nulls).child_data(children);
-    let builder = if is_struct { builder.offset(0) } else { builder };
-    // SAFETY: the data were valid. A struct's fields hold the same rows as before, from their own offsets on, and its
-    // validity is a bitmap with an offset of its own; of other types nothing has changed but, within them, structs.
+    let builder = if times.is_some() { builder.offset(0) } else { builder };
+    // SAFETY: the data were valid. A struct's fields, and the values of lists of one size, are the same rows as before, from
+    // their own offsets on, and validity is a bitmap with an offset of its own; of other types nothing has changed but
+    // what is within them.
     unsafe { builder.build_unchecked() }
 }
 

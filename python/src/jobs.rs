@@ -15,12 +15,16 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::errors::{Result, argument};
+use crate::logging;
 use crate::runtime::{self, cores};
 use crate::values::to_object;
 use crate::waiting::{self, Cancellation, Cancelled};
 
 /// Time for cancelled tasks to end and clean up behind themselves.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// How often the engine leaves word at most.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Quantizes a model into a new directory.
 #[pyfunction]
@@ -50,8 +54,7 @@ fn quantize_model<'py>(
             *latest = Some(progress.clone());
         }
     });
-    let options =
-        JobOptions { plan, resume, on_progress: Some(listener), progress_interval: interval.min(told.tick()) };
+    let options = JobOptions { plan, resume, on_progress: Some(listener), progress_interval: interval.min(TICK) };
     let config = config.inner.clone();
     let threads = config.threads();
     let job = async move { quantize(&model, &out, &config, &options).await };
@@ -68,11 +71,6 @@ struct Told {
 }
 
 impl Told {
-    /// How often the engine shall leave word.
-    fn tick(&self) -> Duration {
-        Duration::from_millis(100)
-    }
-
     fn tell(&mut self, py: Python<'_>) -> PyResult<()> {
         let Some(on_progress) = &self.on_progress else { return Ok(()) };
         if self.last.is_some_and(|last| last.elapsed() < self.interval) {
@@ -114,7 +112,7 @@ fn run<T: Send + 'static>(
         drop(stop);
     }
     let ended = py.detach(|| thread.join());
-    crate::logging::hand_on(py)?;
+    logging::hand_on(py);
     match (outcome?, ended) {
         (Some(Some(result)), Ok(())) => Ok(result?),
         (Some(None), Ok(())) => Err(Cancelled::new_err("the job was cancelled").into()),
@@ -130,12 +128,12 @@ fn unfinished_run(out: PathBuf) -> Option<PathBuf> {
 
 /// Compares a quantized model with its original, weight by weight.
 #[pyfunction]
-#[pyo3(signature = (original, quantized, *, num_threads = 0, cancellation = None))]
+#[pyo3(signature = (original, quantized, *, num_threads = None, cancellation = None))]
 fn validate_model<'py>(
     py: Python<'py>,
     original: PathBuf,
     quantized: PathBuf,
-    num_threads: i64,
+    num_threads: Option<&Bound<'_, PyAny>>,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
     let threads = cores(num_threads)?;

@@ -12,6 +12,7 @@ mod import;
 mod jobs;
 mod logging;
 mod reader;
+mod reaper;
 mod reports;
 mod runtime;
 mod sql;

@@ -35,17 +35,26 @@ pub fn init() {
     }
 }
 
-/// Hands on what was left.
-pub fn hand_on(py: Python<'_>) -> PyResult<()> {
+/// Hands on what was left. A handler that raises does not change what the engine's call comes to.
+pub fn hand_on(py: Python<'_>) {
     let left = LEFT.lock().map(|mut left| std::mem::take(&mut *left)).unwrap_or_default();
-    for (level, name, message) in left {
-        let level = match level {
-            Level::Error => 40,
-            Level::Warn => 30,
-            Level::Info => 20,
-            Level::Debug | Level::Trace => 10,
-        };
-        py.import("logging")?.call_method1("getLogger", (name,))?.call_method1("log", (level, "%s", message))?;
+    for (level, target, message) in left {
+        if let Err(error) = log_in_python(py, level, &target, &message) {
+            error.write_unraisable(py, None);
+        }
     }
+}
+
+fn log_in_python(py: Python<'_>, level: Level, target: &str, message: &str) -> PyResult<()> {
+    let level = match level {
+        Level::Error => 40,
+        Level::Warn => 30,
+        Level::Info => 20,
+        Level::Debug | Level::Trace => 10,
+    };
+    // All of the engine's crates are this package.
+    let rest = target.trim_start_matches("arrow_quant_v2").trim_start_matches('.');
+    let name = if rest.is_empty() { "arrow_quant_v2".to_string() } else { format!("arrow_quant_v2.{rest}") };
+    py.import("logging")?.call_method1("getLogger", (name,))?.call_method1("log", (level, "%s", message))?;
     Ok(())
 }

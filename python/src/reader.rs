@@ -1,11 +1,13 @@
 //! Quantized models, read tensor by tensor.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use arrow_quant_v2::{ModelReport, QuantError, TensorReport, register_model, session};
+use arrow_quant_v2::{ModelReport, QuantError, TensorReport, register_model, session, verify_model};
 use datafusion::logical_expr::{col, lit};
 use datafusion::prelude::SessionContext;
 use numpy::{PyArray1, PyArrayMethods};
@@ -25,19 +27,28 @@ pub struct ModelReader {
     report: ModelReport,
     ctx: SessionContext,
     threads: Arc<Threads>,
+    /// Whether the files were found to be those that were written.
+    is_verified: AtomicBool,
 }
 
 #[pymethods]
 impl ModelReader {
     #[new]
-    #[pyo3(signature = (path, *, num_threads = 0))]
-    fn new(py: Python<'_>, path: PathBuf, num_threads: i64) -> Result<Self> {
+    #[pyo3(signature = (path, *, num_threads = None))]
+    fn new(py: Python<'_>, path: PathBuf, num_threads: Option<&Bound<'_, PyAny>>) -> Result<Self> {
         let threads = cores(num_threads)?;
         let (ctx, report) = (session(threads)?, ModelReport::open(&path)?);
+        for tensor in &report.tensors {
+            let elements = tensor.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(u64::try_from(n).ok()?));
+            if elements != Some(tensor.elements) {
+                let message = format!("its shape {:?} does not have {} elements", tensor.shape, tensor.elements);
+                return Err(damaged(&path, &tensor.tensor, &message).into());
+            }
+        }
         let threads = Threads::start(threads)?;
         let (session, model) = (ctx.clone(), path.clone());
         threads.wait(py, async move { register_model(&session, MODEL, model).await })?;
-        Ok(Self { path, report, ctx, threads })
+        Ok(Self { path, report, ctx, threads, is_verified: AtomicBool::new(false) })
     }
 
     /// What the model says of itself.
@@ -51,6 +62,11 @@ impl ModelReader {
         let Some(report) = wanted else {
             return Err(argument("tensor", format!("{}: there is no tensor '{tensor}'", self.path.display())));
         };
+        if !self.is_verified.load(Ordering::Relaxed) {
+            let path = self.path.clone();
+            self.threads.wait(py, async move { verify_model(&path).await })?;
+            self.is_verified.store(true, Ordering::Relaxed);
+        }
         let mut out = out.try_readwrite().map_err(PyErr::from)?;
         let out = out.as_slice_mut().map_err(PyErr::from)?;
         let (ctx, key) = (self.ctx.clone(), (component.to_string(), tensor.to_string()));
@@ -60,40 +76,44 @@ impl ModelReader {
             Ok(rows.select_columns(&["start", "weights"])?.execute_stream().await?)
         })?;
         let mut batches = self.threads.stream(stream)?;
-        let mut found = 0;
+        let mut copied = Vec::new();
         while let Some(batch) = batches.wait(py)? {
-            found += py.detach(|| copy(&batch, report, out)).map_err(|message| self.damaged(report, message))?;
+            let copy = py.detach(|| copy(&batch, report, out, &mut copied));
+            copy.map_err(|message| damaged(&self.path, tensor, &message))?;
         }
-        if found != out.len() {
-            return Err(self.damaged(report, format!("{found} bytes were found, expected {}", out.len())).into());
+        // Each byte must have been written once.
+        copied.sort_unstable_by_key(|range| range.start);
+        let end = copied.iter().try_fold(0, |end, range| (range.start == end).then_some(range.end));
+        if end != Some(out.len()) {
+            return Err(damaged(&self.path, tensor, "chunks are missing, or there more than once").into());
         }
         Ok(())
     }
 }
 
-impl ModelReader {
-    fn damaged(&self, report: &TensorReport, message: String) -> QuantError {
-        let message = format!("{}: {}: {message}: quantize the model again", self.path.display(), report.tensor);
-        QuantError::Metadata { path: self.path.clone(), tensor: Some(report.tensor.clone()), message }
-    }
+fn damaged(path: &Path, tensor: &str, what: &str) -> QuantError {
+    let message = format!("{}: {tensor}: {what}: quantize the model again", path.display());
+    QuantError::Metadata { path: path.to_path_buf(), tensor: Some(tensor.to_string()), message }
 }
 
-/// Copies a batch's weights to where they belong; tells how many bytes.
-fn copy(batch: &RecordBatch, report: &TensorReport, out: &mut [u8]) -> std::result::Result<usize, String> {
+/// Copies a batch's weights to where they belong, and notes where that is.
+fn copy(
+    batch: &RecordBatch,
+    report: &TensorReport,
+    out: &mut [u8],
+    copied: &mut Vec<Range<usize>>,
+) -> std::result::Result<(), String> {
     let starts = batch.column(0).as_primitive::<Int64Type>();
     let data = batch.column(1).as_struct().column_by_name("data").ok_or("its weights are no tensor values")?;
-    let data = data.as_binary_view();
-    let mut copied = 0;
-    for (&start, bytes) in starts.values().iter().zip(data.iter()) {
+    for (&start, bytes) in starts.values().iter().zip(data.as_binary_view()) {
         let bytes = bytes.ok_or("a chunk is NULL")?;
         // Elements may have less than a byte, but chunks start between bytes.
         let at = u128::from(start.unsigned_abs()) * out.len() as u128 / u128::from(report.elements.max(1));
         let room = out.get_mut(at as usize..).and_then(|rest| rest.get_mut(..bytes.len()));
-        room.ok_or_else(|| format!("the chunk from {start} on has {} bytes too many", bytes.len()))?
-            .copy_from_slice(bytes);
-        copied += bytes.len();
+        room.ok_or_else(|| format!("the chunk from {start} on has too many bytes"))?.copy_from_slice(bytes);
+        copied.push(at as usize..at as usize + bytes.len());
     }
-    Ok(copied)
+    Ok(())
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

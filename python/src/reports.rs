@@ -40,11 +40,17 @@ fn to_table(rows: &Bound<'_, PyAny>) -> Result<Table> {
         ("bytes", bytes(|report| report.bytes)),
         ("bits_per_weight", figure(|report| Some(report.bits_per_weight()))),
         ("cosine_similarity", figure(|report| report.cosine_similarity)),
-        ("sqnr_db", figure(|report| report.sqnr_db)),
+        ("sqnr_db", figure(sqnr_db)),
         ("max_abs_error", figure(|report| report.max_abs_error)),
     ];
     let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))?;
     Ok(Table { schema: batch.schema(), batches: vec![batch] })
+}
+
+/// Infinite where nothing was lost, for which JSON has no number.
+fn sqnr_db(report: &TensorReport) -> Option<f64> {
+    let is_lossless = report.bits.is_some() && report.max_abs_error == Some(0.0);
+    report.sqnr_db.or(is_lossless.then_some(f64::INFINITY))
 }
 
 fn lists(reports: &[TensorReport], of: impl Fn(&TensorReport) -> Vec<i64>) -> ArrayRef {

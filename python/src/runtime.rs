@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatchReader;
-use arrow_quant_v2::QuantError;
+use arrow_quant_v2::{DiffusionQuantConfig, QuantError};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use pyo3::exceptions::PyRuntimeError;
@@ -16,30 +16,34 @@ use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use crate::errors::{Result, argument};
+use crate::config::checked;
+use crate::errors::Result;
+use crate::logging;
 use crate::waiting;
 
-/// The most cores that can be asked for.
-const MAX_THREADS: usize = 1024;
+/// Bytes of a thread's stack, of which only what is used takes memory: a long expression of SQL is a deep tree.
+const STACK: usize = 64 << 20;
 
 /// Batches that wait for whoever reads a result.
 const AHEAD: usize = 2;
 
-/// Cores to use: 0 stands for all.
-///
-/// # Errors
-/// For more than can be asked for.
-pub fn cores(num_threads: i64) -> Result<usize> {
+/// All cores.
+pub fn all_cores() -> usize {
     // Asking the system takes as long as a small array.
     static ALL: OnceLock<usize> = OnceLock::new();
-    match usize::try_from(num_threads) {
-        Ok(0) => Ok(*ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))),
-        Ok(threads) if threads <= MAX_THREADS => Ok(threads),
-        _ => Err(argument(
-            "num_threads",
-            format!("num_threads is {num_threads}, allowed: 1 to {MAX_THREADS}, or 0 for all cores"),
-        )),
+    *ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Cores to use, checked as the field of a configuration is: 0, or nothing, stands for all.
+///
+/// # Errors
+/// For what is no number, or more than can be asked for.
+pub fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
+    let mut config = DiffusionQuantConfig::default();
+    if let Some(num_threads) = num_threads {
+        config.set("num_threads", &checked("num_threads", num_threads)?)?;
     }
+    Ok(if config.num_threads == 0 { all_cores() } else { config.num_threads })
 }
 
 /// A runtime on so many cores.
@@ -50,6 +54,7 @@ pub fn start(threads: usize) -> PyResult<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("arrow-quant")
+        .thread_stack_size(STACK)
         .enable_all()
         .build()
         .map_err(|error| PyRuntimeError::new_err(format!("cannot start {threads} threads: {error}")))
@@ -95,7 +100,7 @@ impl Threads {
             drop(done.send(future.await));
         });
         let outcome = waiting::next(py, &mut outcome, None, |_| Ok(()));
-        crate::logging::hand_on(py)?;
+        logging::hand_on(py);
         match outcome {
             Ok(Some(result)) => Ok(result?),
             Ok(None) => Err(waiting::panicked().into()),
@@ -126,7 +131,7 @@ impl Threads {
             // Nobody may be reading any more.
             drop(sender.send(None));
         });
-        Ok(Batches { schema, receiver, room, task: task.abort_handle(), _threads: Arc::clone(self) })
+        Ok(Batches { schema, receiver, room, task: task.abort_handle(), threads: Arc::clone(self) })
     }
 }
 
@@ -150,7 +155,7 @@ pub struct Batches {
     receiver: Receiver<Option<arrow_quant_v2::Result<RecordBatch>>>,
     room: Arc<Semaphore>,
     task: AbortHandle,
-    _threads: Arc<Threads>,
+    threads: Arc<Threads>,
 }
 
 impl Batches {
@@ -173,6 +178,9 @@ impl Iterator for Batches {
 
     /// Whoever reads may be a thread of any kind, with Python's lock or without: nothing here depends on it.
     fn next(&mut self) -> Option<Self::Item> {
+        if let Err(error) = self.threads.runtime() {
+            return Some(Err(ArrowError::ComputeError(error.to_string())));
+        }
         let next = match self.receiver.recv() {
             Ok(next) => next?,
             Err(_) => return Some(Err(ArrowError::ComputeError(waiting::PANICKED.to_string()))),

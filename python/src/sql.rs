@@ -1,21 +1,22 @@
 //! SQL over models and tables of Python.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_quant_v2::{register_model, session};
+use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{PyCapsule, PyMapping};
 use pyo3_arrow::ffi::to_schema_pycapsule;
+use tokio::sync::RwLock;
 
 use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
-use crate::errors::Result;
+use crate::errors::{Result, argument};
 use crate::import::batches;
 use crate::runtime::{Threads, cores};
 
@@ -37,22 +38,32 @@ use crate::runtime::{Threads, cores};
 ///     >>> connection.sql("SELECT count(*) AS tensors FROM dream.tensors").to_pyarrow().to_pylist()
 ///     [{'tensors': 52}]
 #[pyfunction]
-#[pyo3(signature = (models = None, *, tables = None, num_threads = 0))]
+#[pyo3(signature = (models = None, *, tables = None, num_threads = None))]
 fn connect(
     py: Python<'_>,
-    models: Option<BTreeMap<String, PathBuf>>,
-    tables: Option<BTreeMap<String, Bound<'_, PyAny>>>,
-    num_threads: i64,
+    models: Option<&Bound<'_, PyAny>>,
+    tables: Option<&Bound<'_, PyAny>>,
+    num_threads: Option<&Bound<'_, PyAny>>,
 ) -> Result<Connection> {
     let threads = cores(num_threads)?;
-    let connection = Connection { ctx: session(threads)?, threads: Threads::start(threads)? };
-    for (name, path) in models.unwrap_or_default() {
+    let connection =
+        Connection { ctx: session(threads)?, threads: Threads::start(threads)?, replacing: Arc::default() };
+    for (name, path) in named("models", models)? {
+        let path = path.extract().map_err(|_| argument("models", format!("models has no path for '{name}'")))?;
         connection.register_model(py, name, path)?;
     }
-    for (name, table) in tables.unwrap_or_default() {
-        connection.register(&name, &table)?;
+    for (name, table) in named("tables", tables)? {
+        connection.register(py, name, &table)?;
     }
     Ok(connection)
+}
+
+/// The entries of an argument that is a mapping from names.
+fn named<'py>(argument_name: &str, mapping: Option<&Bound<'py, PyAny>>) -> Result<Vec<(String, Bound<'py, PyAny>)>> {
+    let Some(mapping) = mapping else { return Ok(Vec::new()) };
+    let refused = || argument(argument_name, format!("{argument_name} is {mapping}, allowed: a mapping from names"));
+    let items = mapping.cast::<PyMapping>().map_err(|_| refused())?.items()?;
+    items.iter().map(|item| item.extract().map_err(|_| refused())).collect()
 }
 
 /// A session: models and tables by name, and SQL over them. Made by connect.
@@ -67,6 +78,8 @@ fn connect(
 pub struct Connection {
     ctx: SessionContext,
     threads: Arc<Threads>,
+    /// Held while a table is replaced, so that no query finds neither the old nor the new one.
+    replacing: Arc<RwLock<()>>,
 }
 
 #[pymethods]
@@ -86,14 +99,18 @@ impl Connection {
     ///
     /// Raises:
     ///     ConfigurationError: if it is no Arrow table.
-    fn register(&self, name: &str, table: &Bound<'_, PyAny>) -> Result<()> {
-        let (schema, batches) = batches("table", table)?;
+    fn register(&self, py: Python<'_>, name: String, table: &Bound<'_, PyAny>) -> Result<()> {
+        let (schema, batches) = batches(&format!("the table '{name}'"), table)?;
         let table = Arc::new(MemTable::try_new(schema, vec![batches])?);
         // The name as it is, however it is spelled.
-        let name = datafusion::common::TableReference::bare(name);
-        self.ctx.deregister_table(name.clone())?;
-        self.ctx.register_table(name, table)?;
-        Ok(())
+        let name = TableReference::bare(name);
+        let (ctx, replacing) = (self.ctx.clone(), Arc::clone(&self.replacing));
+        self.threads.wait(py, async move {
+            let _alone = replacing.write().await;
+            ctx.deregister_table(name.clone())?;
+            ctx.register_table(name, table)?;
+            Ok(())
+        })
     }
 
     /// A query. It runs when its result is read; a statement (COPY, INSERT, CREATE, SET) runs at once.
@@ -102,9 +119,11 @@ impl Connection {
     ///     QuantizationError: if it is no valid SQL, or names what is not there.
     ///     ArrowQuantError: what a statement meets.
     fn sql(&self, py: Python<'_>, query: String) -> Result<QueryResult> {
-        let ctx = self.ctx.clone();
+        let (ctx, replacing) = (self.ctx.clone(), Arc::clone(&self.replacing));
         let answer = self.threads.wait(py, async move {
+            let planning = replacing.read().await;
             let frame = ctx.sql(&query).await?;
+            drop(planning);
             if !matches!(frame.logical_plan(), LogicalPlan::Dml(_) | LogicalPlan::Copy(_)) {
                 return Ok(Answer::Query(Box::new(frame)));
             }

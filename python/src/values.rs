@@ -6,8 +6,15 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PySequence,
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
+/// Lists within lists, or mappings, that a value has at most; what a report of tensors needs, and more than any field.
+const DEPTH: usize = 8;
+
 /// A Python object as a value; `None` for one that no configuration can hold.
 pub fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
+    value_within(object, DEPTH)
+}
+
+fn value_within(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Option<Value>> {
     if object.is_none() {
         return Ok(Some(Value::Null));
     }
@@ -15,7 +22,8 @@ pub fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
         return Ok(Some(truth.is_true().into()));
     }
     if let Ok(text) = object.cast::<PyString>() {
-        return Ok(Some(text.to_str()?.into()));
+        // Lone surrogates have no place in UTF-8.
+        return Ok(text.to_str().ok().map(Value::from));
     }
     if object.is_instance_of::<PyInt>() || !object.is_instance_of::<PyFloat>() && object.hasattr("__index__")? {
         // One beyond 64 bits is a number still, and refused as such by every field.
@@ -25,11 +33,16 @@ pub fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
     if let Ok(float) = object.cast::<PyFloat>() {
         return Ok(Number::from_f64(float.value()).map(Value::Number));
     }
+    if depth == 0 {
+        return Ok(None);
+    }
     if let Ok(mapping) = object.cast::<PyMapping>() {
         let mut entries = Map::new();
         for item in mapping.items()? {
             let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
-            let (Ok(name), Some(value)) = (name.extract::<String>(), value_of(&value)?) else { return Ok(None) };
+            let (Ok(name), Some(value)) = (name.extract::<String>(), value_within(&value, depth - 1)?) else {
+                return Ok(None);
+            };
             entries.insert(name, value);
         }
         return Ok(Some(Value::Object(entries)));
@@ -37,10 +50,14 @@ pub fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
     if let Ok(sequence) = object.cast::<PySequence>() {
         let mut items = Vec::new();
         for item in sequence.try_iter()? {
-            let Some(value) = value_of(&item?)? else { return Ok(None) };
+            let Some(value) = value_within(&item?, depth - 1)? else { return Ok(None) };
             items.push(value);
         }
         return Ok(Some(Value::Array(items)));
+    }
+    // Such as NumPy's numbers.
+    if object.is_instance(&object.py().import("numbers")?.getattr("Real")?)? {
+        return Ok(object.extract::<f64>().ok().and_then(Number::from_f64).map(Value::Number));
     }
     Ok(None)
 }

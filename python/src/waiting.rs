@@ -52,7 +52,7 @@ pub fn next<T: Send>(
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        logging::hand_on(py)?;
+        logging::hand_on(py);
         py.check_signals()?;
         if cancellation.is_some_and(|cancellation| cancellation.0.load(Ordering::Relaxed)) {
             return Err(Cancelled::new_err("the job was cancelled").into());

@@ -21,6 +21,7 @@ from models import gaussian
 import arrow_quant_v2
 from arrow_quant_v2 import (
     ArrowArray,
+    ArrowQuantError,
     ArrowQuantV2,
     ConfigurationError,
     QuantizationError,
@@ -665,3 +666,115 @@ def test_tables_of_something_else_cannot_be_restored() -> None:
     with pytest.raises(ShapeMismatchError, match="w: ") as caught:
         dequantize(table[1:])
     assert caught.value.tensor == "w"
+
+
+# Rows that somebody changed
+
+
+def changed(column: str, change: Callable[[Any], Any]) -> pa.Table:
+    """The rows of a quantized tensor w, with another column."""
+    table = pa.table(quantize({"w": weights()})).combine_chunks()
+    index = table.column_names.index(column)
+    return table.set_column(index, column, change(table[column].combine_chunks()))
+
+
+def with_fields(values: pa.StructArray, change: Callable[[str, Any], Any]) -> pa.StructArray:
+    """Quantized values with other fields, and without those of which `change` makes None."""
+    fields = {field.name: change(field.name, values.field(field.name)) for field in values.type}
+    kept = {name: array for name, array in fields.items() if array is not None}
+    return pa.StructArray.from_arrays(list(kept.values()), list(kept))
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**32, 2**32], [2**62, 2**62], [-300, -500], [-300, 500], [300, 500, 2], [2**63 - 1], []], ids=repr
+)
+def test_rows_of_a_shape_that_cannot_be(shape: list[int]) -> None:
+    table = changed("shape", lambda shapes: pa.array([shape] * len(shapes), shapes.type))
+    with pytest.raises(ShapeMismatchError, match="w") as caught:
+        dequantize(table)
+    assert caught.value.tensor == "w"
+
+
+@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()], ids=str)
+def test_rows_of_other_types_of_binary(binary: Any) -> None:
+    original = quantize({"w": weights()})
+
+    def cast(name: str, array: Any) -> Any:
+        return array.cast(binary) if array.type == pa.binary_view() else array
+
+    table = changed("quantized", lambda values: with_fields(values, cast))
+    assert pa.types.is_binary(table["quantized"].type.field("codes").type) or binary == pa.large_binary()
+    np.testing.assert_array_equal(dequantize(table)["w"], dequantize(original)["w"])
+    [again] = _native.from_quantized_rows(table)
+    assert (again.nbytes, again.bits_per_weight) == (original["w"].nbytes, original["w"].bits_per_weight)
+    assert repr(again).startswith("QuantizedTensor(")
+
+
+def without_codes(values: Any) -> Any:
+    return with_fields(values, lambda name, array: None if name == "codes" else array)
+
+
+def with_codes_that_are_null(values: Any) -> Any:
+    def change(name: str, array: Any) -> Any:
+        return pa.array([None, *array.to_pylist()[1:]], array.type) if name == "codes" else array
+
+    return with_fields(values, change)
+
+
+def with_codes_that_are_short(values: Any) -> Any:
+    def change(name: str, array: Any) -> Any:
+        return pa.array([codes[:-1] for codes in array.to_pylist()], array.type) if name == "codes" else array
+
+    return with_fields(values, change)
+
+
+def with_lengths_below_zero(values: Any) -> Any:
+    def change(name: str, array: Any) -> Any:
+        return pa.array([-length for length in array.to_pylist()], array.type) if name == "length" else array
+
+    return with_fields(values, change)
+
+
+def without_values(values: Any) -> Any:
+    return pa.array([None] * len(values), values.type)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_codes,
+        with_codes_that_are_null,
+        with_codes_that_are_short,
+        with_lengths_below_zero,
+        without_values,
+    ],
+)
+def test_rows_without_what_is_needed_are_named(change: Callable[[Any], Any]) -> None:
+    with pytest.raises(ArrowQuantError, match="w") as caught:
+        dequantize(changed("quantized", change))
+    assert caught.value.tensor == "w"
+
+
+def test_a_tensor_of_zeros_has_no_sqnr() -> None:
+    zeros = quantize(np.zeros((4, 64), np.float32))
+    assert zeros.sqnr_db is None
+    assert "dB" not in repr(zeros) and "inf" not in repr(zeros)
+    assert repr(quantize(np.ones((4, 64), np.float32))).endswith("inf dB)")
+
+
+@pytest.mark.parametrize("take", [quantize, lambda array: _native.quantize_arrow(
+    "w", array, bit_width=4, group_size=128, scheme="affine", method="mse"
+)], ids=["quantize", "native"])
+def test_an_array_that_is_given_twice(take: Callable[[Any], Any]) -> None:
+    class Given:
+        def __init__(self) -> None:
+            self.capsules = pa.array(weights().reshape(-1)).__arrow_c_array__()
+
+        def __arrow_c_array__(self, requested_schema: object = None) -> Any:
+            return self.capsules
+
+    given = Given()
+    assert take(given).shape == (150_000,)
+    for _ in range(2):
+        with pytest.raises(ArrowQuantError, match="read before"):
+            take(given)

@@ -26,6 +26,7 @@ from arrow_quant_v2 import (
     ConfigurationError,
     DiffusionQuantConfig,
     ModelNotFoundError,
+    aio,
 )
 from arrow_quant_v2.aio import _Work
 from arrow_quant_v2.progress import Callback, Progress
@@ -409,6 +410,157 @@ def test_a_coroutine_that_is_closed_ends_the_job(
         job.close()
         while not no_job_is_left():
             await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["a job", "a comparison"])
+def test_a_loop_that_is_closed_ends_work_that_tells_nothing(
+    kind: str,
+    big_model: Path,
+    slow_config: DiffusionQuantConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aio, "TICK_S", 0.001)
+    out = tmp_path / "out"
+    quantizer = AsyncArrowQuantV2()
+    if kind == "a job":
+        work = quantizer.quantize_model(big_model, out, slow_config, progress_interval_s=math.inf)
+    else:
+        ArrowQuantV2().quantize_model(big_model, out, DiffusionQuantConfig(method="minmax"))
+        work = quantizer.validate_quality(big_model, out)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    for thread in threading.enumerate():
+        if thread.name == "arrow-quant-job":
+            thread.join()
+    assert out.exists() == (kind == "a comparison")
+    assert [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()] == [
+        "the event loop was closed before the work had ended, which is cancelled"
+    ]
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    shutil.rmtree(out, ignore_errors=True)
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("of the work")])
+def test_work_that_ended_when_the_loop_was_closed_is_not_called_cancelled(
+    error: Exception | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody looks at the loop before the work has ended.
+    monkeypatch.setattr(aio, "TICK_S", 60.0)
+    is_closed = threading.Event()
+
+    def function(*_: object) -> str:
+        is_closed.wait()
+        if error is not None:
+            raise error
+        return "value"
+
+    loop = asyncio.new_event_loop()
+
+    async def start() -> _Work:
+        return _Work(function, None)
+
+    work = loop.run_until_complete(start())
+    task = loop.create_task(work.result())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    is_closed.set()
+    work._thread.join()
+    [record] = [record for record in caplog.records if "event loop" in record.getMessage()]
+    assert "had ended; its result is lost" in record.getMessage()
+    assert (record.exc_info[1] if record.exc_info else None) is error
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def cancelled_future() -> asyncio.Future[None]:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    return future
+
+
+async def awaits_what_was_cancelled() -> None:
+    await cancelled_future()
+
+
+async def awaits_a_task_that_is_cancelled() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        cancelled_future,
+        lambda: cancelled_future().result(),
+        awaits_what_was_cancelled,
+        awaits_a_task_that_is_cancelled,
+    ],
+    ids=["a future", "its result", "a coroutine", "a task"],
+)
+def test_what_a_callback_awaits_may_be_cancelled(
+    call: Callable[[], Any], digits_dit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = []
+
+    def callback(progress: float, message: str) -> Any:
+        told.append(progress)
+        return call()
+
+    job = AsyncArrowQuantV2().quantize_model
+    result = asyncio.run(job(digits_dit, tmp_path / "out", None, callback, progress_interval_s=math.inf))
+    assert result["quantized_path"] == str(tmp_path / "out")
+    assert told == [0.0, 1.0]
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
+def test_a_callback_that_fails_when_it_is_cancelled(
+    big_model: Path, slow_config: DiffusionQuantConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def callback(progress: float, message: str) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ZeroDivisionError("of the callback")
+
+        task = asyncio.create_task(AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert no_job_is_left()
+
+    asyncio.run(main())
+    assert not (tmp_path / "out").exists()
+    assert "ZeroDivisionError: of the callback" in caplog.text
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_callback_may_cancel_the_task(big_model: Path, slow_config: DiffusionQuantConfig, tmp_path: Path) -> None:
+    async def main() -> None:
+        async def never_begun() -> None:
+            raise AssertionError
+
+        def callback(progress: float, message: str) -> Any:
+            task.cancel()
+            return never_begun()
+
+        task = asyncio.create_task(AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert no_job_is_left()
 
     asyncio.run(main())
     assert not (tmp_path / "out").exists()

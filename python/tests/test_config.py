@@ -7,10 +7,12 @@ import math
 import os
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from arrow_quant_v2 import ArrowQuantError, ConfigurationError, DiffusionQuantConfig
@@ -370,3 +372,25 @@ def test_the_later_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # A profile that is set later changes no other field.
     config.deployment_profile = "cloud"
     assert config.bit_width == 2
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("make", [DiffusionQuantConfig, all_changed])
+def test_every_protocol_of_pickle(make: Callable[[], DiffusionQuantConfig], protocol: int) -> None:
+    config = make()
+    again = pickle.loads(pickle.dumps(config, protocol))
+    assert type(again) is DiffusionQuantConfig
+    assert values(again) == values(config)
+
+
+@pytest.mark.parametrize("path", [3, None, ["c.yaml"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        DiffusionQuantConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize("number", [np.float16(0.5), np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_numbers_of_other_types(number: Any) -> None:
+    config = DiffusionQuantConfig(min_accuracy=number, target_bpw=number)
+    assert (config.min_accuracy, config.target_bpw) == (0.5, 0.5)
+    assert DiffusionQuantConfig(bit_width=np.int64(2), num_threads=np.uint8(3)).num_threads == 3

@@ -263,8 +263,31 @@ def test_another_major_version_is_refused(monkeypatch: pytest.MonkeyPatch, versi
     assert f"datafusion is {version}, allowed: 55" in str(caught.value)
     assert arrow_quant_v2.__version__ in str(caught.value)
     assert 'pip install "datafusion==55.*"' in str(caught.value)
+    assert caught.value.field == "ctx"
     with pytest.raises(Exception, match="sqnr"):
         ctx.sql("SELECT sqnr([1.0], [2.0])").collect()
+
+
+@pytest.mark.parametrize("version", ["54.1.0", "56.0.0"])
+def test_single_functions_are_refused_to_another_major_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(datafusion, "__version__", version)
+    for refused in [
+        functions.refuse_other_versions,
+        lambda: functions.sqnr.__datafusion_scalar_udf__(),
+        lambda: functions.sqnr_agg.__datafusion_aggregate_udf__(),
+    ]:
+        with pytest.raises(ConfigurationError, match=f"datafusion is {version}, allowed: 55") as caught:
+            refused()
+        assert caught.value.field == "ctx"
+
+
+def test_functions_do_not_load_datafusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "datafusion")
+    functions.refuse_other_versions()
+    assert functions.sqnr.__datafusion_scalar_udf__() is not None
+    assert functions.sqnr_agg.__datafusion_aggregate_udf__() is not None
+    assert "datafusion" not in sys.modules
+
 
 
 def test_other_versions_of_55_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from arrow_quant_v2 import (
     ArrowQuantV2,
     ConfigurationError,
     DiffusionQuantConfig,
+    MetadataError,
     ShapeMismatchError,
     TensorTable,
     connect,
@@ -153,10 +155,10 @@ def test_a_tensor_that_was_lost_does_not_pass() -> None:
         "model_size_mb": 1.0,
         "min_accuracy": 0.0,
     }
-    quality = results.quality_result(report, None)
+    quality = results.quality_result(report, "out", None)
     assert (quality["passed"], quality["cosine_similarity"]) == (False, 0.0)
     assert quality["per_layer_accuracy"] == {"w": 0.0, "unet/w": 1.0}
-    quality = results.quality_result({**report, "tensors": [zeros, kept], "sqnr_db": None}, 1.0)
+    quality = results.quality_result({**report, "tensors": [zeros, kept], "sqnr_db": None}, "out", 1.0)
     assert (quality["passed"], quality["cosine_similarity"], quality["sqnr_db"]) == (True, 1.0, math.inf)
 
 
@@ -388,3 +390,54 @@ def test_a_table_of_tensors_in_pandas_and_polars(tiny_model: Path, tmp_path: Pat
     assert polars.DataFrame(tensors).equals(tensors.to_polars())
     pytest.importorskip("pandas")
     assert tensors.to_pandas()["tensor"].tolist() == names
+
+
+def test_what_was_quantized_without_loss_has_an_infinite_sqnr(tmp_path: Path) -> None:
+    tensors = {
+        "constant": np.ones((32, 64), np.float32),
+        "kept": gaussian((64,)),
+        "weight": gaussian((32, 64)),
+        "zero": np.zeros((32, 64), np.float32),
+    }
+    model = write_model(tmp_path / "model", tensors)
+    table = ArrowQuantV2().quantize_model(model, tmp_path / "out")["tensors"]
+    found = {tensor["tensor"]: tensor["sqnr_db"] for tensor in table}
+    assert found == {"constant": math.inf, "kept": None, "weight": found["weight"], "zero": math.inf}
+    # As the documentation has it.
+    assert min((t for t in table if t["bits"]), key=lambda t: t["sqnr_db"])["tensor"] == "weight"
+    [row] = connect(tables={"t": table}).sql("SELECT count(*) AS n FROM t WHERE sqnr_db = 'inf'").to_pyarrow().to_pylist()
+    assert row["n"] == 2
+    assert {row["tensor"]: row["sqnr_db"] for row in table.to_pyarrow().to_pylist()} == found
+    assert {row["tensor"]: row["sqnr_db"] for row in table[:2].to_pyarrow().to_pylist()} == {
+        name: found[name] for name in ("constant", "kept")
+    }
+    # Rows that come from the manifest, where there is no infinity, are the same table.
+    assert TensorTable(manifest(tmp_path / "out")["tensors"]).to_pyarrow() == table.to_pyarrow()
+
+
+def test_a_manifest_without_a_floor(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quantizer = ArrowQuantV2()
+    quantizer.quantize_model(tiny_model, out)
+    changed = manifest(out)
+    del changed["settings"]["min_accuracy"]
+    (out / "arrow_quant.json").write_text(json.dumps(changed))
+    with pytest.raises(MetadataError, match="min_accuracy") as caught:
+        quantizer.validate_quality(tiny_model, out)
+    assert str(caught.value.path).startswith(str(out))
+    assert quantizer.validate_quality(tiny_model, out, min_accuracy=0.5)["passed"]
+
+
+@pytest.mark.parametrize("floor", [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2), np.int64(0)])
+def test_a_floor_is_any_real_number(floor: Any, digits_dit: Path, quantized_digits: Path) -> None:
+    quality = ArrowQuantV2().validate_quality(digits_dit, quantized_digits, min_accuracy=floor)
+    assert quality["passed"] is True
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes", [True]])
+@pytest.mark.parametrize("argument", ["resume", "progress"])
+def test_flags_are_true_or_false(argument: str, value: Any, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{argument} is .*, allowed: True or False") as caught:
+        ArrowQuantV2().quantize_model(tiny_model, tmp_path / "out", **{argument: value})
+    assert caught.value.field == argument
+    assert not (tmp_path / "out").exists()

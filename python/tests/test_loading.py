@@ -232,6 +232,60 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert caught.value.path == str(file)
 
 
+def test_a_part_that_was_changed_is_found_at_the_first_read(tmp_path: Path) -> None:
+    path = quantized(write_model(tmp_path / "m", {"w": gaussian((64, 64)), "v": gaussian((64, 64), seed=1)}))
+    [file] = (path / "weights").iterdir()
+    content = bytearray(file.read_bytes())
+    # Of codes, which hold any bits.
+    for index in range(200, 300):
+        content[index] ^= 0x10
+    file.write_bytes(content)
+    loaded = load_quantized(path)
+    for _ in range(2):
+        with pytest.raises(MetadataError) as caught:
+            loaded["w"].numpy()
+        assert caught.value.path == str(file)
+    pytest.importorskip("torch")
+    with pytest.raises(MetadataError) as caught:
+        load_state_dict(path)
+    assert caught.value.path == str(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements"),
+    [
+        ([-64, -64], 4096),
+        ([64, -64], -4096),
+        ([64, 63], 4096),
+        ([2**32, 2**32], 0),
+        ([2**62, 2**62], 4096),
+        ([2**40], 2**40),
+        ([64, 64, 2**31], 2**43),
+    ],
+)
+@pytest.mark.parametrize("tensor", ["kept", "w"])
+def test_shapes_that_cannot_be(tensor: str, shape: list[int], elements: int, tmp_path: Path) -> None:
+    original = {"kept": np.arange(4096).reshape(64, 64), "w": gaussian((64, 64))}
+    path = quantized(write_model(tmp_path / "m", original))
+    manifest = json.loads((path / "arrow_quant.json").read_text())
+    [report] = [report for report in manifest["tensors"] if report["tensor"] == tensor]
+    report.update(shape=shape, elements=elements)
+    (path / "arrow_quant.json").write_text(json.dumps(manifest))
+    with pytest.raises(MetadataError):
+        load_quantized(path)[tensor].numpy()
+
+
+@pytest.mark.parametrize("path", [3, None, ["model"], b"model"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^path is .*, allowed: a path") as caught:
+        load_quantized(path)
+    assert caught.value.field == "path"
+    pytest.importorskip("torch")
+    with pytest.raises(ConfigurationError, match="^path is .*, allowed: a path") as caught:
+        load_state_dict(path)
+    assert caught.value.field == "path"
+
+
 # NumPy
 
 

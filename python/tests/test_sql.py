@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -148,6 +150,38 @@ def test_numbers_of_threads_are_checked() -> None:
     with pytest.raises(ConfigurationError) as caught:
         arrow_quant_v2.connect(num_threads=-1)
     assert caught.value.field == "num_threads"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("num_threads", "x"),
+        ("num_threads", 10**30),
+        ("num_threads", 1.5),
+        ("num_threads", 1025),
+        ("models", [1]),
+        ("models", 3),
+        ("models", {"m": 3}),
+        ("models", {1: "m"}),
+        ("tables", [1]),
+        ("tables", {1: PLAN}),
+    ],
+)
+def test_arguments_that_are_not_allowed(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=argument) as caught:
+        arrow_quant_v2.connect(**{argument: value})
+    assert caught.value.field == argument
+
+
+def test_models_and_tables_are_given_by_any_mapping(digits_dit: Path) -> None:
+    models = MappingProxyType({"m": digits_dit})
+    connection = arrow_quant_v2.connect(models=models, tables=ChainMap({"t": PLAN}))
+    assert value(connection.sql("SELECT count(*) FROM m.tensors JOIN t USING (tensor)")) == 2
+
+
+def test_a_table_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="'?t'? is of the type int"):
+        arrow_quant_v2.connect(tables={"plan": PLAN, "t": 3})
 
 
 # ---------------------------------------------------------------- readers

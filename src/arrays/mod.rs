@@ -8,8 +8,10 @@ mod tests;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use arrow::array::{AsArray, StructArray};
+use arrow::array::{ArrayRef, AsArray, StructArray};
 use arrow::buffer::Buffer;
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
 use arrow_quant_kernels::{Dtype, Isa, KernelError, PairSums, Quantized, Settings, Weights, dequantize, quantize};
 use arrow_quant_udfs::{QuantizedColumn, error_sums, quantized_array};
 
@@ -160,11 +162,12 @@ impl QuantizedData {
     /// Bytes of codes and parameters.
     pub fn bytes(&self) -> u64 {
         let columns = ["codes", "scales", "minima", "zero_points"].map(|name| self.values.column_by_name(name));
-        let lengths = columns.into_iter().flatten().map(|column| {
-            let column = column.as_binary_view();
-            column.iter().flatten().map(|value| value.len() as u64).sum::<u64>()
-        });
-        lengths.sum()
+        let bytes = |column: &ArrayRef| {
+            // Of values that came from elsewhere, the encoding may be another.
+            let views = cast(column, &DataType::BinaryView).ok()?;
+            Some(views.as_binary_view().iter().flatten().map(|value| value.len() as u64).sum::<u64>())
+        };
+        columns.into_iter().flatten().filter_map(bytes).sum()
     }
 
     /// What was lost.
@@ -209,7 +212,10 @@ fn restore_row(isa: Isa, values: &QuantizedColumn, row: usize, out: &mut [f32]) 
     let Some(value) = values.row(row)? else {
         return Err(QuantError::ShapeMismatch { tensor: String::new(), message: format!("row {row} is NULL") });
     };
-    let restored = dequantize(isa, &value)?;
+    let restored = dequantize(isa, &value).map_err(|error| QuantError::Quantization {
+        tensor: None,
+        message: format!("row {row} is no quantized value: {error}"),
+    })?;
     if restored.len() != out.len() {
         let message = format!("row {row} has {} weights, expected {}", restored.len(), out.len());
         return Err(QuantError::ShapeMismatch { tensor: String::new(), message });

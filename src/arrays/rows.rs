@@ -139,15 +139,21 @@ impl Gathered {
         let mut chunks = Vec::with_capacity(order.len());
         let mut end = 0u64;
         for (&row, &length) in order.iter().zip(lengths.values()) {
+            if length < 0 {
+                return Err(wrong(format!("a chunk has {length} elements")));
+            }
             if self.starts[row] as u64 != end {
                 return Err(wrong(format!("a chunk starts at {}, expected one at {end}", self.starts[row])));
             }
             chunks.push(end..end + length as u64);
             end += length as u64;
         }
-        let elements: u64 = self.shape.iter().map(|n| n.unsigned_abs()).product();
-        if elements != end {
-            return Err(wrong(format!("its chunks have {end} elements, its shape {:?} has {elements}", self.shape)));
+        let elements = self.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(u64::try_from(n).ok()?));
+        if elements != Some(end) {
+            return Err(wrong(format!(
+                "its chunks have {end} elements, which are not those of its shape {:?}",
+                self.shape
+            )));
         }
         let settings =
             settings(&values)?.ok_or_else(|| wrong("its values do not say how they were quantized".to_string()))?;

@@ -26,13 +26,13 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub(crate) use manifest::Manifest;
-pub(crate) use part::hash_of;
+pub(crate) use part::hash_in_steps;
 pub(crate) use plan::full_name;
 pub use planning::{PlanReport, PlannedTensor, plan_model};
 pub use progress::{OnProgress, Progress, Stage};
 pub use report::{Attempt, ModelReport, QuantizeReport, TensorReport, Totals};
 pub use staging::unfinished_run;
-pub use validate::{TensorQuality, ValidationReport, validate_model};
+pub use validate::{TensorQuality, ValidationReport, validate_model, verify_model};
 
 use crate::tables::default_name;
 use crate::{DiffusionQuantConfig, QuantError, Result};

@@ -1,7 +1,7 @@
 //! One Parquet file of a quantized model.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, BinaryViewArray, RecordBatch};
@@ -90,6 +90,17 @@ fn unfinished(path: &Path) -> PathBuf {
 pub(crate) fn hash_of(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hex(hash))
+}
+
+/// The same, in steps, between which the job may be cancelled.
+pub(crate) async fn hash_in_steps(path: &Path) -> io::Result<String> {
+    /// Bytes of a step: a few milliseconds.
+    const STEP: u64 = 8 << 20;
+    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+    while io::copy(&mut (&mut file).take(STEP), &mut hash)? > 0 {
+        tokio::task::yield_now().await;
+    }
     Ok(hex(hash))
 }
 

@@ -203,12 +203,19 @@ impl ModelReport {
     }
 }
 
+/// A path as text; what is no UTF-8 of it is replaced.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// What a job did.
 #[derive(Debug, Clone, Serialize)]
 pub struct QuantizeReport {
     /// The source.
+    #[serde(serialize_with = "lossy")]
     pub model: PathBuf,
     /// The quantized model's directory.
+    #[serde(serialize_with = "lossy")]
     pub output: PathBuf,
     /// What it says of itself.
     #[serde(flatten)]

@@ -69,7 +69,7 @@ const QUERY: &str = "
 pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -> Result<ValidationReport> {
     let model = Model::open(original)?;
     let other = QuantizedModel::open(quantized)?;
-    other.verify()?;
+    other.verify().await?;
     let reports = same_tensors(&model, &other)?;
     let mut config = session_config(threads);
     // The original must stay on the side that the join holds on to.
@@ -111,6 +111,14 @@ pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -
         compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
         model_size_mb: stored_bytes as f64 / 1e6,
     })
+}
+
+/// Checks that the files of a quantized model have the content that it says they have.
+///
+/// # Errors
+/// If there is none at the path, or a file is another than was written.
+pub async fn verify_model(path: &Path) -> Result<()> {
+    QuantizedModel::open(path)?.verify().await
 }
 
 /// The figures of one tensor, as the query gives them.

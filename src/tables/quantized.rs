@@ -15,7 +15,7 @@ use datafusion::logical_expr::{Expr, JoinType, LogicalPlanBuilder, col, lit, whe
 use super::tensors::shape_type;
 use url::Url;
 
-use crate::job::{Manifest, full_name, hash_of};
+use crate::job::{Manifest, full_name, hash_in_steps};
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -75,10 +75,10 @@ impl QuantizedModel {
     }
 
     /// Checks that every file has the content the manifest tells.
-    pub fn verify(&self) -> Result<()> {
+    pub async fn verify(&self) -> Result<()> {
         for file in &self.manifest.files {
             let path = self.path.join(&file.path);
-            let found = hash_of(&path).map_err(|e| QuantError::io(&path, e))?;
+            let found = hash_in_steps(&path).await.map_err(|e| QuantError::io(&path, e))?;
             if found != file.sha256 {
                 let message = format!(
                     "{} is not what was written (its SHA-256 is {found}): quantize the model again",

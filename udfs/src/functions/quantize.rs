@@ -44,7 +44,8 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     )
     .with_argument(
         "importance",
-        "a list of numbers from 0 on, one for each input channel (element of a row), that weight the squared errors of `'mse'`",
+        "a list of numbers from 0 on, one for each input channel (element of a row), that weight the squared errors of \
+         `'mse'`; an empty list weights all alike",
     )
     .with_related_udf("dequantize")
     .build()
@@ -208,7 +209,7 @@ fn quantize_rows(arrays: &[ArrayRef], rows: usize, importance: Option<&Importanc
         };
         let importance = match importance {
             Some(importance) => match importance.row(isa, row)? {
-                Some(importance) => Some(importance),
+                Some(importance) => Some(importance).filter(|importance| !importance.is_empty()),
                 None => {
                     out.push(None);
                     continue;
