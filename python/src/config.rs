@@ -70,10 +70,15 @@ pub fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
         Some(value) => Ok(value),
         None => {
             let Some(known) = FIELDS.iter().find(|known| known.name == field) else { return Ok(Value::Null) };
-            let shown = value.repr()?;
+            // What contains itself without end cannot be shown.
+            let shown = value.repr().or_else(|_| value.get_type().name())?;
             Err(argument(field, format!("{field} is {}, allowed: {}", shown.to_string_lossy(), known.allowed)))
         }
     }
+}
+
+fn path_of(path: &Bound<'_, PyAny>) -> Result<PathBuf> {
+    path.extract().map_err(|_| argument("path", format!("path is {path}, allowed: a path, as str or os.PathLike")))
 }
 
 /// The class' methods, with a getter and a setter for each field.
@@ -126,16 +131,16 @@ macro_rules! config {
             /// Raises:
             ///     ConfigurationError: if the file is not there or no YAML, or for a key or value that is not allowed.
             #[staticmethod]
-            fn from_yaml(path: PathBuf) -> Result<Self> {
-                Ok(Self { inner: DiffusionQuantConfig::from_yaml(path)? })
+            fn from_yaml(path: &Bound<'_, PyAny>) -> Result<Self> {
+                Ok(Self { inner: DiffusionQuantConfig::from_yaml(path_of(path)?)? })
             }
 
             /// Writes every field, so that from_yaml gives an equal configuration.
             ///
             /// Raises:
             ///     QuantizationError: if the file cannot be written.
-            fn to_yaml(&self, path: PathBuf) -> Result<()> {
-                Ok(self.inner.to_yaml(path)?)
+            fn to_yaml(&self, path: &Bound<'_, PyAny>) -> Result<()> {
+                Ok(self.inner.to_yaml(path_of(path)?)?)
             }
 
             /// Sets the fields that the environment has variables for, such as ARROW_QUANT_BIT_WIDTH.

@@ -40,8 +40,14 @@ impl ModelReader {
         let (ctx, report) = (session(threads)?, ModelReport::open(&path)?);
         for tensor in &report.tensors {
             let elements = tensor.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(u64::try_from(n).ok()?));
-            if elements != Some(tensor.elements) {
-                let message = format!("its shape {:?} does not have {} elements", tensor.shape, tensor.elements);
+            // Elements of four bits are the smallest that are kept. What is stored under another name has no bytes.
+            let bits = u64::from(tensor.bits.unwrap_or(4));
+            let is_stored = tensor.same_as.is_some() || tensor.elements <= tensor.bytes.saturating_mul(8) / bits;
+            if elements != Some(tensor.elements) || !is_stored {
+                let message = format!(
+                    "its shape {:?} does not have the {} elements that are stored",
+                    tensor.shape, tensor.elements
+                );
                 return Err(damaged(&path, &tensor.tensor, &message).into());
             }
         }

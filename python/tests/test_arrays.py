@@ -735,10 +735,6 @@ def with_lengths_below_zero(values: Any) -> Any:
     return with_fields(values, change)
 
 
-def without_values(values: Any) -> Any:
-    return pa.array([None] * len(values), values.type)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -746,13 +742,18 @@ def without_values(values: Any) -> Any:
         with_codes_that_are_null,
         with_codes_that_are_short,
         with_lengths_below_zero,
-        without_values,
     ],
 )
 def test_rows_without_what_is_needed_are_named(change: Callable[[Any], Any]) -> None:
     with pytest.raises(ArrowQuantError, match="w") as caught:
         dequantize(changed("quantized", change))
     assert caught.value.tensor == "w"
+
+
+def test_rows_without_values_are_refused() -> None:
+    table = changed("quantized", lambda values: pa.array([None] * len(values), values.type))
+    with pytest.raises(ArrowQuantError, match="quantized"):
+        dequantize(table)
 
 
 def test_a_tensor_of_zeros_has_no_sqnr() -> None:
@@ -762,9 +763,14 @@ def test_a_tensor_of_zeros_has_no_sqnr() -> None:
     assert repr(quantize(np.ones((4, 64), np.float32))).endswith("inf dB)")
 
 
-@pytest.mark.parametrize("take", [quantize, lambda array: _native.quantize_arrow(
-    "w", array, bit_width=4, group_size=128, scheme="affine", method="mse"
-)], ids=["quantize", "native"])
+@pytest.mark.parametrize(
+    "take",
+    [
+        quantize,
+        lambda array: _native.quantize_arrow("w", array, bit_width=4, group_size=128, scheme="affine", method="mse"),
+    ],
+    ids=["quantize", "native"],
+)
 def test_an_array_that_is_given_twice(take: Callable[[Any], Any]) -> None:
     class Given:
         def __init__(self) -> None:

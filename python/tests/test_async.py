@@ -535,7 +535,9 @@ def test_a_callback_that_fails_when_it_is_cancelled(
             finally:
                 raise ZeroDivisionError("of the callback")
 
-        task = asyncio.create_task(AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback))
+        task = asyncio.create_task(
+            AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback)
+        )
         await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -557,7 +559,9 @@ def test_a_callback_may_cancel_the_task(big_model: Path, slow_config: DiffusionQ
             task.cancel()
             return never_begun()
 
-        task = asyncio.create_task(AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback))
+        task = asyncio.create_task(
+            AsyncArrowQuantV2().quantize_model(big_model, tmp_path / "out", slow_config, callback)
+        )
         with pytest.raises(asyncio.CancelledError):
             await task
         assert no_job_is_left()

@@ -289,7 +289,6 @@ def test_functions_do_not_load_datafusion(monkeypatch: pytest.MonkeyPatch) -> No
     assert "datafusion" not in sys.modules
 
 
-
 def test_other_versions_of_55_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datafusion, "__version__", "55.3.1")
     arrow_quant_v2.register_all(SessionContext())

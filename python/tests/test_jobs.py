@@ -405,7 +405,9 @@ def test_what_was_quantized_without_loss_has_an_infinite_sqnr(tmp_path: Path) ->
     assert found == {"constant": math.inf, "kept": None, "weight": found["weight"], "zero": math.inf}
     # As the documentation has it.
     assert min((t for t in table if t["bits"]), key=lambda t: t["sqnr_db"])["tensor"] == "weight"
-    [row] = connect(tables={"t": table}).sql("SELECT count(*) AS n FROM t WHERE sqnr_db = 'inf'").to_pyarrow().to_pylist()
+    [row] = (
+        connect(tables={"t": table}).sql("SELECT count(*) AS n FROM t WHERE sqnr_db = 'inf'").to_pyarrow().to_pylist()
+    )
     assert row["n"] == 2
     assert {row["tensor"]: row["sqnr_db"] for row in table.to_pyarrow().to_pylist()} == found
     assert {row["tensor"]: row["sqnr_db"] for row in table[:2].to_pyarrow().to_pylist()} == {

@@ -1,4 +1,4 @@
-"""What nobody should do, and what comes of it: an error of the package, never a crash, and never a wait without an end."""
+"""What nobody should do, and what comes of it: an error of the package, and never a crash or a wait without end."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def structs(start: int = 0, length: int = 24) -> pa.StructArray:
     numbers = pa.array([None if i % 7 == 3 else i for i in range(start, start + length)], pa.int64())
     texts = pa.array([f"row {i}" for i in range(start, start + length)])
     inner = pa.StructArray.from_arrays([numbers, texts], ["x", "s"], mask=pa.array([i % 5 == 2 for i in range(length)]))
-    return pa.StructArray.from_arrays([inner, texts], ["inner", "s"], mask=pa.array([i % 11 == 4 for i in range(length)]))
+    return pa.StructArray.from_arrays(
+        [inner, texts], ["inner", "s"], mask=pa.array([i % 11 == 4 for i in range(length)])
+    )
 
 
 def fixed(values: pa.Array, size: int) -> pa.FixedSizeListArray:
@@ -157,9 +159,7 @@ ARRAYS: dict[str, Callable[[], pa.Array]] = {
     "lists of one size of a slice": lambda: fixed(structs()[4:20], 2),
     "lists of one size of lists of one size": lambda: fixed(fixed(structs(), 2), 3),
     "structs of lists of one size": lambda: pa.StructArray.from_arrays([fixed(structs(), 3)[1:7]], ["l"]),
-    "lists of one size of structs of them": lambda: fixed(
-        pa.StructArray.from_arrays([fixed(structs(), 2)], ["l"]), 2
-    ),
+    "lists of one size of structs of them": lambda: fixed(pa.StructArray.from_arrays([fixed(structs(), 2)], ["l"]), 2),
     "lists": lambda: pa.ListArray.from_arrays(pa.array([0, 3, 3, 8, 12, 24]), structs()),
     "lists of lists of one size": lambda: pa.ListArray.from_arrays(pa.array([0, 3, 5, 12]), fixed(structs(), 2)),
     "lists of one size of lists": lambda: fixed(
@@ -219,10 +219,11 @@ import sys
 from arrow_quant_v2 import connect
 
 terms = 3000
+counted = "SELECT count(*) FROM (VALUES (1), (7), (-1)) t(a) WHERE"
 queries = {
     "sum": ("SELECT " + "+".join(["1"] * terms), terms),
-    "or": (f"SELECT count(*) FROM (VALUES (1), (7), (-1)) t(a) WHERE {' OR '.join(f'a = {i}' for i in range(terms))}", 2),
-    "and": (f"SELECT count(*) FROM (VALUES (1), (7), (-1)) t(a) WHERE {' AND '.join(f'a <> {i}' for i in range(terms))}", 1),
+    "or": (f"{counted} {' OR '.join(f'a = {i}' for i in range(terms))}", 2),
+    "and": (f"{counted} {' AND '.join(f'a <> {i}' for i in range(terms))}", 1),
     "union": (f"SELECT sum(a) FROM ({' UNION ALL '.join(['SELECT 1 AS a'] * 300)})", 300),
 }
 query, expected = queries[sys.argv[1]]

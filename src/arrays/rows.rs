@@ -81,7 +81,8 @@ struct Columns {
 impl Columns {
     fn of(batch: &RecordBatch) -> Result<Self> {
         let column = |name: &str| {
-            batch.column_by_name(name).filter(|column| column.null_count() == 0).ok_or_else(|| {
+            let found = batch.column_by_name(name);
+            found.filter(|column| column.null_count() == 0 || name == "quantized").ok_or_else(|| {
                 let expected =
                     quantized_rows().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
                 let message = format!("the table has no column '{name}' without NULLs; expected: {expected}");
@@ -92,6 +93,11 @@ impl Columns {
             tensor: String::new(),
             message: "the column 'quantized' does not hold quantized values".to_string(),
         })?;
+        if let Some(row) = (0..quantized.len()).find(|&row| quantized.is_null(row)) {
+            let tensor = cast(column("tensor")?, &DataType::Utf8)?.as_string::<i32>().value(row).to_string();
+            let message = format!("{tensor}: the column 'quantized' is NULL at {row}");
+            return Err(QuantError::ShapeMismatch { tensor, message });
+        }
         Ok(Self {
             tensor: cast(column("tensor")?, &DataType::Utf8)?.as_string().clone(),
             dtype: cast(column("dtype")?, &DataType::Utf8)?.as_string().clone(),

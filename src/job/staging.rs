@@ -248,6 +248,10 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
         return Err(QuantError::configuration(format!("`{}` cannot be an output directory", path.display())).at(path));
     }
+    if path.to_str().is_none() {
+        let message = format!("`{}` cannot be an output directory: its name is no UTF-8", path.display());
+        return Err(QuantError::configuration(message).at(path));
+    }
     std::path::absolute(path).map_err(|e| QuantError::io(path, e))
 }
 
