@@ -243,8 +243,8 @@ class _Work:
     async def _await(self, callback: Callback, awaitable: Awaitable[object]) -> None:
         """Awaits what a call returned.
 
-        That is done in a task of its own: if something that it awaits is cancelled, it has failed, and in this task that
-        could not be told from the task's being cancelled.
+        That is done in a task of its own: if something that it awaits is cancelled, it has failed, and in this task
+        that could not be told from the task's being cancelled.
         """
         import asyncio
 

@@ -233,7 +233,7 @@ fn quantize_arrow(
 ) -> Result<QuantizedTensor> {
     let settings = settings([bit_width, group_size, scheme, method])?;
     let threads = all_cores();
-    let (field, chunks) = chunks("weights", array)?;
+    let (field, chunks) = chunks("weights", &name, array)?;
     let quantized =
         py.detach(|| TensorData::from_arrow(&name, field.data_type(), &chunks)?.quantize(&name, settings, threads))?;
     Ok(QuantizedTensor { name, data: Arc::new(quantized), field: Some(field), kind: None })
@@ -249,7 +249,7 @@ fn quantized_rows(tensors: Vec<PyRef<'_, QuantizedTensor>>) -> Result<Table> {
 /// The quantized tensors in a table of their rows.
 #[pyfunction]
 fn from_quantized_rows(table: &Bound<'_, PyAny>) -> Result<Vec<QuantizedTensor>> {
-    let (_, batches) = batches("quantized", table)?;
+    let (_, batches) = batches("quantized", "quantized", table)?;
     let tensors = table.py().detach(|| QuantizedData::from_rows(&batches))?;
     let tensor = |(name, data)| QuantizedTensor { name, data: Arc::new(data), field: None, kind: None };
     Ok(tensors.into_iter().map(tensor).collect())

@@ -191,7 +191,7 @@ pub fn stream_capsule<'py>(
 #[pyfunction]
 fn import_arrow<'py>(object: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>> {
     let py = object.py();
-    let (field, chunks) = import::chunks("object", object)?;
+    let (field, chunks) = import::chunks("object", "object", object)?;
     Ok(match import::table(&field, &chunks)? {
         Some((schema, batches)) => Bound::new(py, Table { schema, batches })?.into_any(),
         None => Bound::new(py, ArrowArray { field, chunks })?.into_any(),

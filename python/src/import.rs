@@ -22,8 +22,8 @@ const STREAM: &CStr = c"arrow_array_stream";
 /// to its end. Nothing is copied.
 ///
 /// # Errors
-/// If it is no such object, naming the argument that it is, or reading it fails.
-pub fn chunks(name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<ArrayRef>)> {
+/// If it is no such object, by the argument and the name that it has, or reading it fails.
+pub fn chunks(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<ArrayRef>)> {
     let py = object.py();
     if object.hasattr("__arrow_c_stream__")? {
         let capsule = object.call_method0("__arrow_c_stream__")?;
@@ -55,17 +55,17 @@ pub fn chunks(name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<Ar
     let found = object.get_type().name()?;
     let expected =
         "allowed: an object with the Arrow PyCapsule interface, such as a pyarrow.Table or a polars.DataFrame";
-    Err(argument(name, format!("{name} is of the type {found}, {expected}")))
+    Err(argument(field, format!("{name} is of the type {found}, {expected}")))
 }
 
 /// The batches of an object that is an Arrow table.
 ///
 /// # Errors
-/// If it is none, naming the argument that it is, or reading it fails.
-pub fn batches(name: &str, object: &Bound<'_, PyAny>) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-    let (field, chunks) = chunks(name, object)?;
-    table(&field, &chunks)?
-        .ok_or_else(|| argument(name, format!("{name} is an Arrow array of {}, allowed: a table", field.data_type())))
+/// If it is none, by the argument and the name that it has, or reading it fails.
+pub fn batches(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    let (found, chunks) = chunks(field, name, object)?;
+    table(&found, &chunks)?
+        .ok_or_else(|| argument(field, format!("{name} is an Arrow array of {}, allowed: a table", found.data_type())))
 }
 
 /// Structs as the batches of a table; `None` if they are no structs.

@@ -100,7 +100,7 @@ impl Connection {
     /// Raises:
     ///     ConfigurationError: if it is no Arrow table.
     fn register(&self, py: Python<'_>, name: String, table: &Bound<'_, PyAny>) -> Result<()> {
-        let (schema, batches) = batches(&format!("the table '{name}'"), table)?;
+        let (schema, batches) = batches("table", &format!("the table '{name}'"), table)?;
         let table = Arc::new(MemTable::try_new(schema, vec![batches])?);
         // The name as it is, however it is spelled.
         let name = TableReference::bare(name);
