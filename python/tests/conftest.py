@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,26 @@ def big_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = random.integers(0, 0x3C00, size=1 << 23, dtype=np.uint16).view(np.float16)
     tensors = {f"layers.{index}.weight": np.roll(weights, index).reshape(2048, 4096) for index in range(8)}
     return write_model(tmp_path_factory.mktemp("big") / "model", tensors)
+
+
+# On a machine that stands still at the wrong moment, a job may come to its end before it is interrupted.
+ATTEMPTS = 5
+
+
+def interrupt_job(model: Path, out: Path, config: DiffusionQuantConfig) -> None:
+    """Leaves what a job that is interrupted leaves: some of its parts are finished."""
+
+    def interrupt(progress: float, message: str) -> None:
+        if progress > 0.3:
+            raise KeyboardInterrupt
+
+    for _ in range(ATTEMPTS):
+        with pytest.raises(KeyboardInterrupt):
+            ArrowQuantV2().quantize_model(model, out, config, interrupt, progress_interval_s=0.01)
+        if not out.exists():
+            return
+        shutil.rmtree(out)
+    pytest.fail("every job had come to its end before it was interrupted")
 
 
 @pytest.fixture

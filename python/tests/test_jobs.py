@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import interrupt_job
 from models import gaussian, write_model
 from safetensors.numpy import load_file
 
@@ -304,13 +305,8 @@ def test_what_exists_is_not_written_over(tiny_model: Path, tmp_path: Path) -> No
 def test_a_run_that_was_interrupted_is_resumed_only_if_that_is_asked_for(
     big_model: Path, slow_config: DiffusionQuantConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupt(progress: float, message: str) -> None:
-        if progress > 0.3:
-            raise KeyboardInterrupt
-
     quantizer, out = ArrowQuantV2(), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        quantizer.quantize_model(big_model, out, slow_config, interrupt, progress_interval_s=0.01)
+    interrupt_job(big_model, out, slow_config)
     assert f"the finished parts are in {out}.partial: continue with resume=True" in caplog.text
     with pytest.raises(ConfigurationError, match="resume") as caught:
         quantizer.quantize_model(big_model, out)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import interrupt_job
 
 from arrow_quant_v2 import ArrowQuantV2, ConfigurationError, DiffusionQuantConfig
 from arrow_quant_v2.progress import Callback, Fractions, Progress, Reporter
@@ -344,13 +345,8 @@ def test_without_tqdm_the_bar_is_refused_with_the_command(
 def test_a_resumed_job_tells_its_progress_anew(
     big_model: Path, slow_config: DiffusionQuantConfig, tmp_path: Path
 ) -> None:
-    def interrupt(progress: float, message: str) -> None:
-        if progress > 0.3:
-            raise KeyboardInterrupt
-
     quantizer, out = ArrowQuantV2(), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        quantizer.quantize_model(big_model, out, slow_config, interrupt, progress_interval_s=0.01)
+    interrupt_job(big_model, out, slow_config)
     fractions: list[float] = []
     slow_config.num_threads = 0
     result = quantizer.quantize_model(
