@@ -27,7 +27,7 @@ pub mod numbers;
 mod session;
 mod tables;
 
-pub use arrays::{QuantizedData, TensorData, quantized_rows};
+pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
 pub use error::{QuantError, Result};
 pub use job::{

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::buffer::Buffer;
 use arrow::datatypes::FieldRef;
 use arrow_quant_kernels::{Dtype, Settings};
-use arrow_quant_v2::{DiffusionQuantConfig, QuantError, QuantizedData, TensorData, quantized_rows as row_schema};
+use arrow_quant_v2::{DiffusionQuantConfig, QuantError, QuantizedData, TensorData, quantized_row_schema};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyTuple};
@@ -148,7 +148,7 @@ impl QuantizedTensor {
     }
 
     fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyArrowResult<Bound<'py, PyCapsule>> {
-        to_schema_pycapsule(py, row_schema().as_ref())
+        to_schema_pycapsule(py, quantized_row_schema().as_ref())
     }
 
     fn __repr__(&self) -> String {
@@ -243,7 +243,7 @@ fn quantize_arrow(
 #[pyfunction]
 fn quantized_rows(tensors: Vec<PyRef<'_, QuantizedTensor>>) -> Result<Table> {
     let batches = tensors.iter().map(|tensor| tensor.data.rows(&tensor.name)).collect::<std::result::Result<_, _>>()?;
-    Ok(Table { schema: row_schema(), batches })
+    Ok(Table { schema: quantized_row_schema(), batches })
 }
 
 /// The quantized tensors in a table of their rows.

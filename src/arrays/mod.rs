@@ -15,7 +15,7 @@ use arrow::datatypes::DataType;
 use arrow_quant_kernels::{Dtype, Isa, KernelError, PairSums, Quantized, Settings, Weights, dequantize, quantize};
 use arrow_quant_udfs::{QuantizedColumn, error_sums, quantized_array};
 
-pub use rows::quantized_rows;
+pub use rows::quantized_row_schema;
 
 use crate::model::row_length;
 use crate::tables::cut;

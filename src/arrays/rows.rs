@@ -6,14 +6,14 @@ use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow_quant_kernels::{Bits, Dtype, GroupSize, Settings};
-use arrow_quant_udfs::quantized_type;
+use arrow_quant_udfs::{QuantizedColumn, quantized_type};
 
 use super::{QuantizedData, summed};
 use crate::tables::{shape_type, shapes};
 use crate::{QuantError, Result};
 
 /// The columns of [`QuantizedData::rows`].
-pub fn quantized_rows() -> SchemaRef {
+pub fn quantized_row_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("tensor", DataType::Utf8, false),
         Field::new("dtype", DataType::Utf8, false),
@@ -40,7 +40,7 @@ impl QuantizedData {
             Arc::new(Int64Array::from_iter_values(self.chunks.iter().map(|chunk| chunk.start as i64))),
             Arc::new(self.values.clone()),
         ];
-        Ok(RecordBatch::try_new(quantized_rows(), columns)?)
+        Ok(RecordBatch::try_new(quantized_row_schema(), columns)?)
     }
 
     /// The tensors in rows as [`rows`](Self::rows) makes them, with their names. The rows of a tensor may be in any order, in
@@ -84,7 +84,7 @@ impl Columns {
             let found = batch.column_by_name(name);
             found.filter(|column| column.null_count() == 0 || name == "quantized").ok_or_else(|| {
                 let expected =
-                    quantized_rows().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
+                    quantized_row_schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
                 let message = format!("the table has no column '{name}' without NULLs; expected: {expected}");
                 QuantError::ShapeMismatch { tensor: String::new(), message }
             })
@@ -141,6 +141,8 @@ impl Gathered {
             arrow::compute::take(&values, &order, None)?
         };
         let values = values.as_struct().clone();
+        // Whatever their encodings, they must be quantized values before anything is made of them.
+        QuantizedColumn::try_new("dequantize", &values).map_err(|error| wrong(QuantError::from(error).to_string()))?;
         let lengths = integers(&values, "length").ok_or_else(|| wrong("its values have no length".to_string()))?;
         let mut chunks = Vec::with_capacity(order.len());
         let mut end = 0u64;
