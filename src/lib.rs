@@ -18,6 +18,7 @@
 //! ```
 
 mod arrays;
+mod calibration;
 
 mod config;
 mod error;

@@ -1,4 +1,4 @@
-//! `tensors('path')`, `weights('path')` and `quantized('path')` in a FROM clause, and
+//! `tensors('path')`, `weights('path')`, `quantized('path')` and `time_groups('path', groups)` in a FROM clause, and
 //! `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`.
 
 use std::path::Path;
@@ -9,18 +9,47 @@ use datafusion::catalog::{
     Session, TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory,
 };
 use datafusion::common::{Result, ScalarValue, plan_err};
+use datafusion::datasource::MemTable;
 use datafusion::logical_expr::{CreateExternalTable, Expr};
 
 use super::{AnyModel, default_name};
-use crate::QuantError;
+use crate::calibration::{Calibration, activation_schema};
 use crate::model::MANIFEST;
+use crate::{DiffusionQuantConfig, QuantError};
 
 /// The table functions.
 pub(crate) fn table_functions() -> Vec<Arc<TableFunction>> {
     [Table::Tensors, Table::Weights, Table::Quantized]
         .into_iter()
-        .map(|table| Arc::new(TableFunction::new(table.name().to_string(), Arc::new(table))))
+        .map(|table| TableFunction::new(table.name().to_string(), Arc::new(table)))
+        .chain([TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups))])
+        .map(Arc::new)
         .collect()
+}
+
+const TIME_GROUPS: &str = "time_groups";
+
+/// `time_groups('calibration.parquet' [, groups])`: how the inputs of each layer are quantized in each group of timesteps.
+#[derive(Debug)]
+struct TimeGroups;
+
+impl TableFunctionImpl for TimeGroups {
+    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
+        let defaults = DiffusionQuantConfig::default();
+        let (path, groups) = match args.exprs() {
+            [path] => (path, defaults.num_time_groups),
+            [path, Expr::Literal(ScalarValue::Int64(Some(groups)), _)] => (path, *groups),
+            _ => return plan_err!("{TIME_GROUPS} expects the path of a calibration table, and a number of groups"),
+        };
+        let Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _) = path else {
+            return plan_err!("{TIME_GROUPS} expects the path of a calibration table as text: {TIME_GROUPS}('path')");
+        };
+        let mut config = defaults;
+        config.set("num_time_groups", &groups.into())?;
+        let calibration = Calibration::open(path, config.calibration_samples)?;
+        let batch = calibration.activations(groups as usize)?;
+        Ok(Arc::new(MemTable::try_new(activation_schema(), vec![vec![batch]])?))
+    }
 }
 
 /// One of a model's tables.

@@ -1,0 +1,226 @@
+//! How the inputs of a layer are best quantized, at one timestep or at several with the same parameters.
+//!
+//! A value x becomes one of 2^bits levels between a least value l and a greatest h. What is lost is a step's rounding,
+//! ((h − l) / (2^bits − 1))² / 12, and what lies beyond l and h. The latter is told by a histogram where there is one. Where
+//! there is none, each channel is taken for a Gaussian on either side, as wide as makes the value that was the greatest of n
+//! the one to be expected: minimum and maximum alone would allow no clipping, and the mean square alone tells little of the
+//! tails.
+
+use super::{Histogram, StepStatistics};
+
+/// Bits of a code of an activation.
+pub(crate) const BITS: u32 = 8;
+
+/// Bounds that are tried on either side: fractions of the greatest value of all timesteps, in equal ratios.
+const CANDIDATES: usize = 48;
+
+/// The smallest of them.
+const LEAST: f64 = 0.1;
+
+/// So that zero is a level whatever the values.
+const NEAREST: f64 = 1e-12;
+
+/// The mean squared errors of a layer's inputs at each timestep, for all bounds that are tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Losses {
+    low: Vec<f64>,
+    high: Vec<f64>,
+    /// At each timestep, of what lies below each of `low`, and above each of `high`.
+    below: Vec<Vec<f64>>,
+    above: Vec<Vec<f64>>,
+}
+
+/// Bounds of values, and what they lose.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Bounds {
+    /// Index of the least value and of the greatest in the candidates.
+    at: (usize, usize),
+    /// The least value.
+    pub low: f64,
+    /// The greatest.
+    pub high: f64,
+}
+
+/// The parameters that bounds make: x' = scale · (clamp(round(x / scale) + zero_point, 0, 2^bits − 1) − zero_point).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Parameters {
+    pub scale: f64,
+    pub zero_point: i32,
+}
+
+impl Bounds {
+    pub fn parameters(&self) -> Parameters {
+        let scale = (self.high - self.low) / levels();
+        Parameters { scale, zero_point: (-self.low / scale).round() as i32 }
+    }
+}
+
+fn levels() -> f64 {
+    f64::from((1u32 << BITS) - 1)
+}
+
+impl Losses {
+    /// Of a layer's timesteps. `weights` has the part that each channel has in the error, adding up to 1; `divisors` what
+    /// each channel is divided by before it is quantized.
+    pub fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f64]>) -> Self {
+        let divided = |channel: usize, value: f32| f64::from(value) / divisors.map_or(1.0, |d| d[channel]);
+        let extremes = |of: fn(&StepStatistics) -> &[f32], pick: fn(f64, f64) -> f64| {
+            let values = steps.iter().flat_map(|step| of(step).iter().enumerate().map(|(j, &x)| divided(j, x)));
+            values.fold(0.0, pick)
+        };
+        let lowest = extremes(|step| &step.min, f64::min).min(-NEAREST);
+        let highest = extremes(|step| &step.max, f64::max).max(NEAREST);
+        let fractions: Vec<f64> =
+            (0..CANDIDATES).map(|i| LEAST.powf(1.0 - i as f64 / (CANDIDATES - 1) as f64)).collect();
+        let low: Vec<f64> = fractions.iter().map(|fraction| lowest * fraction).collect();
+        let high: Vec<f64> = fractions.iter().map(|fraction| highest * fraction).collect();
+        let mut losses = Self { below: Vec::new(), above: Vec::new(), low, high };
+        for step in steps {
+            // A histogram is of values that were not divided.
+            let (below, above) = match step.histogram.as_ref().filter(|_| divisors.is_none()) {
+                Some(histogram) => losses.of_histogram(histogram),
+                None => losses.of_channels(step, weights, divisors),
+            };
+            losses.below.push(below);
+            losses.above.push(above);
+        }
+        losses
+    }
+
+    fn of_histogram(&self, histogram: &Histogram) -> (Vec<f64>, Vec<f64>) {
+        let total: f64 = histogram.counts.iter().sum();
+        let width = histogram.width();
+        let beyond = |excess: &dyn Fn(f64) -> f64| {
+            let bins = histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0.0);
+            let squares = bins.map(|(bin, count)| {
+                let middle = f64::from(histogram.min) + width * (bin as f64 + 0.5);
+                count * excess(middle).max(0.0).powi(2)
+            });
+            squares.sum::<f64>() / total.max(1.0)
+        };
+        let below = self.low.iter().map(|&low| beyond(&|x| low - x)).collect();
+        let above = self.high.iter().map(|&high| beyond(&|x| x - high)).collect();
+        (below, above)
+    }
+
+    fn of_channels(&self, step: &StepStatistics, weights: &[f64], divisors: Option<&[f64]>) -> (Vec<f64>, Vec<f64>) {
+        let quantile = expected_maximum(step.samples as f64);
+        let (mut below, mut above) = (vec![0.0; CANDIDATES], vec![0.0; CANDIDATES]);
+        for channel in 0..step.min.len() {
+            let divisor = divisors.map_or(1.0, |divisors| divisors[channel]);
+            let [min, max] = [step.min[channel], step.max[channel]].map(|x| f64::from(x) / divisor);
+            let mean_square = f64::from(step.mean_square[channel]) / (divisor * divisor);
+            let rms = mean_square.sqrt();
+            let mean = ((min + max) / 2.0).clamp(-rms, rms);
+            let deviation = (mean_square - mean * mean).max(0.0).sqrt();
+            let samples = step.samples as f64;
+            let upper = Tail { mean, extreme: max, deviation, quantile, samples };
+            let lower = Tail { mean: -mean, extreme: -min, deviation, quantile, samples };
+            for (sum, &high) in above.iter_mut().zip(&self.high) {
+                *sum += weights[channel] * upper.beyond(high);
+            }
+            for (sum, &low) in below.iter_mut().zip(&self.low) {
+                *sum += weights[channel] * lower.beyond(-low);
+            }
+        }
+        (below, above)
+    }
+
+    /// Timesteps in all.
+    pub fn steps(&self) -> usize {
+        self.below.len()
+    }
+
+    /// What bounds lose at a timestep.
+    pub fn at(&self, step: usize, bounds: &Bounds) -> f64 {
+        let width = (bounds.high - bounds.low) / levels();
+        width * width / 12.0 + self.below[step][bounds.at.0] + self.above[step][bounds.at.1]
+    }
+
+    /// The bounds that lose least in all of a run of timesteps.
+    pub fn best(&self, steps: std::ops::Range<usize>) -> Bounds {
+        let count = steps.len() as f64;
+        let sum = |of: &[Vec<f64>], at: usize| of[steps.clone()].iter().map(|losses| losses[at]).sum::<f64>();
+        let below: Vec<f64> = (0..CANDIDATES).map(|at| sum(&self.below, at)).collect();
+        let above: Vec<f64> = (0..CANDIDATES).map(|at| sum(&self.above, at)).collect();
+        let mut best = (f64::INFINITY, (0, 0));
+        for (l, below) in below.iter().enumerate() {
+            for (h, above) in above.iter().enumerate() {
+                let width = (self.high[h] - self.low[l]) / levels();
+                let loss = count * width * width / 12.0 + below + above;
+                if loss < best.0 {
+                    best = (loss, (l, h));
+                }
+            }
+        }
+        let at = best.1;
+        Bounds { at, low: self.low[at.0], high: self.high[at.1] }
+    }
+}
+
+/// The values of a channel on one side of its mean.
+struct Tail {
+    mean: f64,
+    extreme: f64,
+    deviation: f64,
+    quantile: f64,
+    samples: f64,
+}
+
+impl Tail {
+    /// E[(x − bound)²] over x beyond the bound, 0 if none was seen there; at least that of the one value that was.
+    fn beyond(&self, bound: f64) -> f64 {
+        if self.extreme <= bound {
+            return 0.0;
+        }
+        let deviation = self.deviation.max((self.extreme - self.mean) / self.quantile).max(NEAREST);
+        let z = (bound - self.mean) / deviation;
+        let expected = deviation * deviation * ((1.0 + z * z) * upper_tail(z) - z * density(z));
+        expected.max((self.extreme - bound).powi(2) / self.samples)
+    }
+}
+
+/// The density of the standard normal distribution.
+fn density(z: f64) -> f64 {
+    (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
+}
+
+/// The probability that a standard normal value is greater than z.
+fn upper_tail(z: f64) -> f64 {
+    libm::erfc(z / std::f64::consts::SQRT_2) / 2.0
+}
+
+/// The value that one of n + 1 standard normal ones exceeds on the average: Φ⁻¹(1 − 1 / (n + 1)).
+fn expected_maximum(n: f64) -> f64 {
+    let probability = 1.0 / (n + 1.0);
+    let (mut low, mut high) = (0.0, 40.0);
+    // The tail falls steadily, so bisection finds the value to the last digit.
+    for _ in 0..100 {
+        let middle = (low + high) / 2.0;
+        if upper_tail(middle) > probability { low = middle } else { high = middle }
+    }
+    // One sample alone says nothing of a width.
+    low.max(0.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_normal_distribution_is_as_tables_have_it() {
+        assert!((upper_tail(0.0) - 0.5).abs() < 1e-15 && (upper_tail(1.0) - 0.158_655_253_931_457).abs() < 1e-12);
+        assert!((density(1.0) - 0.241_970_724_519_143).abs() < 1e-12);
+        assert!((expected_maximum(2048.0) - 3.297).abs() < 1e-3);
+    }
+
+    #[test]
+    fn what_lies_beyond_a_bound_is_what_is_drawn() {
+        // The mean of (x - 1)² over x > 1 of a standard normal value, by a sum over its density.
+        let step = 1e-4;
+        let sum: f64 = (0..90_000).map(|i| i as f64 * step).map(|x| x * x * density(1.0 + x) * step).sum();
+        let tail = Tail { mean: 0.0, extreme: 4.0, deviation: 1.0, quantile: 4.0, samples: 1e9 };
+        assert!((tail.beyond(1.0) - sum).abs() < 1e-6, "{} {sum}", tail.beyond(1.0));
+        assert_eq!(tail.beyond(4.0), 0.0);
+    }
+}

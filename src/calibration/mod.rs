@@ -1,0 +1,117 @@
+//! Calibration: what the inputs of a model's layers were at each timestep, measured by the user on their model.
+//!
+//! Weights have one set of codes, whatever the timestep. Time has its part in how the inputs of a layer are quantized, and
+//! in which input channels matter most.
+
+mod activations;
+mod groups;
+mod read;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use table::activation_schema;
+
+use std::path::Path;
+
+use crate::job::full_name;
+use crate::{Model, QuantError, Result, Tensor};
+
+/// What the inputs of layers were, by layer, state and timestep.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    /// Where it came from, for messages.
+    name: String,
+    /// In the order of their names and states.
+    layers: Vec<LayerStatistics>,
+}
+
+/// The inputs of one layer in one state of the model.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerStatistics {
+    /// The weight that they are multiplied with: `component/tensor` in a pipeline.
+    pub tensor: String,
+    /// A state of the model that has statistics of its own, such as masked or not; empty where there is none.
+    pub state: String,
+    /// By timestep, ascending.
+    pub steps: Vec<StepStatistics>,
+}
+
+/// The inputs of a layer at one timestep.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StepStatistics {
+    /// The timestep.
+    pub timestep: i64,
+    /// Samples that were measured.
+    pub samples: i64,
+    /// The least value of each input channel.
+    pub min: Vec<f32>,
+    /// The greatest.
+    pub max: Vec<f32>,
+    /// The mean of the squares.
+    pub mean_square: Vec<f32>,
+    /// How often values of any channel were where, if that was measured.
+    pub histogram: Option<Histogram>,
+}
+
+/// Counts of values in bins of one width.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Histogram {
+    /// Where the first bin begins.
+    pub min: f32,
+    /// Where the last bin ends.
+    pub max: f32,
+    /// Values in each bin.
+    pub counts: Vec<f64>,
+}
+
+impl Calibration {
+    /// Reads a calibration table from a Parquet or Arrow file; at most `samples` of each layer and timestep are used.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a column is missing, or the statistics contradict themselves: naming tensor and timestep.
+    pub fn open(path: impl AsRef<Path>, samples: i64) -> Result<Self> {
+        read::open(path.as_ref(), samples)
+    }
+
+    /// Checks that the layers are the model's, with as many channels as their weights have.
+    ///
+    /// # Errors
+    /// For the first that is not, naming it.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        for layer in &self.layers {
+            let tensor = model.tensors().iter().find(|t| full_name(&t.component, &t.name) == layer.tensor);
+            let Some(tensor) = tensor else {
+                let names: Vec<String> = model.tensors().iter().map(|t| full_name(&t.component, &t.name)).collect();
+                let near = crate::config::nearest(&layer.tensor, names.iter().map(String::as_str));
+                let advice = near.map_or_else(
+                    || "the calibration is of another model".to_string(),
+                    |near| format!("did you mean '{near}'?"),
+                );
+                return Err(self.refused(&layer.tensor, &format!("which is no tensor of the model; {advice}")));
+            };
+            let (found, expected) = (layer.steps[0].min.len(), input_channels(tensor));
+            if expected != Some(found) {
+                let expected = expected.map_or("none: it is no weight of a layer".to_string(), |n| n.to_string());
+                return Err(self.refused(&layer.tensor, &format!("with {found} channels; its weights have {expected}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, tensor: &str, what: &str) -> QuantError {
+        QuantError::Metadata {
+            path: self.name.clone().into(),
+            tensor: Some(tensor.to_string()),
+            message: format!("{}: the calibration has {tensor}, {what}", self.name),
+        }
+    }
+}
+
+/// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer.
+pub(crate) fn input_channels(tensor: &Tensor) -> Option<usize> {
+    match tensor.shape.as_slice() {
+        [_, channels, ..] if tensor.float_dtype().is_some() => usize::try_from(*channels).ok(),
+        _ => None,
+    }
+}

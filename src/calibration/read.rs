@@ -1,0 +1,324 @@
+//! The calibration table: read, checked, and merged where it has several rows of one layer and timestep.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Float32Type};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::{Calibration, Histogram, LayerStatistics, StepStatistics};
+use crate::{QuantError, Result};
+
+/// Rows of one layer and state: timestep, batch and what was measured.
+type Rows = BTreeMap<(String, String), Vec<(i64, i64, StepStatistics)>>;
+
+/// Reads a file.
+pub(super) fn open(path: &Path, samples: i64) -> Result<Calibration> {
+    // A file that is not there is told apart from one that cannot be understood.
+    std::fs::metadata(path).map_err(|e| QuantError::io(path, e))?;
+    let name = path.display().to_string();
+    let unreadable = |message: String| QuantError::Metadata {
+        path: path.to_path_buf(),
+        tensor: None,
+        message: format!("{name} is no calibration table: {message}"),
+    };
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let batches = match extension.to_str() {
+        Some("arrow" | "ipc" | "feather") => {
+            let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
+            let reader = arrow::ipc::reader::FileReader::try_new(file, None).map_err(|e| unreadable(e.to_string()))?;
+            reader.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?
+        }
+        Some("parquet") => {
+            let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
+            let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
+            let batches = reader.map_err(|e| unreadable(e.to_string()))?;
+            batches.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?
+        }
+        _ => return Err(unreadable("allowed: names that end with .parquet or .arrow".to_string())),
+    };
+    Calibration::from_batches(&name, &batches, samples)
+}
+
+impl Calibration {
+    /// A calibration table in memory; `name` is for messages, and at most `samples` of each layer and timestep are used.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_batches(name: &str, batches: &[RecordBatch], samples: i64) -> Result<Self> {
+        let mut rows = Rows::new();
+        for batch in batches {
+            let columns = Columns::of(name, batch)?;
+            for row in 0..batch.num_rows() {
+                let (key, entry) = columns.row(name, row)?;
+                rows.entry(key).or_default().push(entry);
+            }
+        }
+        if rows.is_empty() {
+            return Err(refused(name, None, "it has no rows".to_string()));
+        }
+        let merge = |((tensor, state), rows): ((String, String), _)| layer(name, tensor, state, rows, samples);
+        let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
+        refuse_gaps(name, &layers)?;
+        Ok(Self { name: name.to_string(), layers })
+    }
+}
+
+fn refused(name: &str, tensor: Option<&str>, what: String) -> QuantError {
+    let of = tensor.map_or_else(String::new, |tensor| format!("{tensor}: "));
+    QuantError::Metadata {
+        path: name.into(),
+        tensor: tensor.map(str::to_string),
+        message: format!("{name}: {of}{what}"),
+    }
+}
+
+/// The columns of a batch, in the types that are worked with.
+struct Columns {
+    tensor: StringArray,
+    timestep: Int64Array,
+    state: Option<StringArray>,
+    batch: Option<Int64Array>,
+    samples: Int64Array,
+    min: ArrayRef,
+    max: ArrayRef,
+    mean_square: ArrayRef,
+    histogram: Option<[ArrayRef; 3]>,
+}
+
+impl Columns {
+    fn of(name: &str, batch: &RecordBatch) -> Result<Self> {
+        let list = DataType::List(Field::new("item", DataType::Float32, true).into());
+        let doubles = DataType::List(Field::new("item", DataType::Float64, true).into());
+        let optional = |column: &str, wanted: &DataType| -> Result<Option<ArrayRef>> {
+            let Some(found) = batch.column_by_name(column) else { return Ok(None) };
+            let fits = cast(found, wanted).map_err(|_| {
+                refused(name, None, format!("the column {column} is {}, expected {wanted}", found.data_type()))
+            })?;
+            // What a cast cannot hold becomes NULL.
+            if fits.null_count() > found.null_count() {
+                return Err(refused(name, None, format!("the column {column} has values that are no {wanted}")));
+            }
+            Ok(Some(fits))
+        };
+        let needed = |column: &str, wanted: &DataType| -> Result<ArrayRef> {
+            let expected = "expected tensor, timestep, samples, channel_min, channel_max and channel_mean_square";
+            let found = optional(column, wanted)?
+                .ok_or_else(|| refused(name, None, format!("it has no column {column}; {expected}")))?;
+            if found.null_count() > 0 {
+                return Err(refused(name, None, format!("the column {column} has NULLs, expected none")));
+            }
+            Ok(found)
+        };
+        let histogram = match optional("histogram", &doubles)? {
+            Some(counts) => Some([
+                counts,
+                needed("histogram_min", &DataType::Float32)?,
+                needed("histogram_max", &DataType::Float32)?,
+            ]),
+            None => None,
+        };
+        Ok(Self {
+            tensor: needed("tensor", &DataType::Utf8)?.as_string().clone(),
+            timestep: whole(name, needed("timestep", &DataType::Float64)?.as_primitive())?,
+            state: optional("state", &DataType::Utf8)?.map(|state| state.as_string().clone()),
+            batch: optional("batch", &DataType::Int64)?.map(|batch| batch.as_primitive().clone()),
+            samples: needed("samples", &DataType::Int64)?.as_primitive().clone(),
+            min: needed("channel_min", &list)?,
+            max: needed("channel_max", &list)?,
+            mean_square: needed("channel_mean_square", &list)?,
+            histogram,
+        })
+    }
+
+    /// A row: tensor and state, and timestep, batch and statistics.
+    fn row(&self, name: &str, row: usize) -> Result<((String, String), (i64, i64, StepStatistics))> {
+        let (tensor, timestep) = (self.tensor.value(row), self.timestep.value(row));
+        let refuse = |what: String| Err(refused(name, Some(tensor), format!("timestep {timestep}: {what}")));
+        let step = StepStatistics {
+            timestep,
+            samples: self.samples.value(row),
+            min: floats(&self.min, row),
+            max: floats(&self.max, row),
+            mean_square: floats(&self.mean_square, row),
+            histogram: self.histogram.as_ref().and_then(|columns| histogram(columns, row)),
+        };
+        if timestep < 0 || step.samples < 1 {
+            let (field, found) = if timestep < 0 { ("timestep", timestep) } else { ("samples", step.samples) };
+            return refuse(format!("{field} is {found}, allowed: {} or more", i64::from(field == "samples")));
+        }
+        let channels = step.min.len();
+        if channels == 0 || step.max.len() != channels || step.mean_square.len() != channels {
+            let found = [channels, step.max.len(), step.mean_square.len()];
+            return refuse(format!(
+                "channel_min, channel_max and channel_mean_square have {found:?} entries, expected one a channel"
+            ));
+        }
+        for (column, values) in
+            [("channel_min", &step.min), ("channel_max", &step.max), ("channel_mean_square", &step.mean_square)]
+        {
+            if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
+                return refuse(format!("{column} of channel {channel} is {}, expected a number", values[channel]));
+            }
+        }
+        for channel in 0..channels {
+            let (min, max, square) = (step.min[channel], step.max[channel], step.mean_square[channel]);
+            let greatest = min.abs().max(max.abs());
+            // Means of squares are of as many values as there were, so they stay below the greatest square but for rounding.
+            if min > max || square < 0.0 || f64::from(square) > f64::from(greatest).powi(2) * 1.001 + 1e-30 {
+                let what = format!("channel {channel} has minimum {min}, maximum {max} and mean square {square}");
+                return refuse(format!("{what}, which contradict each other"));
+            }
+        }
+        if let Some(histogram) = &step.histogram
+            && (histogram.min >= histogram.max || histogram.counts.iter().any(|n| !n.is_finite() || *n < 0.0))
+        {
+            return refuse("its histogram has no width, or counts that are no numbers from 0 on".to_string());
+        }
+        let text = |column: &Option<StringArray>| {
+            column
+                .as_ref()
+                .filter(|column| column.is_valid(row))
+                .map_or_else(String::new, |column| column.value(row).to_string())
+        };
+        let batch = self.batch.as_ref().filter(|batch| batch.is_valid(row)).map_or(0, |batch| batch.value(row));
+        Ok(((tensor.to_string(), text(&self.state)), (timestep, batch, step)))
+    }
+}
+
+/// Timesteps, which are whole numbers whatever their type.
+fn whole(name: &str, timesteps: &Float64Array) -> Result<Int64Array> {
+    match timesteps.values().iter().find(|timestep| timestep.fract() != 0.0 || timestep.abs() > 1e9) {
+        Some(timestep) => Err(refused(name, None, format!("timestep is {timestep}, allowed: whole numbers from 0 on"))),
+        None => Ok(timesteps.values().iter().map(|&timestep| timestep as i64).collect()),
+    }
+}
+
+/// A list of a row; NULLs in it are NaN.
+fn floats(lists: &ArrayRef, row: usize) -> Vec<f32> {
+    let list = lists.as_list::<i32>().value(row);
+    let list: &Float32Array = list.as_primitive::<Float32Type>();
+    list.iter().map(|value| value.unwrap_or(f32::NAN)).collect()
+}
+
+fn histogram([counts, min, max]: &[ArrayRef; 3], row: usize) -> Option<Histogram> {
+    if counts.is_null(row) {
+        return None;
+    }
+    let list = counts.as_list::<i32>().value(row);
+    let list: &Float64Array = list.as_primitive();
+    let counts: Vec<f64> = list.iter().map(|count| count.unwrap_or(f64::NAN)).collect();
+    let bound = |column: &ArrayRef| column.as_primitive::<Float32Type>().value(row);
+    (!counts.is_empty()).then(|| Histogram { min: bound(min), max: bound(max), counts })
+}
+
+/// The statistics of a layer, with batches of one timestep merged, in their order, until there are enough samples.
+fn layer(
+    name: &str,
+    tensor: String,
+    state: String,
+    mut rows: Vec<(i64, i64, StepStatistics)>,
+    samples: i64,
+) -> Result<LayerStatistics> {
+    rows.sort_by_key(|(timestep, batch, _)| (*timestep, *batch));
+    let mut steps: Vec<StepStatistics> = Vec::new();
+    let mut last = None;
+    for (timestep, batch, row) in rows {
+        let refuse = |what: String| Err(refused(name, Some(&tensor), format!("timestep {timestep}{what}")));
+        if last == Some((timestep, batch)) {
+            return refuse(" is there twice, expected once; partial measurements need a column batch".to_string());
+        }
+        last = Some((timestep, batch));
+        if let Some(first) = steps.first()
+            && first.min.len() != row.min.len()
+        {
+            return refuse(format!(
+                " has {} channels, timestep {} has {}",
+                row.min.len(),
+                first.timestep,
+                first.min.len()
+            ));
+        }
+        match steps.last_mut().filter(|step| step.timestep == timestep) {
+            Some(step) if step.samples >= samples => {}
+            Some(step) => step.merge(&row),
+            None => steps.push(row),
+        }
+    }
+    Ok(LayerStatistics { tensor, state, steps })
+}
+
+/// Every layer must have been measured at every timestep, in each of its states.
+fn refuse_gaps(name: &str, layers: &[LayerStatistics]) -> Result<()> {
+    let Some(fullest) = layers.iter().max_by_key(|layer| layer.steps.len()) else { return Ok(()) };
+    for layer in layers {
+        let has = |timestep| layer.steps.iter().any(|step| step.timestep == timestep);
+        let lacks = |of: &LayerStatistics| of.steps.iter().map(|step| step.timestep).find(|&timestep| !has(timestep));
+        let gap = lacks(fullest).map(|timestep| (timestep, fullest));
+        let gap = gap.or_else(|| layers.iter().find_map(|other| Some((lacks(other)?, other))));
+        if let Some((timestep, other)) = gap {
+            let what = format!(
+                "timestep {timestep} is missing, which {} has: measure all layers at the same timesteps",
+                other.tensor
+            );
+            return Err(refused(name, Some(&layer.tensor), what));
+        }
+    }
+    Ok(())
+}
+
+impl StepStatistics {
+    /// Adds what another batch of the same timestep gave.
+    fn merge(&mut self, other: &Self) {
+        let (ours, theirs) = (self.samples as f64, other.samples as f64);
+        for (channel, square) in self.mean_square.iter_mut().enumerate() {
+            self.min[channel] = self.min[channel].min(other.min[channel]);
+            self.max[channel] = self.max[channel].max(other.max[channel]);
+            let sum = f64::from(*square) * ours + f64::from(other.mean_square[channel]) * theirs;
+            *square = (sum / (ours + theirs)) as f32;
+        }
+        self.histogram = match (self.histogram.take(), &other.histogram) {
+            (Some(a), Some(b)) => Some(Histogram::merged([&a, b])),
+            _ => None,
+        };
+        self.samples += other.samples;
+    }
+}
+
+impl Histogram {
+    /// The counts of several histograms in one, with bins as many as the most of them has; what lies across bins is shared
+    /// among them.
+    pub fn merged<'a>(histograms: impl IntoIterator<Item = &'a Self>) -> Self {
+        /// Bins of another histogram that are narrower than this part of ours lie in one of ours.
+        const NARROW: f64 = 1e-9;
+        let histograms: Vec<&Self> = histograms.into_iter().collect();
+        let min = histograms.iter().map(|h| h.min).fold(f32::INFINITY, f32::min);
+        let max = histograms.iter().map(|h| h.max).fold(f32::NEG_INFINITY, f32::max);
+        let bins = histograms.iter().map(|h| h.counts.len()).max().unwrap_or(1);
+        let mut counts = vec![0.0; bins];
+        let width = (f64::from(max) - f64::from(min)) / bins as f64;
+        for histogram in histograms {
+            let own = histogram.width();
+            for (bin, &count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0.0) {
+                let from = (f64::from(histogram.min) + own * bin as f64 - f64::from(min)) / width;
+                let to = from + own / width;
+                if to - from < NARROW {
+                    // Its share of a bin is too little to tell from nothing.
+                    counts[(from as usize).min(bins - 1)] += count;
+                    continue;
+                }
+                for (at, sum) in counts.iter_mut().enumerate().take(to.ceil() as usize).skip(from.floor() as usize) {
+                    *sum += count * (to.min(at as f64 + 1.0) - from.max(at as f64)).max(0.0) / (to - from);
+                }
+            }
+        }
+        Self { min, max, counts }
+    }
+
+    /// The width of a bin.
+    pub fn width(&self) -> f64 {
+        (f64::from(self.max) - f64::from(self.min)) / self.counts.len() as f64
+    }
+}
