@@ -19,7 +19,6 @@
 
 mod arrays;
 mod calibration;
-
 mod config;
 mod error;
 mod job;
@@ -29,6 +28,7 @@ mod session;
 mod tables;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
+pub use calibration::{Calibration, LayerQuality, LayerReport};
 pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
 pub use error::{QuantError, Result};
 pub use job::{

@@ -5,16 +5,29 @@
 
 mod activations;
 mod groups;
+mod inputs;
+mod layers;
+mod quality;
 mod read;
+mod smoothing;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use table::activation_schema;
+pub(crate) use groups::Boundaries;
+pub(crate) use inputs::Grouping;
+pub(crate) use layers::{CalibratedLayer, Wanted};
+pub use layers::LayerReport;
+pub use quality::LayerQuality;
+pub(crate) use quality::StoredCalibration;
+pub(crate) use smoothing::LayerWeights;
+pub(crate) use table::{activation_schema, activation_table, smoothing_table};
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::job::full_name;
+use crate::tables::LIMIT;
 use crate::{Model, QuantError, Result, Tensor};
 
 /// What the inputs of layers were, by layer, state and timestep.
@@ -65,6 +78,13 @@ pub(crate) struct Histogram {
     pub counts: Vec<f64>,
 }
 
+impl LayerStatistics {
+    /// Input channels.
+    pub fn channels(&self) -> usize {
+        self.steps.first().map_or(0, |step| step.min.len())
+    }
+}
+
 impl Calibration {
     /// Reads a calibration table from a Parquet or Arrow file; at most `samples` of each layer and timestep are used.
     ///
@@ -79,10 +99,20 @@ impl Calibration {
     /// # Errors
     /// For the first that is not, naming it.
     pub fn check(&self, model: &Model) -> Result<()> {
-        for layer in &self.layers {
-            let tensor = model.tensors().iter().find(|t| full_name(&t.component, &t.name) == layer.tensor);
-            let Some(tensor) = tensor else {
-                let names: Vec<String> = model.tensors().iter().map(|t| full_name(&t.component, &t.name)).collect();
+        self.tensors(model).map(drop)
+    }
+
+    /// The layers, those of all states together, each with the index of its weights in the model.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(crate) fn tensors(&self, model: &Model) -> Result<Vec<(usize, &[LayerStatistics])>> {
+        let names: Vec<String> = model.tensors().iter().map(|t| full_name(&t.component, &t.name)).collect();
+        let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+        let mut tensors = Vec::new();
+        for states in self.by_tensor() {
+            let layer = &states[0];
+            let Some(&tensor) = index.get(layer.tensor.as_str()) else {
                 let near = crate::config::nearest(&layer.tensor, names.iter().map(String::as_str));
                 let advice = near.map_or_else(
                     || "the calibration is of another model".to_string(),
@@ -90,13 +120,25 @@ impl Calibration {
                 );
                 return Err(self.refused(&layer.tensor, &format!("which is no tensor of the model; {advice}")));
             };
-            let (found, expected) = (layer.steps[0].min.len(), input_channels(tensor));
-            if expected != Some(found) {
-                let expected = expected.map_or("none: it is no weight of a layer".to_string(), |n| n.to_string());
-                return Err(self.refused(&layer.tensor, &format!("with {found} channels; its weights have {expected}")));
+            let found = layer.channels();
+            match input_channels(&model.tensors()[tensor]) {
+                None => {
+                    let what = format!("with {found} channels; it is no weight of a layer, leave it out");
+                    return Err(self.refused(&layer.tensor, &what));
+                }
+                Some(expected) if expected != found => {
+                    let what = format!("with {found} channels; its weights have {expected}");
+                    return Err(self.refused(&layer.tensor, &what));
+                }
+                Some(_) => tensors.push((tensor, states)),
             }
         }
-        Ok(())
+        Ok(tensors)
+    }
+
+    /// The layers, those of all states together.
+    fn by_tensor(&self) -> impl Iterator<Item = &[LayerStatistics]> {
+        self.layers.chunk_by(|a, b| a.tensor == b.tensor)
     }
 
     fn refused(&self, tensor: &str, what: &str) -> QuantError {
@@ -108,10 +150,13 @@ impl Calibration {
     }
 }
 
-/// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer.
-pub(crate) fn input_channels(tensor: &Tensor) -> Option<usize> {
+/// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer, and for what has rows
+/// that do not fit a chunk.
+fn input_channels(tensor: &Tensor) -> Option<usize> {
     match tensor.shape.as_slice() {
-        [_, channels, ..] if tensor.float_dtype().is_some() => usize::try_from(*channels).ok(),
+        [_, channels, ..] if tensor.float_dtype().is_some() && tensor.elements() > 0 && tensor.row_length() <= LIMIT => {
+            usize::try_from(*channels).ok()
+        }
         _ => None,
     }
 }

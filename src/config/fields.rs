@@ -6,6 +6,8 @@ use std::fmt::Display;
 use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 use serde_json::Value;
 
+use crate::calibration::Boundaries;
+
 use super::{DiffusionQuantConfig, LEAST_MEMORY_MB, nearest, regex};
 
 /// A field.
@@ -30,7 +32,7 @@ const fn variable(name: &'static str, variable: &'static str, allowed: &'static 
 const BOOLEAN: &str = "true or false";
 
 /// Every field, in the order they are shown.
-pub const FIELDS: [Field; 24] = [
+pub const FIELDS: [Field; 25] = [
     field("deployment_profile", "edge, local or cloud"),
     field("modality", "text, code, image or audio, or null to find out"),
     variable("bit_width", "ARROW_QUANT_BIT_WIDTH", "2, 4 or 8"),
@@ -50,6 +52,7 @@ pub const FIELDS: [Field; 24] = [
     field("target_bpw", "a number above 0 and up to 64, or null for no target"),
     field("enable_time_aware", BOOLEAN),
     variable("num_time_groups", "ARROW_QUANT_NUM_TIME_GROUPS", "1 to 100"),
+    field("time_group_boundaries", "optimal or equal"),
     variable("calibration_samples", "ARROW_QUANT_CALIBRATION_SAMPLES", "1 or more"),
     field("enable_spatial", BOOLEAN),
     variable("num_threads", "ARROW_QUANT_NUM_THREADS", "1 to 1024, or 0 for all cores"),
@@ -128,6 +131,7 @@ fn assign(config: &mut DiffusionQuantConfig, name: &str, value: &Value) -> Optio
         "target_bpw" => config.target_bpw = optional(value, Value::as_f64)?,
         "enable_time_aware" => config.enable_time_aware = value.as_bool()?,
         "num_time_groups" => config.num_time_groups = value.as_i64()?,
+        "time_group_boundaries" => config.time_group_boundaries = text()?,
         "calibration_samples" => config.calibration_samples = value.as_i64()?,
         "enable_spatial" => config.enable_spatial = value.as_bool()?,
         "num_threads" => config.num_threads = usize::try_from(value.as_u64()?).ok()?,
@@ -164,6 +168,7 @@ pub(super) fn check(config: &DiffusionQuantConfig, name: &str) -> Result<(), Str
         "target_model_size_mb" => config.target_model_size_mb.is_none_or(|size| is_positive(size, f64::MAX)),
         "target_bpw" => config.target_bpw.is_none_or(|bits| is_positive(bits, 64.0)),
         "num_time_groups" => (1..=100).contains(&config.num_time_groups),
+        "time_group_boundaries" => config.time_group_boundaries.parse::<Boundaries>().is_ok(),
         "calibration_samples" => config.calibration_samples >= 1,
         "num_threads" => config.num_threads <= MAX_THREADS,
         "max_memory_limit_mb" => config.max_memory_limit_mb.is_none_or(|limit| limit >= LEAST_MEMORY_MB),

@@ -19,6 +19,7 @@ pub use fields::{FIELDS, Field};
 pub use layers::{ConfigLayers, LayeredConfig, Origin};
 pub use profile::DeploymentProfile;
 
+use crate::calibration::Grouping;
 use crate::model::Modality;
 use crate::{QuantError, Result};
 
@@ -69,10 +70,13 @@ pub struct DiffusionQuantConfig {
     pub target_model_size_mb: Option<f64>,
     /// Likewise, in bits per weight.
     pub target_bpw: Option<f64>,
-    /// Whether activations are quantized for each group of timesteps; takes a calibration table.
+    /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels
+    /// over all timesteps; takes a calibration table.
     pub enable_time_aware: bool,
     /// Groups of timesteps, 1 to 100.
     pub num_time_groups: i64,
+    /// Where time groups end: `optimal`, by what they lose, then fewer where they gain little; or `equal`.
+    pub time_group_boundaries: String,
     /// Samples of the calibration table to use.
     pub calibration_samples: i64,
     /// Whether activations are smoothed channel by channel; takes a calibration table.
@@ -121,6 +125,7 @@ impl DiffusionQuantConfig {
             target_bpw: None,
             enable_time_aware: true,
             num_time_groups,
+            time_group_boundaries: "optimal".to_string(),
             calibration_samples,
             enable_spatial,
             num_threads: 0,
@@ -206,6 +211,12 @@ impl DiffusionQuantConfig {
             }
             Ok(_) | Err(_) => Err(QuantError::configuration("the configuration cannot be written as JSON")),
         }
+    }
+
+    /// What time groups are asked for.
+    pub(crate) fn grouping(&self) -> Result<Grouping> {
+        let boundaries = self.time_group_boundaries.parse()?;
+        Ok(Grouping { most: usize::try_from(self.num_time_groups).unwrap_or(1), boundaries })
     }
 
     /// The settings of the kernels.

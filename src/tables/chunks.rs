@@ -6,7 +6,7 @@ use crate::Model;
 const TARGET: u64 = 1 << 16;
 
 /// No chunk has more elements, so that every value fits a message; longer rows are cut.
-const LIMIT: u64 = 1 << 20;
+pub(crate) const LIMIT: u64 = 1 << 20;
 
 /// A run of consecutive elements of one tensor: whole rows where they fit. It follows from the tensor's shape alone, so
 /// that chunks of a model and of what it was quantized to correspond.

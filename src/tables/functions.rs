@@ -1,9 +1,11 @@
-//! `tensors('path')`, `weights('path')`, `quantized('path')` and `time_groups('path', groups)` in a FROM clause, and
+//! `tensors('path')`, `weights('path')`, `quantized('path')`, `time_groups('path', groups)` and `importance('path')` in a FROM
+//! clause, and
 //! `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{
     Session, TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory,
@@ -13,7 +15,7 @@ use datafusion::datasource::MemTable;
 use datafusion::logical_expr::{CreateExternalTable, Expr};
 
 use super::{AnyModel, default_name};
-use crate::calibration::{Calibration, activation_schema};
+use crate::Calibration;
 use crate::model::MANIFEST;
 use crate::{DiffusionQuantConfig, QuantError};
 
@@ -22,34 +24,68 @@ pub(crate) fn table_functions() -> Vec<Arc<TableFunction>> {
     [Table::Tensors, Table::Weights, Table::Quantized]
         .into_iter()
         .map(|table| TableFunction::new(table.name().to_string(), Arc::new(table)))
-        .chain([TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups))])
+        .chain([
+            TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups)),
+            TableFunction::new(IMPORTANCE.to_string(), Arc::new(Importance)),
+        ])
         .map(Arc::new)
         .collect()
 }
 
 const TIME_GROUPS: &str = "time_groups";
 
-/// `time_groups('calibration.parquet' [, groups])`: how the inputs of each layer are quantized in each group of timesteps.
+/// `time_groups('calibration.parquet' [, groups [, boundaries]])`: how the inputs of each layer are quantized in each group of
+/// timesteps.
 #[derive(Debug)]
 struct TimeGroups;
 
 impl TableFunctionImpl for TimeGroups {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
-        let defaults = DiffusionQuantConfig::default();
-        let (path, groups) = match args.exprs() {
-            [path] => (path, defaults.num_time_groups),
-            [path, Expr::Literal(ScalarValue::Int64(Some(groups)), _)] => (path, *groups),
-            _ => return plan_err!("{TIME_GROUPS} expects the path of a calibration table, and a number of groups"),
-        };
-        let Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _) = path else {
-            return plan_err!("{TIME_GROUPS} expects the path of a calibration table as text: {TIME_GROUPS}('path')");
-        };
-        let mut config = defaults;
-        config.set("num_time_groups", &groups.into())?;
+        let mut config = DiffusionQuantConfig::default();
+        let (path, options) = calibration_path(TIME_GROUPS, args.exprs())?;
+        for (option, field) in options.iter().zip(["num_time_groups", "time_group_boundaries"]) {
+            let value = match option {
+                Expr::Literal(ScalarValue::Int64(Some(groups)), _) => (*groups).into(),
+                Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => text.as_str().into(),
+                other => return plan_err!("{TIME_GROUPS} expects {field} as a literal, found {other}"),
+            };
+            config.set(field, &value)?;
+        }
+        if options.len() > 2 {
+            return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
+        }
         let calibration = Calibration::open(path, config.calibration_samples)?;
-        let batch = calibration.activations(groups as usize)?;
-        Ok(Arc::new(MemTable::try_new(activation_schema(), vec![vec![batch]])?))
+        table_of(calibration.activations(config.grouping()?)?)
     }
+}
+
+const IMPORTANCE: &str = "importance";
+
+/// `importance('calibration.parquet')`: how much each input channel of each layer counts.
+#[derive(Debug)]
+struct Importance;
+
+impl TableFunctionImpl for Importance {
+    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
+        let (path, []) = calibration_path(IMPORTANCE, args.exprs())? else {
+            return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
+        };
+        table_of(Calibration::open(path, DiffusionQuantConfig::default().calibration_samples)?.importance()?)
+    }
+}
+
+/// The path that is the first argument of a table function, and the other arguments.
+fn calibration_path<'a>(function: &str, arguments: &'a [Expr]) -> Result<(&'a str, &'a [Expr])> {
+    match arguments {
+        [Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _), options @ ..] => {
+            Ok((path, options))
+        }
+        _ => plan_err!("{function} expects the path of a calibration table as text: {function}('path')"),
+    }
+}
+
+fn table_of(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
+    Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 
 /// One of a model's tables.

@@ -15,7 +15,7 @@ use datafusion::catalog::TableProvider;
 use crate::model::MANIFEST;
 use crate::{Model, Result};
 
-pub(crate) use chunks::cut;
+pub(crate) use chunks::{LIMIT, cut};
 pub(crate) use functions::{SafetensorsFactory, table_functions};
 pub(crate) use parts::ModelParts;
 pub(crate) use quantized::{QuantizedModel, part_schema};

@@ -73,12 +73,16 @@ pub struct ConfigArguments {
     enable_mixed_precision: Option<bool>,
     #[command(flatten)]
     target: Target,
-    /// Quantize activations for each group of timesteps; takes a calibration table
+    /// Quantize activations for each group of timesteps, and weights by the importance of their input channels; takes a
+    /// calibration table
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_time_aware: Option<bool>,
     /// Groups of timesteps
     #[arg(long, value_name = "N")]
     num_time_groups: Option<i64>,
+    /// Where time groups end: by what they lose, or after as many timesteps each
+    #[arg(long, value_parser = PossibleValuesParser::new(["optimal", "equal"]))]
+    time_group_boundaries: Option<String>,
     /// Samples of the calibration table to use
     #[arg(long, value_name = "N")]
     calibration_samples: Option<i64>,
@@ -129,7 +133,7 @@ impl ConfigArguments {
     }
 
     /// What the flags say of each field.
-    fn explicit(&self, threads: Option<u16>) -> [(&'static str, Option<Value>); 24] {
+    fn explicit(&self, threads: Option<u16>) -> [(&'static str, Option<Value>); 25] {
         let text = |text: &Option<String>| text.as_deref().map(Value::from);
         let texts = |texts: &Option<Vec<String>>| texts.as_ref().map(|texts| Value::from(texts.as_slice()));
         let widths = self.layer_bit_widths.as_ref();
@@ -153,6 +157,7 @@ impl ConfigArguments {
             ("target_bpw", self.target.target_bpw.map(number)),
             ("enable_time_aware", self.enable_time_aware.map(Value::from)),
             ("num_time_groups", self.num_time_groups.map(Value::from)),
+            ("time_group_boundaries", text(&self.time_group_boundaries)),
             ("calibration_samples", self.calibration_samples.map(Value::from)),
             ("enable_spatial", self.enable_spatial.map(Value::from)),
             ("num_threads", threads.map(Value::from)),

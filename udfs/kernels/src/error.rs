@@ -62,6 +62,14 @@ pub enum KernelError {
         /// Its importance.
         value: f32,
     },
+    /// A factor that is zero, negative, NaN or infinite.
+    #[error("factor {index} is {value}, allowed: finite numbers above 0")]
+    Factor {
+        /// The input channel.
+        index: usize,
+        /// Its factor.
+        value: f32,
+    },
     /// `ARROW_QUANT_ISA` names an instruction set that is not there.
     #[error("ARROW_QUANT_ISA is '{found}', this CPU has: {available}")]
     Isa {

@@ -2,6 +2,7 @@
 
 pub(crate) mod dequantize;
 pub(crate) mod quantize;
+pub(crate) mod scale_channels;
 pub(crate) mod similarity;
 pub(crate) mod tensor_stats;
 pub(crate) mod to_floats;

@@ -1,10 +1,13 @@
-//! `quantize(weights, bits, group_size [, scheme] [, method] [, importance])`.
+//! `quantize(weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]])`.
 
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
-use arrow_quant_kernels::{Bits, GroupSize, Isa, KernelError, Method, Scheme, Settings, quantize, to_f32};
+use arrow_quant_kernels::{
+    Bits, Dtype, GroupSize, Isa, KernelError, Method, Quantized, Scheme, Settings, Weights, dequantize, pair_sums, quantize,
+    scale_channels, to_f32,
+};
 use datafusion::common::{Result, ScalarValue, exec_datafusion_err, internal_err, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
@@ -23,7 +26,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
         "Quantizes weights: groups of `group_size` consecutive weights of a row share one scale (and one minimum or zero \
          point). Returns a quantized value, which `dequantize` restores and whose fields hold the codes, the parameters and \
          the error sums. A NaN or infinite weight is an error.",
-        "quantize(weights, bits, group_size [, scheme] [, method] [, importance])",
+        "quantize(weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]])",
     )
     .with_sql_example(
         "```sql\nSELECT tensor, quantize(weights, 4, 128) AS quantized FROM weights('model/') WHERE tensor LIKE '%proj%';\n\
@@ -46,6 +49,12 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
         "importance",
         "a list of numbers from 0 on, one for each input channel (element of a row), that weight the squared errors of \
          `'mse'`; an empty list weights all alike",
+    )
+    .with_argument(
+        "smoothing",
+        "a list of numbers above 0, one for each input channel, that weights are multiplied with before they are quantized; an \
+         empty list leaves them as they are. What `dequantize` gives is then to be divided again; the error sums are those of \
+         the weights as they were",
     )
     .with_related_udf("dequantize")
     .build()
@@ -77,14 +86,15 @@ impl ScalarUDFImpl for Quantize {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        if !(3..=6).contains(&types.len()) {
+        if !(3..=7).contains(&types.len()) {
             return plan_err!(
-                "{NAME} expects 3 to 6 arguments (weights, bits, group_size [, scheme] [, method] [, importance]), found {}",
+                "{NAME} expects 3 to 7 arguments (weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]]), found {}",
                 types.len()
             );
         }
-        if types[3..].iter().filter(|t| is_list(t)).count() > 1 {
-            return plan_err!("{NAME} expects one importance, found two lists");
+        let lists = types[3..].iter().filter(|t| is_list(t)).count();
+        if lists > 2 {
+            return plan_err!("{NAME} expects importance and smoothing, found {lists} lists");
         }
         let mut coerced = vec![TensorColumn::coerce(NAME, "weights", &types[0])?];
         for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
@@ -99,7 +109,7 @@ impl ScalarUDFImpl for Quantize {
                 t if is_list(t) && TensorColumn::accepts(t) => t.clone(),
                 t if is_list(t) => DataType::new_list(DataType::Float32, true),
                 DataType::Null => DataType::Utf8,
-                other => return plan_err!("{NAME} expects argument {} to be a scheme or method (text) or importance (a list of numbers), found {other}", i + 1),
+                other => return plan_err!("{NAME} expects argument {} to be a scheme or method (text), importance or smoothing (lists of numbers), found {other}", i + 1),
             });
         }
         Ok(coerced)
@@ -124,9 +134,8 @@ impl ScalarUDFImpl for Quantize {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        // Importance is often one literal for all rows: no need to repeat it.
-        let (args, importance) = split_importance(args)?;
-        on_arrays(args, |arrays, rows| quantize_rows(arrays, rows, importance.as_ref()))
+        let (args, lists) = split_lists(args)?;
+        on_arrays(args, |arrays, rows| quantize_rows(arrays, rows, &lists))
     }
 
     fn documentation(&self) -> Option<&Documentation> {
@@ -156,34 +165,59 @@ impl Options {
     }
 }
 
-/// Importance, one list for all rows or one for each.
-struct Importance {
+/// A list a channel: one for all rows, or one for each.
+struct ChannelList {
     column: TensorColumn,
-    one: bool,
+    is_one: bool,
 }
 
-impl Importance {
+impl ChannelList {
+    /// The numbers for a row; `None` if they are NULL.
     fn row(&self, isa: Isa, row: usize) -> Result<Option<Vec<f32>>> {
-        let Some(list) = self.column.complete_row(if self.one { 0 } else { row })? else { return Ok(None) };
+        let Some(list) = self.column.complete_row(if self.is_one { 0 } else { row })? else { return Ok(None) };
         Ok(Some(to_f32(isa, list)))
     }
 }
 
-fn split_importance(mut args: ScalarFunctionArgs) -> Result<(ScalarFunctionArgs, Option<Importance>)> {
-    let Some(at) = args.args.iter().skip(3).position(|arg| is_list(&arg.data_type())) else { return Ok((args, None)) };
-    let (array, one) = match args.args.remove(at + 3) {
-        ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
-        ColumnarValue::Array(array) => (array, false),
-    };
-    if !one {
-        // Keeps `on_arrays` from taking the rest for scalars.
-        let rows = args.number_rows;
-        args.args[0] = ColumnarValue::Array(args.args[0].clone().into_array(rows)?);
+/// Takes importance and smoothing out of the arguments. They are often one literal for all rows: no need to repeat it.
+fn split_lists(mut args: ScalarFunctionArgs) -> Result<(ScalarFunctionArgs, Vec<ChannelList>)> {
+    let mut lists = Vec::new();
+    while let Some(at) = args.args.iter().skip(3).position(|arg| is_list(&arg.data_type())) {
+        let (array, is_one) = match args.args.remove(at + 3) {
+            ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
+            ColumnarValue::Array(array) => (array, false),
+        };
+        if !is_one {
+            // Keeps `on_arrays` from taking the rest for scalars.
+            let rows = args.number_rows;
+            args.args[0] = ColumnarValue::Array(args.args[0].clone().into_array(rows)?);
+        }
+        lists.push(ChannelList { column: TensorColumn::try_new(NAME, &array)?, is_one });
     }
-    Ok((args, Some(Importance { column: TensorColumn::try_new(NAME, &array)?, one })))
+    Ok((args, lists))
 }
 
-fn quantize_rows(arrays: &[ArrayRef], rows: usize, importance: Option<&Importance>) -> Result<ArrayRef> {
+/// Quantizes weights times smoothing. The error sums are between the weights and what is restored of them.
+fn quantize_smoothed(
+    isa: Isa,
+    weights: Weights<'_>,
+    settings: Settings,
+    importance: Option<&[f32]>,
+    smoothing: &[f32],
+) -> Result<Quantized, KernelError> {
+    let bytes = |floats: &[f32]| floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let scaled = bytes(&scale_channels(isa, weights, smoothing)?);
+    let scaled = Weights::new(Dtype::F32, &scaled, weights.row_length())?;
+    let mut quantized = quantize(isa, scaled, settings, importance)?;
+    let restored = bytes(&dequantize(isa, &quantized.as_ref())?);
+    let inverse: Vec<f32> = smoothing.iter().map(|factor| 1.0 / factor).collect();
+    let restored = Weights::new(Dtype::F32, &restored, weights.row_length())?;
+    let restored = bytes(&scale_channels(isa, restored, &inverse)?);
+    quantized.errors = pair_sums(isa, weights, Weights::new(Dtype::F32, &restored, weights.row_length())?)?;
+    Ok(quantized)
+}
+
+fn quantize_rows(arrays: &[ArrayRef], rows: usize, lists: &[ChannelList]) -> Result<ArrayRef> {
     let isa = active_isa()?;
     let weights = TensorColumn::try_new(NAME, &arrays[0])?;
     let (bits, group_sizes): (&Int64Array, &Int64Array) =
@@ -207,17 +241,17 @@ fn quantize_rows(arrays: &[ArrayRef], rows: usize, importance: Option<&Importanc
             scheme: options.scheme.unwrap_or(Scheme::Affine),
             method: options.method.unwrap_or(Method::Mse),
         };
-        let importance = match importance {
-            Some(importance) => match importance.row(isa, row)? {
-                Some(importance) => Some(importance).filter(|importance| !importance.is_empty()),
-                None => {
-                    out.push(None);
-                    continue;
-                }
-            },
-            None => None,
+        let channels = lists.iter().map(|list| list.row(isa, row)).collect::<Result<Option<Vec<_>>>>()?;
+        let Some(channels) = channels else {
+            out.push(None);
+            continue;
         };
-        out.push(Some(quantize(isa, slice, settings, importance.as_deref()).map_err(error)?));
+        let list = |at: usize| channels.get(at).filter(|list| !list.is_empty()).map(Vec::as_slice);
+        let quantized = match list(1) {
+            Some(smoothing) => quantize_smoothed(isa, slice, settings, list(0), smoothing),
+            None => quantize(isa, slice, settings, list(0)),
+        };
+        out.push(Some(quantized.map_err(error)?));
     }
     quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
 }
