@@ -24,7 +24,7 @@ pub(crate) fn session_config(threads: usize) -> SessionConfig {
     config
 }
 
-/// A session with ArrowQuant's functions, the table functions `tensors`, `weights` and `quantized`, and
+/// A session with ArrowQuant's functions, the table functions `tensors`, `weights`, `quantized`, `time_groups` and `importance`, and
 /// `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`. Queries use `threads` partitions.
 ///
 /// # Errors
@@ -47,7 +47,8 @@ pub(crate) fn with_config(config: SessionConfig) -> Result<SessionContext> {
     Ok(ctx)
 }
 
-/// Makes a model a schema: the tables `name.tensors`, `name.weights` and, for a quantized model, `name.quantized`.
+/// Makes a model a schema: the tables `name.tensors`, `name.weights` and, for a quantized model, `name.quantized`; for one that
+/// was quantized with a calibration also `name.activations`, `name.time_groups` and, if it was smoothed, `name.smoothing`.
 ///
 /// # Errors
 /// If there is no readable model at the path, or the name is taken.
@@ -65,6 +66,9 @@ pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<P
     schema.register_table("weights".to_string(), model.weights(name)?)?;
     if let Some(quantized) = model.quantized(name)? {
         schema.register_table("quantized".to_string(), quantized)?;
+    }
+    for (table, provider) in model.calibrated()? {
+        schema.register_table(table.to_string(), provider)?;
     }
     catalog.register_schema(name, schema)?;
     Ok(())

@@ -131,8 +131,9 @@ pub(crate) fn loss(
     divisors: Option<&[f32]>,
     Parameters { scale, zero_point }: Parameters,
 ) -> f64 {
-    let (low, high) = (-scale * f64::from(zero_point), scale * (levels() - f64::from(zero_point)));
-    rounding(low, high) + beyond(step, weights, divisors, &[low], &[high]).iter().sum::<f64>()
+    // What is less than half a step beyond a level is rounded to it, as what is between two of them is.
+    let (low, high) = (-scale * (f64::from(zero_point) + 0.5), scale * (levels() + 0.5 - f64::from(zero_point)));
+    scale * scale / 12.0 + beyond(step, weights, divisors, &[low], &[high]).iter().sum::<f64>()
 }
 
 /// The mean square of what rounding to a level loses.
@@ -142,13 +143,7 @@ fn rounding(low: f64, high: f64) -> f64 {
 }
 
 /// The mean square of what lies below each of `low`, followed by that of what lies above each of `high`.
-fn beyond(
-    step: &StepStatistics,
-    weights: &[f64],
-    divisors: Option<&[f32]>,
-    low: &[f64],
-    high: &[f64],
-) -> Vec<f64> {
+fn beyond(step: &StepStatistics, weights: &[f64], divisors: Option<&[f32]>, low: &[f64], high: &[f64]) -> Vec<f64> {
     // A histogram is of values that were not divided.
     match step.histogram.as_ref().filter(|_| divisors.is_none()) {
         Some(histogram) => beyond_in_histogram(histogram, low, high),

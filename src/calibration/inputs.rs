@@ -90,8 +90,9 @@ pub(crate) fn finest_noise(layer: &LayerStatistics, channels: &ChannelWeights<'_
 }
 
 fn noise(losses: &Losses, groups: &Groups) -> Vec<f64> {
-    let of_run =
-        |(steps, bounds): &(Range<usize>, Bounds)| steps.clone().map(|step| losses.at(step, bounds)).collect::<Vec<_>>();
+    let of_run = |(steps, bounds): &(Range<usize>, Bounds)| {
+        steps.clone().map(|step| losses.at(step, bounds)).collect::<Vec<_>>()
+    };
     groups.runs.iter().flat_map(of_run).collect()
 }
 

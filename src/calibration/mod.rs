@@ -16,12 +16,12 @@ mod tests;
 
 pub(crate) use groups::Boundaries;
 pub(crate) use inputs::Grouping;
-pub(crate) use layers::{CalibratedLayer, Wanted};
 pub use layers::LayerReport;
+pub(crate) use layers::{CalibratedLayer, Wanted};
 pub use quality::LayerQuality;
 pub(crate) use quality::StoredCalibration;
-pub(crate) use smoothing::LayerWeights;
-pub(crate) use table::{activation_schema, activation_table, smoothing_table};
+pub(crate) use smoothing::{LayerWeights, Smoothing};
+pub(crate) use table::{activation_table, smoothing_table};
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -38,6 +38,9 @@ pub struct Calibration {
     /// In the order of their names and states.
     layers: Vec<LayerStatistics>,
 }
+
+/// A layer's weight, and a state of the model.
+type LayerState = (String, String);
 
 /// The inputs of one layer in one state of the model.
 #[derive(Debug, Clone)]
@@ -136,6 +139,12 @@ impl Calibration {
         Ok(tensors)
     }
 
+    /// Layers and states, and the input channels of all layers.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        let channels: usize = self.by_tensor().map(|states| states[0].channels()).sum();
+        (self.layers.len() as u64, channels as u64)
+    }
+
     /// The layers, those of all states together.
     fn by_tensor(&self) -> impl Iterator<Item = &[LayerStatistics]> {
         self.layers.chunk_by(|a, b| a.tensor == b.tensor)
@@ -154,7 +163,9 @@ impl Calibration {
 /// that do not fit a chunk.
 fn input_channels(tensor: &Tensor) -> Option<usize> {
     match tensor.shape.as_slice() {
-        [_, channels, ..] if tensor.float_dtype().is_some() && tensor.elements() > 0 && tensor.row_length() <= LIMIT => {
+        [_, channels, ..]
+            if tensor.float_dtype().is_some() && tensor.elements() > 0 && tensor.row_length() <= LIMIT =>
+        {
             usize::try_from(*channels).ok()
         }
         _ => None,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::activations::{BITS, Losses, Parameters, loss};
 use super::inputs::{ChannelWeights, decibels, least, mean};
 use super::smoothing::LayerWeights;
-use super::LayerStatistics;
+use super::{LayerState, LayerStatistics};
 use crate::{QuantError, Result};
 
 /// How good the parameters of a layer's inputs are, in one state of the model.
@@ -48,7 +48,7 @@ pub struct LayerQuality {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StoredCalibration {
     /// By layer and state.
-    activations: HashMap<(String, String), Vec<(Range<i64>, Parameters)>>,
+    activations: HashMap<LayerState, Vec<(Range<i64>, Parameters)>>,
     /// By layer, a factor a channel.
     smoothing: HashMap<String, Vec<f32>>,
 }
@@ -101,11 +101,6 @@ impl StoredCalibration {
     /// What the inputs of a layer are divided by.
     pub fn factors(&self, tensor: &str) -> Option<&[f32]> {
         self.smoothing.get(tensor).map(Vec::as_slice)
-    }
-
-    /// The layers that are smoothed.
-    pub fn smoothed(&self) -> impl Iterator<Item = (&str, &[f32])> {
-        self.smoothing.iter().map(|(tensor, factors)| (tensor.as_str(), factors.as_slice()))
     }
 
     /// Measures a layer in one state. `errors` are the sums of the squared errors of the weights, by input channel.

@@ -8,11 +8,11 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Calibration, Histogram, LayerStatistics, StepStatistics};
+use super::{Calibration, Histogram, LayerState, LayerStatistics, StepStatistics};
 use crate::{QuantError, Result};
 
 /// Rows of one layer and state: timestep, batch and what was measured.
-type Rows = BTreeMap<(String, String), Vec<(i64, i64, StepStatistics)>>;
+type Rows = BTreeMap<LayerState, Vec<(i64, i64, StepStatistics)>>;
 
 /// Reads a file.
 pub(super) fn open(path: &Path, samples: i64) -> Result<Calibration> {
@@ -59,7 +59,7 @@ impl Calibration {
         if rows.is_empty() {
             return Err(refused(name, None, "it has no rows".to_string()));
         }
-        let merge = |((tensor, state), rows): ((String, String), _)| layer(name, tensor, state, rows, samples);
+        let merge = |((tensor, state), rows): (LayerState, _)| layer(name, tensor, state, rows, samples);
         let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
         refuse_gaps(name, &layers)?;
         Ok(Self { name: name.to_string(), layers })
@@ -134,7 +134,7 @@ impl Columns {
     }
 
     /// A row: tensor and state, and timestep, batch and statistics.
-    fn row(&self, name: &str, row: usize) -> Result<((String, String), (i64, i64, StepStatistics))> {
+    fn row(&self, name: &str, row: usize) -> Result<(LayerState, (i64, i64, StepStatistics))> {
         let (tensor, timestep) = (self.tensor.value(row), self.timestep.value(row));
         let refuse = |what: String| Err(refused(name, Some(tensor), format!("timestep {timestep}: {what}")));
         let step = StepStatistics {

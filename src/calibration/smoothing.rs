@@ -111,8 +111,10 @@ impl LayerWeights {
         let mut sums = vec![0.0; self.squares.len()];
         for weights in self.sample.chunks_exact(row) {
             let scaled: Vec<f32> = weights.iter().zip(&factors).map(|(weight, factor)| weight * factor).collect();
-            for (group, start) in scaled.chunks(settings.group_size.get()).zip((0..).step_by(settings.group_size.get())) {
-                let (low, high) = group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &w| (low.min(w), high.max(w)));
+            for (group, start) in scaled.chunks(settings.group_size.get()).zip((0..).step_by(settings.group_size.get()))
+            {
+                let (low, high) =
+                    group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &w| (low.min(w), high.max(w)));
                 let width = match settings.scheme {
                     Scheme::Symmetric => 2.0 * f64::from(high.max(-low)),
                     Scheme::Affine | Scheme::Asymmetric => f64::from(high) - f64::from(low),
@@ -135,9 +137,9 @@ impl LayerWeights {
             for (step, noise) in layer.steps.iter().zip(finest_noise(layer, &channels, grouping)) {
                 // What a channel adds to the output is as much with smoothing as without.
                 let signal = sum * channels.power(step);
-                let of_weights = rounding.as_ref().map_or(0.0, |rounding| {
-                    ChannelWeights { parts: rounding, divisors: factors }.power(step)
-                });
+                let of_weights = rounding
+                    .as_ref()
+                    .map_or(0.0, |rounding| ChannelWeights { parts: rounding, divisors: factors }.power(step));
                 if signal > 0.0 {
                     logarithms += libm::log((sum * noise + of_weights) / signal);
                     steps += 1;

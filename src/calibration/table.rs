@@ -63,8 +63,9 @@ pub(crate) fn activation_table(rows: &[ActivationRow]) -> Result<RecordBatch> {
     };
     let long = |of: fn(&ActivationRow) -> i64| Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) as ArrayRef;
     let int = |of: fn(&ActivationRow) -> i32| Arc::new(Int32Array::from_iter_values(rows.iter().map(of))) as ArrayRef;
-    let float =
-        |of: fn(&TimeGroup) -> f64| Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| of(&row.group)))) as ArrayRef;
+    let float = |of: fn(&TimeGroup) -> f64| {
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| of(&row.group)))) as ArrayRef
+    };
     let columns = vec![
         text(|row| &row.tensor),
         text(|row| &row.state),

@@ -26,6 +26,8 @@ pub(crate) struct RunIdentity {
     pub source: String,
     /// The configuration, as recorded in the manifest.
     pub settings: Map<String, Value>,
+    /// A hash of what a calibration became; empty without one.
+    pub calibration: String,
     /// A hash of what each tensor shall become at first.
     pub plan: String,
 }
@@ -44,6 +46,7 @@ impl RunIdentity {
         changed.sort_unstable();
         changed.dedup();
         match changed.as_slice() {
+            [] if self.calibration != other.calibration => "it was begun with another calibration".to_string(),
             [] => "its plan was another".to_string(),
             [field] => format!("it was begun with another {field}"),
             fields => {
@@ -263,7 +266,13 @@ mod tests {
 
     fn identity() -> RunIdentity {
         let settings = Map::from_iter([("bit_width".to_string(), Value::from(4))]);
-        RunIdentity { program: "p 1".into(), source: "abc".into(), settings, plan: "0".into() }
+        RunIdentity {
+            program: "p 1".into(),
+            source: "abc".into(),
+            settings,
+            calibration: String::new(),
+            plan: "0".into(),
+        }
     }
 
     fn record(part: usize, plan: &str, sum: f64) -> PartRecord {
@@ -320,6 +329,10 @@ mod tests {
         assert_eq!(reason(|r| r.program = "p 2".into()), "it was begun by p 1");
         assert_eq!(reason(|r| r.source = "x".into()), "the model has changed since");
         assert_eq!(reason(|r| r.plan = "x".into()), "its plan was another");
+        assert_eq!(
+            reason(|r| (r.calibration, r.plan) = ("x".into(), "x".into())),
+            "it was begun with another calibration"
+        );
         assert_eq!(
             reason(|r| drop(r.settings.insert("bit_width".into(), 2.into()))),
             "it was begun with another bit_width"

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::report::{TensorReport, Totals};
-use crate::{QuantError, Result};
+use crate::{LayerReport, QuantError, Result};
 
 /// The version of the directory's format that this crate writes, and the only one it reads.
 const FORMAT_VERSION: u32 = 1;
@@ -30,8 +30,20 @@ pub(crate) struct Manifest {
     pub totals: Totals,
     /// Every tensor: what it became, and at what loss.
     pub tensors: Vec<TensorReport>,
-    /// Every Parquet file.
+    /// Every Parquet file of weights.
     pub files: Vec<FileEntry>,
+    /// Whether a calibration's timesteps had a part in it.
+    #[serde(default)]
+    pub time_aware: bool,
+    /// Why not.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// What became of the inputs of layers.
+    #[serde(default)]
+    pub layers: Vec<LayerReport>,
+    /// Every Parquet file of what a calibration became.
+    #[serde(default)]
+    pub tables: Vec<FileEntry>,
 }
 
 /// What was quantized.
@@ -63,7 +75,16 @@ impl Manifest {
             totals: Totals::default(),
             tensors: Vec::new(),
             files: Vec::new(),
+            time_aware: false,
+            reason: None,
+            layers: Vec::new(),
+            tables: Vec::new(),
         }
+    }
+
+    /// Every file that is part of what was stored.
+    pub fn stored(&self) -> impl Iterator<Item = &FileEntry> {
+        self.files.iter().chain(&self.tables)
     }
 
     pub fn to_json(&self) -> Result<String> {
@@ -85,8 +106,9 @@ impl Manifest {
             )));
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| error(format!("no manifest: {e}")))?;
-        match manifest.files.iter().find(|file| !is_inside(&file.path)) {
-            Some(file) => Err(error(format!("`{}` is no file of the directory", file.path))),
+        let outside = manifest.stored().find(|file| !is_inside(&file.path)).map(|file| file.path.clone());
+        match outside {
+            Some(path) => Err(error(format!("`{path}` is no file of the directory"))),
             None => Ok(manifest),
         }
     }

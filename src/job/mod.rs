@@ -1,5 +1,6 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
+mod calibrated;
 mod html;
 mod journal;
 mod manifest;
@@ -17,6 +18,7 @@ mod staging;
 mod target;
 mod ties;
 mod validate;
+mod workers;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use calibrated::{ACTIVATIONS, SMOOTHING};
 pub(crate) use manifest::Manifest;
 pub(crate) use part::hash_in_steps;
 pub(crate) use plan::full_name;
@@ -35,7 +38,7 @@ pub use staging::unfinished_run;
 pub use validate::{TensorQuality, ValidationReport, validate_model, verify_model};
 
 use crate::tables::default_name;
-use crate::{DiffusionQuantConfig, QuantError, Result};
+use crate::{Calibration, DiffusionQuantConfig, QuantError, Result};
 use journal::RunIdentity;
 use manifest::{PROGRAM, Source};
 use plan::TensorPlan;
@@ -54,6 +57,8 @@ pub struct JobOptions {
     /// A file that says what each tensor becomes, as [`PlanReport::write`] makes it; instead of what the configuration
     /// would have.
     pub plan: Option<PathBuf>,
+    /// What the inputs of the model's layers were, for `enable_time_aware` and `enable_spatial`.
+    pub calibration: Option<Arc<Calibration>>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
     /// Told how far the job is.
@@ -64,7 +69,7 @@ pub struct JobOptions {
 
 impl Default for JobOptions {
     fn default() -> Self {
-        Self { plan: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
+        Self { plan: None, calibration: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
     }
 }
 
@@ -97,6 +102,7 @@ pub async fn quantize_model(
         program: PROGRAM.to_string(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
+        calibration: planned.calibrated.hash(),
         plan: plan_hash(&planned.plans),
     };
     let (staging, earlier) = Staging::open(out, options.resume, &identity)?;
@@ -128,6 +134,9 @@ async fn write(
     for file in source.config_files()? {
         staging.copy(source.path(), &file)?;
     }
+    for (name, bytes) in &planned.calibrated.tables {
+        manifest.tables.push(staging.write(name, bytes)?);
+    }
     let run = Run {
         source: Arc::clone(&source),
         settings: planned.settings,
@@ -138,11 +147,14 @@ async fn write(
     };
     let Done { planned, fallbacks, sums, records } = Rounds::new(planned, config).run(&run).await?;
     manifest.files = records.into_iter().map(|record| record.file).collect();
-    let stored_bytes = manifest.files.iter().map(|file| file.bytes).sum();
+    let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
     manifest.totals = Totals::new(&source, stored_bytes, &sums);
     manifest.tensors = report::tensor_reports(&source, &planned.plans, &sums, &fallbacks)?;
     manifest.modality = planned.modality.map(|modality| modality.to_string());
     manifest.notes = planned.notes;
+    manifest.time_aware = planned.calibrated.time_aware;
+    manifest.reason = planned.calibrated.reason;
+    manifest.layers = planned.calibrated.layers;
     staging.complete(&manifest.to_json()?)
 }
 
@@ -173,7 +185,8 @@ fn plan_hash(plans: &[TensorPlan]) -> String {
     let mut hash = Sha256::new();
     for plan in plans {
         let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
-        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.because]).to_string());
+        let channels = plan.channels.as_ref().map(|channels| &channels.hash);
+        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.because, channels]).to_string());
     }
     part::hex(hash)
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_kernels::{Bits, GroupSize, Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use regex::Regex;
 
+use super::calibrated::Channels;
 use super::ties::repeated;
 use crate::config::{nearest, regex};
 use crate::model::Detected;
@@ -40,6 +41,8 @@ pub(crate) struct TensorPlan {
     pub is_open: bool,
     /// The index of the tensor that it is the same as, which is stored for both.
     pub same_as: Option<usize>,
+    /// What a calibration has to say on its weights.
+    pub channels: Option<Arc<Channels>>,
 }
 
 impl TensorPlan {
@@ -172,6 +175,7 @@ impl<'a> Rules<'a> {
             choice,
             because,
             same_as: None,
+            channels: None,
         };
         // A target size looks at all choices, of which some may be smaller.
         let is_up_to_target = self.has_target && plan.is_open;
@@ -287,27 +291,49 @@ fn parameter_bytes(scheme: Scheme) -> usize {
 }
 
 /// The plan as a table to join with; `bits` is NULL for tensors that are kept. What is stored under another name is not
-/// in it.
+/// in it. There are `importance` and `smoothing` if some tensor has either; empty lists for the others.
 pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>> {
-    let schema = Arc::new(Schema::new(vec![
+    let mut fields = vec![
         Field::new("component", DataType::Utf8, false),
         Field::new("tensor", DataType::Utf8, false),
         Field::new("bits", DataType::Int64, true),
         Field::new("group_size", DataType::Int64, true),
-    ]));
+    ];
     let stored: Vec<&TensorPlan> = plans.iter().filter(|plan| plan.same_as.is_none()).collect();
     let int =
         |f: fn(Choice) -> usize| stored.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
-    let batch = RecordBatch::try_new(
-        Arc::clone(&schema),
-        vec![
-            Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.component))),
-            Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.tensor))),
-            Arc::new(int(|choice| choice.bits.get())),
-            Arc::new(int(|choice| choice.group_size.get())),
-        ],
-    )?;
+    let mut columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.component))),
+        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.tensor))),
+        Arc::new(int(|choice| choice.bits.get())),
+        Arc::new(int(|choice| choice.group_size.get())),
+    ];
+    if has_channels(plans) {
+        let importance = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));
+        let smoothing = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.smoothing)));
+        for (name, lists) in [("importance", importance), ("smoothing", smoothing)] {
+            fields.push(Field::new(name, lists.data_type().clone(), false));
+            columns.push(lists);
+        }
+    }
+    let schema = Arc::new(Schema::new(fields));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
+}
+
+/// Whether a calibration has to say something on some tensor.
+pub(crate) fn has_channels(plans: &[TensorPlan]) -> bool {
+    plans.iter().any(|plan| plan.channels.is_some())
+}
+
+fn lists<'a>(lists: impl Iterator<Item = Option<&'a Vec<f32>>>) -> ArrayRef {
+    let mut builder =
+        ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
+    for list in lists {
+        builder.values().append_slice(list.map_or(&[], Vec::as_slice));
+        builder.append(true);
+    }
+    Arc::new(builder.finish())
 }
 
 /// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.

@@ -110,6 +110,7 @@ pub(super) fn read(path: &Path, model: &Model, settings: Settings) -> Result<Vec
             because: "plan".to_string(),
             is_open: false,
             same_as: None,
+            channels: None,
         });
     }
     if let Some((component, tensor)) = rows.into_keys().min() {

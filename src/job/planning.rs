@@ -8,6 +8,7 @@ use arrow_quant_kernels::{Isa, PairSums, Settings};
 use serde::Serialize;
 
 use super::JobOptions;
+use super::calibrated::{Calibrated, calibrate, expected_bytes};
 use super::memory;
 use super::plan::{Choice, TensorPlan, is_matched, kept_unless_smaller, plan_tensors, quantized_bytes};
 use super::plan_file;
@@ -18,7 +19,7 @@ use super::sample::{Cost, Sampled, Sampling, all_choices};
 use super::target::Allocation;
 use crate::model::{Detected, Evidence, detect};
 use crate::tables::ModelParts;
-use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, LayerReport, Modality, Model, QuantError, Result};
 
 /// Bytes of a part's file beside payloads: of the file itself, and of each chunk's row. On five models, from 0.3 million to a
 /// billion weights, right to 0.25 % of the size; it is known better once a round was written.
@@ -66,6 +67,9 @@ pub(crate) struct Planned {
     pub target: Option<Target>,
     pub modality: Option<Modality>,
     pub notes: Vec<String>,
+    pub calibrated: Calibrated,
+    /// Bytes of the tables that the calibration became; before that was done, more or less.
+    pub beside: u64,
     sampled: Sampled,
 }
 
@@ -78,6 +82,9 @@ impl Planned {
         if source.tensors().is_empty() {
             let message = format!("`{}` has no tensors", source.path().display());
             return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
+        }
+        if let Some(calibration) = &options.calibration {
+            calibration.check(&source)?;
         }
         let detected = detect(&Evidence::of(&source)?);
         if config.skip_sensitive_layers && config.modality.is_none() {
@@ -93,7 +100,7 @@ impl Planned {
         refuse_selection_of_nothing(config, &plans)?;
         let parts = ModelParts::new(&source, |tensor| plans[tensor].same_as.is_none());
         let mut planned = Self {
-            notes: notes(config, &source, &detected),
+            notes: notes(config, options, &source, &detected),
             source,
             settings,
             plans,
@@ -102,9 +109,16 @@ impl Planned {
             allocation: None,
             target: None,
             modality: config.modality.or(detected.modality),
+            calibrated: Calibrated::none(),
+            beside: options.calibration.as_ref().map_or(0, |calibration| expected_bytes(calibration, config)),
             sampled: Sampled::default(),
         };
         planned.meet_target(config, options.listener()).await?;
+        if let Some(calibration) = &options.calibration {
+            let (source, plans) = (&planned.source, &mut planned.plans);
+            planned.calibrated = calibrate(calibration, source, plans, settings, config, options).await?;
+            planned.beside = planned.calibrated.bytes();
+        }
         Ok(planned)
     }
 
@@ -176,7 +190,7 @@ impl Planned {
     fn overhead(&self) -> u64 {
         let [of_file, of_chunk] = OVERHEAD;
         let of_part = |part: &std::ops::Range<usize>| of_file + of_chunk * part.len() as f64;
-        self.parts.iter().map(of_part).sum::<f64>() as u64
+        self.parts.iter().map(of_part).sum::<f64>() as u64 + self.beside
     }
 
     /// The plan with sizes, and with errors and times estimated from a sample.
@@ -218,6 +232,7 @@ impl Planned {
             estimated_time_s: estimated_time(self.sampled.per_weight, quantized, stored_bytes, config.threads()),
             estimated_memory_mb: memory::estimate_mb(config, original_bytes)?,
             notes: self.notes,
+            layers: self.calibrated.layers,
             tensors,
         })
     }
@@ -286,7 +301,7 @@ fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: &[TensorPla
 }
 
 /// What there is to know of a plan beside what each tensor becomes, and what was asked for that has no effect.
-fn notes(config: &DiffusionQuantConfig, source: &Model, detected: &Detected) -> Vec<String> {
+fn notes(config: &DiffusionQuantConfig, options: &JobOptions, source: &Model, detected: &Detected) -> Vec<String> {
     let mut notes = Vec::new();
     if let (None, Some(modality)) = (config.modality, detected.modality) {
         notes.push(format!("the model makes {modality}, by {}", detected.from));
@@ -313,10 +328,10 @@ fn notes(config: &DiffusionQuantConfig, source: &Model, detected: &Detected) -> 
                 .to_string(),
         );
     }
-    if config.enable_time_aware || config.enable_spatial {
+    if options.calibration.is_none() && (config.enable_time_aware || config.enable_spatial) {
         notes.push(
-            "weights only: there is no calibration table, so enable_time_aware, num_time_groups, calibration_samples and \
-             enable_spatial are recorded but have no effect"
+            "weights only: there is no calibration table, so enable_time_aware, num_time_groups, time_group_boundaries, \
+             calibration_samples and enable_spatial are recorded but have no effect"
                 .to_string(),
         );
     }
@@ -393,6 +408,8 @@ pub struct PlanReport {
     pub estimated_memory_mb: u64,
     /// What else there is to know.
     pub notes: Vec<String>,
+    /// What becomes of the inputs of layers; empty without a calibration.
+    pub layers: Vec<LayerReport>,
 }
 
 impl PlanReport {

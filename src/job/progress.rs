@@ -13,6 +13,8 @@ use crate::numbers;
 pub enum Stage {
     /// Samples of every tensor are quantized in all ways, to choose one for each.
     Measuring,
+    /// What a calibration makes of each layer is found out.
+    Calibrating,
     /// The model is quantized.
     Quantizing,
     /// Parts are quantized again, for tensors below the floor or to meet the target size.
@@ -23,6 +25,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Measuring => "measuring",
+            Self::Calibrating => "calibrating",
             Self::Quantizing => "quantizing",
             Self::Requantizing => "requantizing",
         })

@@ -10,7 +10,7 @@ use super::manifest::Manifest;
 use super::plan::TensorPlan;
 use super::run::TensorSums;
 use crate::tables::QuantizedModel;
-use crate::{Model, QuantError, Result};
+use crate::{LayerReport, Model, QuantError, Result};
 
 /// What became of one tensor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub struct Totals {
     pub weights: u64,
     /// Bytes of all tensors in the source.
     pub original_bytes: u64,
-    /// Bytes of all files that hold weights.
+    /// Bytes of all files that hold weights, and of the tables that a calibration became.
     pub stored_bytes: u64,
     /// 8 × stored bytes ÷ weights, everything included.
     pub bits_per_weight: f64,
@@ -171,6 +171,12 @@ pub struct ModelReport {
     pub notes: Vec<String>,
     /// Every tensor, in the order of the model.
     pub tensors: Vec<TensorReport>,
+    /// Whether the timesteps of a calibration had a part in how inputs and weights were quantized.
+    pub time_aware: bool,
+    /// Why it had not.
+    pub reason: Option<String>,
+    /// What became of the inputs of layers; empty without a calibration.
+    pub layers: Vec<LayerReport>,
     /// Of the whole model.
     #[serde(flatten)]
     pub totals: Totals,
@@ -193,6 +199,9 @@ impl ModelReport {
             modality: manifest.modality,
             notes: manifest.notes,
             tensors: manifest.tensors,
+            time_aware: manifest.time_aware,
+            reason: manifest.reason,
+            layers: manifest.layers,
             totals: manifest.totals,
         }
     }

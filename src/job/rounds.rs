@@ -101,7 +101,7 @@ impl Rounds {
             if let Some(&first) = below.iter().find(|&&index| self.fail_fast && !self.is_up_to_target(index)) {
                 return Err(stopped(&self.planned.plans[first], &self.floor, &sums[first].errors));
             }
-            let files: u64 = records.iter().map(|record| record.file.bytes).sum();
+            let files: u64 = self.planned.beside + records.iter().map(|record| record.file.bytes).sum::<u64>();
             below.iter().for_each(|&index| self.fall_back(index, &sums[index].errors));
             let is_adjusted = (adjustments < ADJUSTMENTS || !below.is_empty())
                 && self.meet_target(&sums, files, !below.is_empty())?;

@@ -16,7 +16,7 @@ use tokio::task::JoinError;
 
 use super::journal::PartRecord;
 use super::part::{PartWriter, hex};
-use super::plan::{TensorPlan, plan_table, refusal};
+use super::plan::{TensorPlan, has_channels, plan_table, refusal};
 use super::progress::{Listener, Stage, StageProgress};
 use super::staging::Staging;
 use crate::session::{session_config, with_config};
@@ -67,8 +67,10 @@ impl Run {
         for tensor in self.parts.tensors(part) {
             let plan = &plans[tensor];
             let choice = plan.choice.map(|c| (c.bits.get(), c.group_size.get()));
+            // Of what is kept, channels have nothing to say.
+            let channels = plan.channels.as_ref().filter(|_| choice.is_some()).map(|channels| &channels.hash);
             // No name holds what separates names.
-            hash.update(serde_json::json!([plan.component, plan.tensor, choice]).to_string());
+            hash.update(serde_json::json!([plan.component, plan.tensor, choice, channels]).to_string());
         }
         hex(hash)[..16].to_string()
     }
@@ -119,20 +121,24 @@ impl Run {
         Ok(())
     }
 
-    /// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method), CASE WHEN p.bits IS NULL THEN w.weights END
+    /// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method [, p.importance, p.smoothing]), CASE WHEN p.bits IS NULL THEN w.weights END
     /// FROM plan p JOIN weights w USING (component, tensor)`.
     async fn query(&self, ctx: &SessionContext, plans: &[TensorPlan]) -> Result<Arc<dyn ExecutionPlan>> {
         let weights = WeightsTable::new("", Arc::clone(&self.source)).in_parts(self.parts.clone());
         let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(plans)?), None)?;
         let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
         let keys = (vec!["p.component", "p.tensor"], vec!["w.component", "w.tensor"]);
-        let quantize = ctx.udf("quantize")?.call(vec![
+        let mut arguments = vec![
             col("w.weights"),
             col("p.bits"),
             col("p.group_size"),
             lit(self.settings.scheme.name()),
             lit(self.settings.method.name()),
-        ]);
+        ];
+        if has_channels(plans) {
+            arguments.extend([col("p.importance"), col("p.smoothing")]);
+        }
+        let quantize = ctx.udf("quantize")?.call(arguments);
         let kept = when(col("p.bits").is_null(), col("w.weights")).end()?;
         let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
         let logical = plan

@@ -1,14 +1,14 @@
 //! What each way of quantizing a tensor would cost: bytes exactly, errors from a sample of its rows.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_quant_kernels::{Bits, GroupSize, Isa, PairSums, ParameterDtype, Settings, Weights, quantize};
 
 use super::plan::{Choice, quantized_bytes, refusal};
 use super::progress::{Listener, Stage, StageProgress};
-use crate::{Model, QuantError, Result, Tensor};
+use super::workers::on_threads;
+use crate::{Model, Result, Tensor};
 
 /// One weight is sampled of so many.
 const ONE_OF: u64 = 128;
@@ -73,61 +73,25 @@ impl Sampling {
     /// # Errors
     /// For a weight in the sample that cannot be quantized, naming the tensor.
     pub async fn run(self, listener: Listener) -> Result<Sampled> {
-        let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
-        let stop = Arc::clone(&stopped.0);
-        let work = move || {
-            let total = self.wanted.iter().map(|(index, _)| self.model.tensors()[*index].elements()).sum();
-            let progress = StageProgress::new(Stage::Measuring, total, listener);
-            let sampled = self.on_threads(&stop, &progress);
-            progress.finish();
-            sampled
-        };
-        let joined = tokio::task::spawn_blocking(work).await;
-        joined.map_err(|error| QuantError::Quantization {
-            tensor: None,
-            message: format!("a worker ended early: {error}"),
-        })?
-    }
-
-    fn on_threads(&self, stop: &AtomicBool, progress: &StageProgress) -> Result<Sampled> {
         let isa = Isa::active()?;
-        let next = AtomicUsize::new(0);
-        let done = Mutex::new((Vec::with_capacity(self.wanted.len()), Spent::default()));
-        let failed = Mutex::new(None);
-        let work = || {
-            while !stop.load(Ordering::Relaxed) {
-                let Some((index, choices)) = self.wanted.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                let tensor = &self.model.tensors()[*index];
-                match costs(isa, tensor, choices, self.settings) {
-                    Ok((costs, spent)) => {
-                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                        done.0.push((*index, costs));
-                        done.1.add(spent);
-                        progress.add(tensor.elements(), &tensor.name);
-                    }
-                    Err(error) => {
-                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| (0..self.threads.max(1)).for_each(|_| drop(scope.spawn(work))));
-        if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
+        let total = self.wanted.iter().map(|(index, _)| self.model.tensors()[*index].elements()).sum();
+        let progress = Arc::new(StageProgress::new(Stage::Measuring, total, listener));
+        let (threads, count, counted) = (self.threads, self.wanted.len(), Arc::clone(&progress));
+        let measured = on_threads(threads, count, move |at| {
+            let (index, choices) = &self.wanted[at];
+            let tensor = &self.model.tensors()[*index];
+            let (costs, spent) = costs(isa, tensor, choices, self.settings)?;
+            counted.add(tensor.elements(), &tensor.name);
+            Ok((*index, costs, spent))
+        });
+        let mut sampled = Sampled::default();
+        let mut all = Spent::default();
+        for (index, costs, spent) in measured.await? {
+            sampled.costs.push((index, costs));
+            all.add(spent);
         }
-        let (mut costs, spent) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        costs.sort_by_key(|(index, _)| *index);
-        Ok(Sampled { costs, per_weight: spent.per_weight() })
-    }
-}
-
-/// Threads that were started for a future end soon after it was dropped.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        progress.finish();
+        Ok(Sampled { per_weight: all.per_weight(), ..sampled })
     }
 }
 

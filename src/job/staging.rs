@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use super::manifest::FileEntry;
-use super::part::{UNFINISHED, hash_of};
+use super::part::{UNFINISHED, hash_of, hex};
+use sha2::{Digest, Sha256};
+
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -125,6 +127,15 @@ impl Staging {
         let (from, to) = (source.join(relative), self.path.join(relative));
         File::open(&from).map_err(|e| QuantError::io(&from, e))?;
         fs::copy(&from, &to).map(drop).map_err(|e| QuantError::io(&to, e))
+    }
+
+    /// Writes a file of its own, which is durable when this returns.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+        let path = self.path.join(name);
+        let written = File::create(&path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()));
+        written.map_err(|e| QuantError::io(&path, e))?;
+        let sha256 = hex(Sha256::new_with_prefix(bytes));
+        Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, sha256 })
     }
 
     /// Writes the manifest and gives the directory its name. Both are durable when this returns.

@@ -2,17 +2,24 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Float64Type;
+use arrow_quant_kernels::{Isa, Weights, to_f32};
+use datafusion::common::TableReference;
+use datafusion::logical_expr::{JoinType, col, lit};
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::plan::full_name;
 use super::report::{TensorReport, finite};
+use super::workers::on_threads;
+use crate::calibration::LayerWeights;
 use crate::session::{register_model, session_config, with_config};
 use crate::tables::QuantizedModel;
-use crate::{Model, QuantError, Result};
+use crate::{Calibration, LayerQuality, Model, QuantError, Result, Tensor};
 
 /// How like its original one tensor is.
 #[derive(Debug, Clone, Serialize)]
@@ -46,6 +53,8 @@ pub struct ValidationReport {
     pub compression_ratio: f64,
     /// Of the files that hold weights, in 10⁶ bytes.
     pub model_size_mb: f64,
+    /// How good the parameters of layers' inputs are; empty without a calibration.
+    pub layers: Vec<LayerQuality>,
 }
 
 /// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
@@ -62,13 +71,24 @@ const QUERY: &str = "
     WHERE o.weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')
     GROUP BY o.component, o.tensor";
 
-/// Compares a quantized model with its original, weight by weight.
+/// Compares a quantized model with its original, weight by weight; and with a calibration, the parameters of its activations
+/// with what the inputs of layers were.
 ///
 /// # Errors
-/// If either cannot be read, or they do not have the same tensors of the same shapes.
-pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -> Result<ValidationReport> {
-    let model = Model::open(original)?;
+/// If either cannot be read, or they do not have the same tensors of the same shapes; if the calibration is not of the model,
+/// or a timestep of it is not in exactly one time group.
+pub async fn validate_model(
+    original: &Path,
+    quantized: &Path,
+    threads: usize,
+    calibration: Option<Arc<Calibration>>,
+) -> Result<ValidationReport> {
+    let model = Arc::new(Model::open(original)?);
     let other = QuantizedModel::open(quantized)?;
+    if let Some(calibration) = &calibration {
+        calibration.check(&model)?;
+        refuse_uncalibrated(&other, quantized)?;
+    }
     other.verify().await?;
     let reports = same_tensors(&model, &other)?;
     let mut config = session_config(threads);
@@ -78,6 +98,10 @@ pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -
     register_model(&ctx, "original", original).await?;
     register_model(&ctx, "quantized_model", quantized).await?;
     let measured = measure(&ctx).await?;
+    let layers = match &calibration {
+        Some(calibration) => layers(&ctx, &model, &other, calibration, threads).await?,
+        None => Vec::new(),
+    };
     let mut pooled = Pooled::default();
     let mut tensors = Vec::new();
     for (tensor, report) in model.tensors().iter().zip(reports) {
@@ -103,14 +127,86 @@ pub async fn validate_model(original: &Path, quantized: &Path, threads: usize) -
         });
     }
     let original_bytes: u64 = model.tensors().iter().map(|t| t.bytes).sum();
-    let stored_bytes: u64 = other.manifest.files.iter().map(|f| f.bytes).sum();
+    let stored_bytes: u64 = other.manifest.stored().map(|file| file.bytes).sum();
     Ok(ValidationReport {
         tensors,
         cosine_similarity: pooled.cosine_similarity(),
         sqnr_db: pooled.sqnr_db(),
         compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
         model_size_mb: stored_bytes as f64 / 1e6,
+        layers,
     })
+}
+
+fn refuse_uncalibrated(other: &QuantizedModel, path: &Path) -> Result<()> {
+    if other.manifest.tables.is_empty() {
+        let message = format!(
+            "`{}` was quantized without a calibration: leave it out, or quantize the model with it",
+            path.display()
+        );
+        return Err(QuantError::Validation { tensor: None, message });
+    }
+    Ok(())
+}
+
+/// The quality of all layers of a calibration.
+async fn layers(
+    ctx: &SessionContext,
+    model: &Arc<Model>,
+    other: &QuantizedModel,
+    calibration: &Arc<Calibration>,
+    threads: usize,
+) -> Result<Vec<LayerQuality>> {
+    let tensors = calibration.tensors(model)?;
+    let mut errors = Vec::with_capacity(tensors.len());
+    for (tensor, states) in &tensors {
+        errors.push(channel_errors(ctx, &model.tensors()[*tensor], states[0].channels()).await?);
+    }
+    let count = tensors.len();
+    let (model, calibration, stored) = (Arc::clone(model), Arc::clone(calibration), other.calibration.clone());
+    let measured = on_threads(threads, count, move |at| {
+        let (tensor, states) = calibration.tensors(&model)?[at];
+        let weights = LayerWeights::read(&model.tensors()[tensor], states[0].channels(), None)?;
+        states.iter().map(|layer| stored.quality(layer, &weights, &errors[at])).collect::<Result<Vec<_>>>()
+    });
+    Ok(measured.await?.into_iter().flatten().collect())
+}
+
+/// The sums of the squared errors of a tensor's weights, by input channel.
+async fn channel_errors(ctx: &SessionContext, tensor: &Tensor, channels: usize) -> Result<Vec<f64>> {
+    let isa = Isa::active()?;
+    let weights = |schema: &str, name: &str| {
+        let of_tensor = col("component").eq(lit(tensor.component.as_str())).and(col("tensor").eq(lit(&tensor.name)));
+        let columns = [col("chunk"), col("weights").alias(name)];
+        let table = ctx.table(TableReference::partial(schema.to_string(), "weights"));
+        async move { table.await?.filter(of_tensor)?.select(columns) }
+    };
+    let (original, restored) = (weights("original", "a").await?, weights("quantized_model", "b").await?);
+    let restored = restored.with_column_renamed("chunk", "same_chunk")?;
+    let pairs = original.join(restored, JoinType::Inner, &["chunk"], &["same_chunk"], None)?;
+    let mut stream = pairs.select_columns(&["a", "b"])?.execute_stream().await?;
+    let row = tensor.row_length() as usize;
+    let mut sums = vec![0.0; channels];
+    while let Some(batch) = stream.try_next().await? {
+        for index in 0..batch.num_rows() {
+            let floats = |column: usize| {
+                let value = batch.column(column).as_struct();
+                let text = value.column_by_name("dtype").map(|dtypes| dtypes.as_string::<i32>().value(index));
+                let bytes = value.column_by_name("data").map(|data| data.as_binary_view().value(index));
+                let (Some(dtype), Some(bytes)) = (text.and_then(|text| text.parse().ok()), bytes) else {
+                    return Err(QuantError::configuration(format!("{}: its weights are none", tensor.name)));
+                };
+                Ok(to_f32(isa, Weights::new(dtype, bytes, row)?))
+            };
+            for (a, b) in floats(0)?.chunks_exact(row).zip(floats(1)?.chunks_exact(row)) {
+                let kernel = row / channels;
+                for (sum, (a, b)) in sums.iter_mut().zip(a.chunks_exact(kernel).zip(b.chunks_exact(kernel))) {
+                    *sum += a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                }
+            }
+        }
+    }
+    Ok(sums)
 }
 
 /// Checks that the files of a quantized model have the content that it says they have.

@@ -5,16 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{
     Session, TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory,
 };
 use datafusion::common::{Result, ScalarValue, plan_err};
-use datafusion::datasource::MemTable;
 use datafusion::logical_expr::{CreateExternalTable, Expr};
 
-use super::{AnyModel, default_name};
+use super::{AnyModel, default_name, table_of};
 use crate::Calibration;
 use crate::model::MANIFEST;
 use crate::{DiffusionQuantConfig, QuantError};
@@ -46,7 +44,9 @@ impl TableFunctionImpl for TimeGroups {
         for (option, field) in options.iter().zip(["num_time_groups", "time_group_boundaries"]) {
             let value = match option {
                 Expr::Literal(ScalarValue::Int64(Some(groups)), _) => (*groups).into(),
-                Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => text.as_str().into(),
+                Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => {
+                    text.as_str().into()
+                }
                 other => return plan_err!("{TIME_GROUPS} expects {field} as a literal, found {other}"),
             };
             config.set(field, &value)?;
@@ -55,7 +55,7 @@ impl TableFunctionImpl for TimeGroups {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
         let calibration = Calibration::open(path, config.calibration_samples)?;
-        table_of(calibration.activations(config.grouping()?)?)
+        Ok(table_of(calibration.activations(config.grouping()?)?)?)
     }
 }
 
@@ -70,7 +70,8 @@ impl TableFunctionImpl for Importance {
         let (path, []) = calibration_path(IMPORTANCE, args.exprs())? else {
             return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
         };
-        table_of(Calibration::open(path, DiffusionQuantConfig::default().calibration_samples)?.importance()?)
+        let calibration = Calibration::open(path, DiffusionQuantConfig::default().calibration_samples)?;
+        Ok(table_of(calibration.importance()?)?)
     }
 }
 
@@ -82,10 +83,6 @@ fn calibration_path<'a>(function: &str, arguments: &'a [Expr]) -> Result<(&'a st
         }
         _ => plan_err!("{function} expects the path of a calibration table as text: {function}('path')"),
     }
-}
-
-fn table_of(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
-    Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 
 /// One of a model's tables.

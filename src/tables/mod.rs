@@ -10,7 +10,9 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
 
 use crate::model::MANIFEST;
 use crate::{Model, Result};
@@ -55,6 +57,14 @@ impl AnyModel {
         }
     }
 
+    /// The tables that a calibration became.
+    pub fn calibrated(&self) -> Result<Vec<(&'static str, Arc<dyn TableProvider>)>> {
+        match self {
+            Self::Weights(_) => Ok(Vec::new()),
+            Self::Quantized(model) => model.tables(),
+        }
+    }
+
     /// One row a quantized chunk; `None` for a model that is not quantized.
     pub fn quantized(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         match self {
@@ -62,6 +72,11 @@ impl AnyModel {
             Self::Quantized(model) => model.quantized(name).map(Some),
         }
     }
+}
+
+/// A table of one batch in memory.
+fn table_of(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
+    Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 
 /// What a model is called where nobody named it: the last part of its path.

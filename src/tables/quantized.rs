@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Float32Builder, ListBuilder, RecordBatch, StringArray};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
-use datafusion::datasource::{MemTable, ViewTable, provider_as_source};
-use datafusion::logical_expr::{Expr, JoinType, LogicalPlanBuilder, col, lit, when};
-
-use super::tensors::shape_type;
+use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::logical_expr::{Expr, JoinType, LogicalPlanBuilder, ScalarUDF, col, lit, when};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
-use crate::job::{Manifest, full_name, hash_in_steps};
+use super::table_of;
+use super::tensors::shape_type;
+use crate::calibration::StoredCalibration;
+use crate::job::{ACTIVATIONS, Manifest, SMOOTHING, full_name, hash_in_steps};
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -38,6 +41,11 @@ pub(crate) struct QuantizedModel {
     path: PathBuf,
     /// What it says of itself.
     pub manifest: Manifest,
+    /// What its calibration became.
+    pub calibration: StoredCalibration,
+    /// The tables of that.
+    activations: Option<RecordBatch>,
+    smoothing: Option<RecordBatch>,
 }
 
 impl QuantizedModel {
@@ -55,7 +63,7 @@ impl QuantizedModel {
         }
         let text = std::fs::read_to_string(&manifest_path).map_err(|e| QuantError::io(&manifest_path, e))?;
         let manifest = Manifest::parse(&manifest_path, &text)?;
-        for file in &manifest.files {
+        for file in manifest.stored() {
             let file_path = path.join(&file.path);
             let found = std::fs::metadata(&file_path).map(|metadata| metadata.len()).ok();
             if found != Some(file.bytes) {
@@ -71,12 +79,33 @@ impl QuantizedModel {
                 });
             }
         }
-        Ok(Self { path: path.to_path_buf(), manifest })
+        let table = |name: &str| {
+            manifest.tables.iter().any(|file| file.path == name).then(|| read_table(&path.join(name))).transpose()
+        };
+        let (activations, smoothing) = (table(ACTIVATIONS)?, table(SMOOTHING)?);
+        let calibration = StoredCalibration::read(path, activations.as_ref(), smoothing.as_ref())?;
+        Ok(Self { path: path.to_path_buf(), manifest, calibration, activations, smoothing })
+    }
+
+    /// The tables beside those of weights, by name.
+    pub fn tables(&self) -> Result<Vec<(&'static str, Arc<dyn TableProvider>)>> {
+        let mut tables = Vec::new();
+        if let Some(activations) = &self.activations {
+            let columns = ["tensor", "state", "time_group", "t_start", "t_end", "timesteps"];
+            let indexes = columns.iter().map(|column| activations.schema().index_of(column));
+            let groups = activations.project(&indexes.collect::<std::result::Result<Vec<_>, _>>()?)?;
+            tables.push(("activations", table_of(activations.clone())?));
+            tables.push(("time_groups", table_of(groups)?));
+        }
+        if let Some(smoothing) = &self.smoothing {
+            tables.push(("smoothing", table_of(smoothing.clone())?));
+        }
+        Ok(tables)
     }
 
     /// Checks that every file has the content the manifest tells.
     pub async fn verify(&self) -> Result<()> {
-        for file in &self.manifest.files {
+        for file in self.manifest.stored() {
             let path = self.path.join(&file.path);
             let found = hash_in_steps(&path).await.map_err(|e| QuantError::io(&path, e))?;
             if found != file.sha256 {
@@ -155,18 +184,49 @@ impl QuantizedModel {
         let names = ["component", "tensor", "stored_component", "stored_tensor"];
         let column = |values: &Vec<&str>| Arc::new(StringArray::from(values.clone())) as ArrayRef;
         let batch = RecordBatch::try_from_iter(names.into_iter().zip(rows.iter().map(column)))?;
-        Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+        Ok(Some(table_of(batch)?))
+    }
+
+    /// A table of the tensors whose codes stand for weights times smoothing, with what undoes it: one number for each weight
+    /// of a row. `None` if there are none.
+    fn smoothed(&self) -> Result<Option<Arc<dyn TableProvider>>> {
+        let (mut components, mut tensors) = (Vec::new(), Vec::new());
+        let mut inverses =
+            ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
+        for tensor in self.manifest.tensors.iter().filter(|tensor| tensor.bits.is_some()) {
+            let name = full_name(&tensor.component, &tensor.tensor);
+            let Some(factors) = self.calibration.factors(&name) else { continue };
+            let channels = tensor.shape.get(1).copied().unwrap_or_default();
+            if usize::try_from(channels) != Ok(factors.len()) {
+                let message = format!(
+                    "`{}`: {name} has {channels} channels, and smoothing of {}: quantize the model again",
+                    self.path.display(),
+                    factors.len()
+                );
+                return Err(QuantError::Metadata { path: self.path.clone(), tensor: Some(name), message });
+            }
+            let kernel: i64 = tensor.shape[2..].iter().product();
+            components.push(tensor.component.as_str());
+            tensors.push(tensor.tensor.as_str());
+            for factor in factors {
+                (0..kernel).for_each(|_| inverses.values().append_value(1.0 / factor));
+            }
+            inverses.append(true);
+        }
+        if tensors.is_empty() {
+            return Ok(None);
+        }
+        let columns: [(&str, ArrayRef); 3] = [
+            ("component", Arc::new(StringArray::from(components))),
+            ("tensor", Arc::new(StringArray::from(tensors))),
+            ("inverse", Arc::new(inverses.finish())),
+        ];
+        Ok(Some(table_of(RecordBatch::try_from_iter(columns)?)?))
     }
 
     /// The rows with the model's name before their columns, up to a last column.
     fn view(&self, name: &str, filter: Option<Expr>, payload: Expr) -> Result<Arc<dyn TableProvider>> {
-        let mut plan = self.rows()?;
-        if let Some(filter) = filter {
-            plan = plan.filter(filter)?;
-        }
-        let columns = ["component", "tensor", "shape", "chunk", "start"].map(col);
-        let plan = plan.project([lit(name).alias("model")].into_iter().chain(columns).chain([payload]))?.build()?;
-        Ok(Arc::new(ViewTable::new(plan, None)))
+        view(self.rows()?, name, filter, payload)
     }
 
     /// The quantized rows.
@@ -176,12 +236,56 @@ impl QuantizedModel {
 
     /// All rows: kept weights as they are, quantized ones restored.
     pub fn weights(&self, name: &str) -> Result<Arc<dyn TableProvider>> {
-        let dequantize = scalar_functions().into_iter().find(|f| f.name() == "dequantize");
-        let Some(dequantize) = dequantize else {
-            return Err(QuantError::configuration("the function dequantize is not there"));
+        let restored = function("dequantize")?.call(vec![col("quantized")]);
+        let Some(smoothed) = self.smoothed()? else {
+            let payload = when(col("quantized").is_null(), col("weights")).otherwise(restored)?;
+            return self.view(name, None, payload.alias("weights"));
         };
-        let restored = dequantize.call(vec![col("quantized")]);
-        let payload = when(col("quantized").is_null(), col("weights")).otherwise(restored)?.alias("weights");
-        self.view(name, None, payload)
+        let smoothed = LogicalPlanBuilder::scan("smoothed", provider_as_source(smoothed), None)?;
+        let rows = self.rows()?.alias("r")?;
+        let keys = (vec!["smoothed.component", "smoothed.tensor"], vec!["r.component", "r.tensor"]);
+        // The rows are those that stream past, in their order.
+        let joined = smoothed.join(rows.build()?, JoinType::Right, keys, None)?;
+        let own = ["component", "tensor", "shape", "chunk", "start", "quantized", "weights"];
+        let columns = own.map(|name| col(format!("r.{name}")).alias(name));
+        let rows = joined.project(columns.into_iter().chain([col("smoothed.inverse").alias("inverse")]))?;
+        let divided = function("scale_channels")?.call(vec![restored.clone(), col("inverse")]);
+        let mut payload = when(col("quantized").is_null(), col("weights")).when(col("inverse").is_null(), restored);
+        view(rows, name, None, payload.otherwise(divided)?.alias("weights"))
     }
+}
+
+/// Rows with a model's name before their columns, up to a last column.
+fn view(
+    mut plan: LogicalPlanBuilder,
+    name: &str,
+    filter: Option<Expr>,
+    payload: Expr,
+) -> Result<Arc<dyn TableProvider>> {
+    if let Some(filter) = filter {
+        plan = plan.filter(filter)?;
+    }
+    let columns = ["component", "tensor", "shape", "chunk", "start"].map(col);
+    let plan = plan.project([lit(name).alias("model")].into_iter().chain(columns).chain([payload]))?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+fn function(name: &str) -> Result<Arc<ScalarUDF>> {
+    let found = scalar_functions().into_iter().find(|function| function.name() == name);
+    found.ok_or_else(|| QuantError::configuration(format!("the function {name} is not there")))
+}
+
+/// A table of one Parquet file, read as a whole.
+fn read_table(path: &Path) -> Result<RecordBatch> {
+    let unreadable = |message: String| QuantError::Metadata {
+        path: path.to_path_buf(),
+        tensor: None,
+        message: format!("{} cannot be read: {message}: quantize the model again", path.display()),
+    };
+    let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.to_string()))?;
+    let schema = Arc::clone(reader.schema());
+    let batches = reader.build().map_err(|e| unreadable(e.to_string()))?;
+    let batches = batches.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?;
+    concat_batches(&schema, &batches).map_err(|e| unreadable(e.to_string()))
 }

@@ -3,6 +3,7 @@
 //! A thin face of the crate `arrow_quant_v2`: it parses arguments, starts the runtime, shows results and turns errors
 //! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 130 and 143 an interruption.
 
+mod calibration;
 mod config;
 mod failure;
 mod inspect;

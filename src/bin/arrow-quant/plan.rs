@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model};
 
+use crate::calibration::{CalibrationArgument, write_layers};
 use crate::config::ConfigArguments;
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
@@ -23,6 +24,8 @@ pub struct Arguments {
     /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
     #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgument,
     #[command(flatten)]
     shown: Shown,
     // Last, for its heading holds for all that follows.
@@ -45,6 +48,7 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let options = JobOptions {
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
+        calibration: arguments.calibration.open(config.calibration_samples)?,
         ..JobOptions::default()
     };
     let planned = planned(&arguments.model, &config, &options)?;
@@ -75,6 +79,7 @@ fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
     for (width, tensors, weights) in widths(&plan.tensors) {
         writeln!(out, "{width}: {tensors} with {} weights", numbers::count(weights))?;
     }
+    write_layers(&plan.layers, out)?;
     for note in &plan.notes {
         writeln!(out, "note: {note}")?;
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use arrow_quant_v2::{JobOptions, QuantizeReport, quantize_model, unfinished_run};
 
+use crate::calibration::CalibrationArgument;
 use crate::config::ConfigArguments;
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
@@ -24,6 +25,8 @@ pub struct Arguments {
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bits", "group_size"])]
     plan: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgument,
     /// Go on with what an interrupted run of the same job left
     #[arg(long)]
     resume: bool,
@@ -43,6 +46,7 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
+        calibration: arguments.calibration.open(config.calibration_samples)?,
         resume: arguments.resume,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),

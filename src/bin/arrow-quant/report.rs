@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use arrow_quant_v2::{Attempt, ModelReport, QuantError, TensorReport};
 
+use crate::calibration::write_layers;
 use crate::failure::Failure;
 use crate::table::{Table, tensor_label, write_facts};
 use crate::{numbers, output};
@@ -58,6 +59,7 @@ pub fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut imp
     for line in decisions(&report.tensors) {
         writeln!(out, "{line}")?;
     }
+    write_layers(&report.layers, out)?;
     for note in &report.notes {
         writeln!(out, "note: {note}")?;
     }
@@ -71,8 +73,19 @@ pub fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut imp
         ("bits per weight", format!("{:.2}", totals.bits_per_weight)),
         ("SQNR", decibels(totals.sqnr_db)),
         ("cosine similarity", numbers::measure(totals.cosine_similarity, 6)),
+        ("time-aware", time_aware(report)),
     ];
     write_facts(&[&facts, more].concat(), out)
+}
+
+/// `no: no calibration`, or the time groups there are.
+fn time_aware(report: &ModelReport) -> String {
+    let why = |reason: &String| format!(": {reason}");
+    let (layers, groups) = (report.layers.len(), report.layers.iter().map(|layer| layer.time_groups).sum::<usize>());
+    match report.time_aware {
+        true => format!("yes: {groups} time groups in {layers} layers"),
+        false => format!("no{}", report.reason.as_ref().map_or_else(String::new, why)),
+    }
 }
 
 /// What was decided for tensors: those kept, those that fell back, those of other widths than most, and ties.
@@ -193,6 +206,9 @@ mod tests {
             settings: serde_json::Map::new(),
             modality: None,
             notes: vec!["this and that".to_string()],
+            time_aware: false,
+            reason: Some("no calibration".to_string()),
+            layers: vec![],
             tensors,
             totals: Totals {
                 weights: 1_240_000,

@@ -3,8 +3,10 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{QuantError, TensorQuality, ValidationReport, validate_model};
+use arrow_quant_v2::{DiffusionQuantConfig, ModelReport, QuantError, TensorQuality, ValidationReport, validate_model};
+use serde_json::Value;
 
+use crate::calibration::{CalibrationArgument, write_qualities};
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
@@ -26,6 +28,8 @@ pub struct Arguments {
     #[arg(long, value_name = "X", value_parser = accuracy)]
     min_accuracy: Option<f64>,
     #[command(flatten)]
+    calibration: CalibrationArgument,
+    #[command(flatten)]
     shown: Shown,
 }
 
@@ -39,7 +43,15 @@ fn accuracy(text: &str) -> Result<f64, String> {
 
 /// Compares the models, shows the report, and fails if a tensor is below the floor.
 pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
-    let job = validate_model(&arguments.model, &arguments.out, threads);
+    let calibration = if arguments.calibration.is_given() {
+        // As many samples as the job had.
+        let samples = ModelReport::open(&arguments.out)?.settings.get("calibration_samples").and_then(Value::as_i64);
+        let samples = samples.unwrap_or_else(|| DiffusionQuantConfig::default().calibration_samples);
+        arguments.calibration.open(samples)?
+    } else {
+        None
+    };
+    let job = validate_model(&arguments.model, &arguments.out, threads, calibration);
     let report = in_runtime(threads, unless_interrupted(job))?;
     arguments.shown.print(&report, write_report)?;
     match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
@@ -60,6 +72,7 @@ fn write_report(report: &ValidationReport, out: &mut impl Write) -> io::Result<(
     if kept > 0 {
         writeln!(out, "kept: {} at their own dtype", tensors_of(kept))?;
     }
+    write_qualities(&report.layers, out)?;
     writeln!(out)?;
     write_facts(
         &[

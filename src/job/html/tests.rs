@@ -31,6 +31,9 @@ fn report(tensors: Vec<TensorReport>) -> ModelReport {
         settings: [("bit_width".to_string(), json!(4))].into_iter().collect(),
         modality: None,
         notes: vec![],
+        time_aware: false,
+        reason: None,
+        layers: vec![],
         totals: Totals {
             weights: tensors.iter().map(|tensor| tensor.elements).sum(),
             original_bytes: 1000,

@@ -44,7 +44,8 @@ mod tests {
     fn wrong_factors_are_refused() {
         let bytes = [0; 8];
         let weights = Weights::new(Dtype::F32, &bytes, 2).unwrap();
-        let message = |factors: &[f32]| scale_channels(Isa::active().unwrap(), weights, factors).unwrap_err().to_string();
+        let message =
+            |factors: &[f32]| scale_channels(Isa::active().unwrap(), weights, factors).unwrap_err().to_string();
         assert_eq!(message(&[1.0]), "factors, one for each weight of a row: found 1, expected 2");
         for (wrong, shown) in [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
             assert_eq!(message(&[1.0, wrong]), format!("factor 1 is {shown}, allowed: finite numbers above 0"));

@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
 use arrow_quant_kernels::{
-    Bits, Dtype, GroupSize, Isa, KernelError, Method, Quantized, Scheme, Settings, Weights, dequantize, pair_sums, quantize,
-    scale_channels, to_f32,
+    Bits, Dtype, GroupSize, Isa, KernelError, Method, Quantized, Scheme, Settings, Weights, dequantize, pair_sums,
+    quantize, scale_channels, to_f32,
 };
 use datafusion::common::{Result, ScalarValue, exec_datafusion_err, internal_err, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{
