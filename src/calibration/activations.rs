@@ -14,7 +14,10 @@ use super::{Histogram, StepStatistics};
 pub(crate) const BITS: u32 = 8;
 
 /// Bounds that are tried on either side: fractions of the greatest value of all timesteps, in equal ratios.
-const CANDIDATES: usize = 48;
+pub(crate) const FINE: usize = 48;
+
+/// As many where they are tried for each of many ways to smooth the inputs.
+pub(crate) const COARSE: usize = 24;
 
 /// The smallest of them.
 const LEAST: f64 = 0.1;
@@ -64,8 +67,8 @@ fn levels() -> f64 {
 
 impl Losses {
     /// Of a layer's timesteps. `weights` has the part that each channel has in the error, adding up to 1; `divisors` what
-    /// each channel is divided by before it is quantized.
-    pub fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f32]>) -> Self {
+    /// each channel is divided by before it is quantized. So many `candidates` are tried as bounds on either side.
+    pub fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f32]>, candidates: usize) -> Self {
         let divided = |channel: usize, value: f32| f64::from(value) / divisors.map_or(1.0, |d| f64::from(d[channel]));
         let extremes = |of: fn(&StepStatistics) -> &[f32], pick: fn(f64, f64) -> f64| {
             let values = steps.iter().flat_map(|step| of(step).iter().enumerate().map(|(j, &x)| divided(j, x)));
@@ -74,10 +77,10 @@ impl Losses {
         let lowest = extremes(|step| &step.min, f64::min).min(-NEAREST);
         let highest = extremes(|step| &step.max, f64::max).max(NEAREST);
         let fractions: Vec<f64> =
-            (0..CANDIDATES).map(|i| libm::pow(LEAST, 1.0 - i as f64 / (CANDIDATES - 1) as f64)).collect();
+            (0..candidates).map(|i| libm::pow(LEAST, 1.0 - i as f64 / (candidates - 1) as f64)).collect();
         let low: Vec<f64> = fractions.iter().map(|fraction| lowest * fraction).collect();
         let high: Vec<f64> = fractions.iter().map(|fraction| highest * fraction).collect();
-        let mut losses = Self { sums: vec![vec![0.0; 2 * CANDIDATES]], beyond: Vec::new(), low, high };
+        let mut losses = Self { sums: vec![vec![0.0; 2 * candidates]], beyond: Vec::new(), low, high };
         for step in steps {
             let beyond = beyond(step, weights, divisors, &losses.low, &losses.high);
             let sum = losses.sums[losses.sums.len() - 1].iter().zip(&beyond).map(|(sum, loss)| sum + loss).collect();
@@ -95,12 +98,12 @@ impl Losses {
     /// What bounds lose at a timestep.
     pub fn at(&self, step: usize, bounds: &Bounds) -> f64 {
         let beyond = &self.beyond[step];
-        rounding(bounds.low, bounds.high) + beyond[bounds.at.0] + beyond[CANDIDATES + bounds.at.1]
+        rounding(bounds.low, bounds.high) + beyond[bounds.at.0] + beyond[self.low.len() + bounds.at.1]
     }
 
     /// The bounds that clip nothing, at any timestep.
     pub fn widest(&self) -> Bounds {
-        let at = CANDIDATES - 1;
+        let at = self.low.len() - 1;
         Bounds { at: (at, at), low: self.low[at], high: self.high[at] }
     }
 
@@ -108,9 +111,10 @@ impl Losses {
     pub fn best(&self, steps: std::ops::Range<usize>) -> Bounds {
         let count = steps.len() as f64;
         let beyond = |at: usize| self.sums[steps.end][at] - self.sums[steps.start][at];
-        let above: Vec<f64> = (0..CANDIDATES).map(|at| beyond(CANDIDATES + at)).collect();
+        let candidates = self.low.len();
+        let above: Vec<f64> = (0..candidates).map(|at| beyond(candidates + at)).collect();
         let mut best = (f64::INFINITY, (0, 0));
-        for l in 0..CANDIDATES {
+        for l in 0..candidates {
             let below = beyond(l);
             for (h, above) in above.iter().enumerate() {
                 let loss = count * rounding(self.low[l], self.high[h]) + below + above;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::activations::{Bounds, Losses, Parameters};
+use super::activations::{Bounds, COARSE, FINE, Losses, Parameters};
 use super::groups::{Boundaries, Groups, finest_groups, time_groups};
 use super::{LayerStatistics, StepStatistics};
 
@@ -65,7 +65,7 @@ pub(crate) struct Inputs {
 impl Inputs {
     pub fn new(layer: &LayerStatistics, channels: &ChannelWeights<'_>, grouping: Grouping) -> Self {
         let steps = &layer.steps;
-        let losses = Losses::new(steps, channels.parts, channels.divisors);
+        let losses = Losses::new(steps, channels.parts, channels.divisors, FINE);
         let groups = time_groups(&losses, grouping.most, grouping.boundaries);
         let powers: Vec<f64> = steps.iter().map(|step| channels.power(step)).collect();
         let sqnr_db = |noise: &[f64]| -> Vec<f64> { powers.iter().zip(noise).map(|(p, n)| decibels(p / n)).collect() };
@@ -83,9 +83,10 @@ impl Inputs {
     }
 }
 
-/// What the inputs of a layer lose at each timestep with as many groups as there may be.
+/// What the inputs of a layer lose at each timestep with as many groups as there may be: more or less, to compare ways to
+/// smooth them.
 pub(crate) fn finest_noise(layer: &LayerStatistics, channels: &ChannelWeights<'_>, grouping: Grouping) -> Vec<f64> {
-    let losses = Losses::new(&layer.steps, channels.parts, channels.divisors);
+    let losses = Losses::new(&layer.steps, channels.parts, channels.divisors, COARSE);
     noise(&losses, &finest_groups(&losses, grouping.most, grouping.boundaries))
 }
 

@@ -10,7 +10,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type};
 use serde::Serialize;
 
-use super::activations::{BITS, Losses, Parameters, loss};
+use super::activations::{BITS, FINE, Losses, Parameters, loss};
 use super::inputs::{ChannelWeights, decibels, least, mean};
 use super::smoothing::LayerWeights;
 use super::{LayerState, LayerStatistics};
@@ -117,7 +117,7 @@ impl StoredCalibration {
         }
         let (parts, sum) = weights.parts(factors);
         let channels = ChannelWeights { parts: &parts, divisors: factors };
-        let losses = Losses::new(&layer.steps, &parts, factors);
+        let losses = Losses::new(&layer.steps, &parts, factors, FINE);
         let (mut activations, mut lost, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         for (index, step) in layer.steps.iter().enumerate() {
             let mut covering = groups.iter().filter(|(timesteps, _)| timesteps.contains(&step.timestep));

@@ -25,21 +25,40 @@ pub(super) fn open(path: &Path, samples: i64) -> Result<Calibration> {
         message: format!("{name} is no calibration table: {message}"),
     };
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    let batches = match extension.to_str() {
+    let open = || std::fs::File::open(path).map_err(|e| QuantError::io(path, e));
+    match extension.to_str() {
         Some("arrow" | "ipc" | "feather") => {
-            let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
-            let reader = arrow::ipc::reader::FileReader::try_new(file, None).map_err(|e| unreadable(e.to_string()))?;
-            reader.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?
+            let reader =
+                arrow::ipc::reader::FileReader::try_new(open()?, None).map_err(|e| unreadable(e.to_string()))?;
+            collect(&name, reader.map(|batch| batch.map_err(|e| unreadable(e.to_string()))), samples)
         }
         Some("parquet") => {
-            let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
-            let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
+            let reader = ParquetRecordBatchReaderBuilder::try_new(open()?).and_then(|builder| builder.build());
             let batches = reader.map_err(|e| unreadable(e.to_string()))?;
-            batches.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?
+            collect(&name, batches.map(|batch| batch.map_err(|e| unreadable(e.to_string()))), samples)
         }
-        _ => return Err(unreadable("allowed: names that end with .parquet or .arrow".to_string())),
-    };
-    Calibration::from_batches(&name, &batches, samples)
+        _ => Err(unreadable("allowed: names that end with .parquet or .arrow".to_string())),
+    }
+}
+
+/// Reads batches one after the other, so that but one is held beside what was read.
+fn collect(name: &str, batches: impl Iterator<Item = Result<RecordBatch>>, samples: i64) -> Result<Calibration> {
+    let mut rows = Rows::new();
+    for batch in batches {
+        let batch = batch?;
+        let columns = Columns::of(name, &batch)?;
+        for row in 0..batch.num_rows() {
+            let (key, entry) = columns.row(name, row)?;
+            rows.entry(key).or_default().push(entry);
+        }
+    }
+    if rows.is_empty() {
+        return Err(refused(name, None, "it has no rows".to_string()));
+    }
+    let merge = |((tensor, state), rows): (LayerState, _)| layer(name, tensor, state, rows, samples);
+    let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
+    refuse_gaps(name, &layers)?;
+    Ok(Calibration { name: name.to_string(), layers })
 }
 
 impl Calibration {
@@ -48,21 +67,7 @@ impl Calibration {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_batches(name: &str, batches: &[RecordBatch], samples: i64) -> Result<Self> {
-        let mut rows = Rows::new();
-        for batch in batches {
-            let columns = Columns::of(name, batch)?;
-            for row in 0..batch.num_rows() {
-                let (key, entry) = columns.row(name, row)?;
-                rows.entry(key).or_default().push(entry);
-            }
-        }
-        if rows.is_empty() {
-            return Err(refused(name, None, "it has no rows".to_string()));
-        }
-        let merge = |((tensor, state), rows): (LayerState, _)| layer(name, tensor, state, rows, samples);
-        let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
-        refuse_gaps(name, &layers)?;
-        Ok(Self { name: name.to_string(), layers })
+        collect(name, batches.iter().cloned().map(Ok), samples)
     }
 }
 

@@ -12,8 +12,8 @@ use super::LayerStatistics;
 use super::inputs::{ChannelWeights, Grouping, decibels, finest_noise};
 use crate::{Result, Tensor};
 
-/// Alphas that are tried: multiples of this up to 1.
-const ALPHA_STEP: f64 = 0.05;
+/// Alphas are tried at these distances: from 0 to 1, and then beside the best.
+const ALPHA_STEPS: [f64; 3] = [0.2, 0.1, 0.05];
 
 /// The least part of the mean importance that a channel has: one that was never seen may be seen yet.
 const LEAST_IMPORTANCE: f64 = 1e-3;
@@ -158,15 +158,24 @@ impl LayerWeights {
             }
         }
         let without = self.output_error(states, None, grouping);
-        let (mut best, mut least) = (None, without);
-        for alpha in (0..).map(|i| f64::from(i) * ALPHA_STEP).take_while(|alpha| *alpha < 1.0 + ALPHA_STEP / 2.0) {
-            let factors = factors(&inputs, &self.greatest, alpha);
-            let error = self.output_error(states, Some(&factors), grouping);
-            if error < least - 1e-9 {
-                (best, least) = (Some(Smoothing { alpha, factors }), error);
+        let (mut middle, mut least, mut best) = (0.5, f64::INFINITY, None);
+        for (round, step) in ALPHA_STEPS.into_iter().enumerate() {
+            let alphas = match round {
+                0 => (0..=(1.0 / step).round() as i32).map(|i| f64::from(i) * step).collect(),
+                _ => vec![middle - step, middle + step],
+            };
+            for alpha in alphas.into_iter().filter(|alpha| (-1e-9..=1.0 + 1e-9).contains(alpha)) {
+                let factors = factors(&inputs, &self.greatest, alpha);
+                let error = self.output_error(states, Some(&factors), grouping);
+                if error < least - 1e-9 {
+                    (middle, least, best) = (alpha, error, Some(Smoothing { alpha, factors }));
+                }
             }
         }
-        (best, (without - least) * 10.0 / std::f64::consts::LN_10)
+        match best.filter(|_| least < without - 1e-9) {
+            Some(best) => (Some(best), (without - least) * 10.0 / std::f64::consts::LN_10),
+            None => (None, 0.0),
+        }
     }
 
     /// What importance gains in a sample of rows, in dB: by how much it lessens the error of the weights as the inputs see it.
