@@ -126,7 +126,7 @@ impl Calibration {
             let found = layer.channels();
             match input_channels(&model.tensors()[tensor]) {
                 None => {
-                    let what = format!("with {found} channels; it is no weight of a layer, leave it out");
+                    let what = format!("with {found} channels; it is no weight of a linear or convolutional layer, leave it out");
                     return Err(self.refused(&layer.tensor, &what));
                 }
                 Some(expected) if expected != found => {
@@ -159,15 +159,12 @@ impl Calibration {
     }
 }
 
-/// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer, and for what has rows
-/// that do not fit a chunk.
+/// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer, and for what is cut
+/// into rows that are not all the weights of an output channel.
 fn input_channels(tensor: &Tensor) -> Option<usize> {
-    match tensor.shape.as_slice() {
-        [_, channels, ..]
-            if tensor.float_dtype().is_some() && tensor.elements() > 0 && tensor.row_length() <= LIMIT =>
-        {
-            usize::try_from(*channels).ok()
-        }
-        _ => None,
-    }
+    let [_, channels, ..] = tensor.shape.as_slice() else { return None };
+    let of_output: u64 = tensor.shape[1..].iter().map(|n| n.unsigned_abs()).product();
+    let is_layer = tensor.float_dtype().is_some() && tensor.elements() > 0;
+    let is_row = tensor.row_length() == of_output && of_output <= LIMIT;
+    usize::try_from(*channels).ok().filter(|_| is_layer && is_row)
 }

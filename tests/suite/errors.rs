@@ -39,7 +39,7 @@ async fn every_kind_of_error_is_met() {
     write_model(&path("a.safetensors"), &[Tensor::gaussian("w", "F32", &[64, 64], 1)]);
     write_model(&path("b.safetensors"), &[Tensor::gaussian("w", "F32", &[32, 128], 1)]);
     quantized(&path("a.safetensors"), &path("a"), &config).await.unwrap();
-    let error = validate_model(&path("b.safetensors"), &path("a"), 1).await.unwrap_err();
+    let error = validate_model(&path("b.safetensors"), &path("a"), 1, None).await.unwrap_err();
     assert!(matches!(&error, QuantError::ShapeMismatch { tensor, .. } if tensor == "w"), "{error}");
 
     let strict = DiffusionQuantConfig { min_accuracy: 0.999, fail_fast: true, ..config.clone() };
