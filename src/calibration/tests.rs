@@ -2,7 +2,10 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
 
-use super::{Calibration, Histogram};
+use super::activations::{FINE, Losses};
+use super::groups::finest_groups;
+use super::inputs::{ChannelWeights, Inputs};
+use super::{Boundaries, Calibration, Grouping, Histogram, LayerStatistics, StepStatistics};
 
 /// One row: tensor, timestep, batch, samples, and minimum, maximum and mean square of each channel.
 pub(super) type Row<'a> = (&'a str, i64, i64, i64, Vec<[f32; 3]>);
@@ -88,4 +91,85 @@ fn histograms_keep_their_counts_when_they_are_merged() {
     assert_eq!((both.min, both.max), (-4.0, 4.0));
     assert_eq!(both.counts, [2.0, 8.0, 8.0, 2.0]);
     assert_eq!(Histogram::merged([&narrow]), narrow);
+}
+
+/// Standard normal values: Box and Muller's, of SplitMix64's numbers.
+struct Normal(u64);
+
+impl Normal {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn next(&mut self) -> f64 {
+        (-2.0 * (1.0 - self.uniform()).ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// Values whose width grows eightfold over 100 timesteps, and the statistics of a layer that gets them.
+fn drift(seed: u64) -> (Vec<Vec<f64>>, LayerStatistics) {
+    const SAMPLES: usize = 2048;
+    const BINS: usize = 2048;
+    let mut normal = Normal(seed);
+    let mut draw = |t: usize| (0..SAMPLES).map(|_| normal.next() * 8f64.powf(t as f64 / 99.0)).collect::<Vec<f64>>();
+    let values: Vec<Vec<f64>> = (0..100).map(&mut draw).collect();
+    let most = values.iter().flatten().fold(0.0f64, |most, x| most.max(x.abs())) as f32;
+    let step = |(t, values): (usize, &Vec<f64>)| {
+        let mut counts = vec![0.0; BINS];
+        for x in values {
+            let bin = ((x / f64::from(most) + 1.0) / 2.0 * BINS as f64) as usize;
+            counts[bin.min(BINS - 1)] += 1.0;
+        }
+        StepStatistics {
+            timestep: t as i64,
+            samples: SAMPLES as i64,
+            min: vec![values.iter().copied().fold(f64::INFINITY, f64::min) as f32],
+            max: vec![values.iter().copied().fold(f64::NEG_INFINITY, f64::max) as f32],
+            mean_square: vec![(values.iter().map(|x| x * x).sum::<f64>() / SAMPLES as f64) as f32],
+            histogram: Some(Histogram { min: -most, max: most, counts }),
+        }
+    };
+    let steps = values.iter().enumerate().map(step).collect();
+    (values, LayerStatistics { tensor: "w".to_string(), state: String::new(), steps })
+}
+
+/// The SQNR of each timestep's values after they were quantized: the mean and the least, in dB.
+fn quantized(values: &[Vec<f64>], layer: &LayerStatistics, most: usize, boundaries: Boundaries) -> [f64; 2] {
+    let channels = ChannelWeights { parts: &[1.0], divisors: None };
+    let inputs = Inputs::new(layer, &channels, Grouping { most, boundaries });
+    let mut db = Vec::new();
+    for (t, values) in values.iter().enumerate() {
+        let group = inputs.groups.iter().find(|group| group.timesteps.contains(&(t as i64))).unwrap();
+        let (scale, zero) = (group.parameters.scale, f64::from(group.parameters.zero_point));
+        let restored = |x: f64| scale * (((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) - zero);
+        let noise: f64 = values.iter().map(|&x| (x - restored(x)).powi(2)).sum();
+        db.push(10.0 * (values.iter().map(|x| x * x).sum::<f64>() / noise).log10());
+    }
+    [db.iter().sum::<f64>() / db.len() as f64, db.iter().copied().fold(f64::INFINITY, f64::min)]
+}
+
+#[test]
+fn groups_gain_what_they_should_where_the_range_drifts_eightfold() {
+    for seed in [1, 2] {
+        let (values, layer) = drift(seed);
+        let [mean, worst] = quantized(&values, &layer, 1, Boundaries::Optimal);
+        let [mean_of_10, worst_of_10] = quantized(&values, &layer, 10, Boundaries::Optimal);
+        assert!(mean_of_10 - mean >= 6.5, "{mean_of_10} {mean}");
+        assert!(worst_of_10 - worst >= 12.0, "{worst_of_10} {worst}");
+    }
+}
+
+#[test]
+fn optimal_groups_are_nowhere_worse_than_equal_ones() {
+    let (_, layer) = drift(3);
+    for groups in [2, 3, 5, 8, 10, 16, 25] {
+        let losses = Losses::new(&layer.steps, &[1.0], None, FINE);
+        let (equal, optimal) =
+            (finest_groups(&losses, groups, Boundaries::Equal), finest_groups(&losses, groups, Boundaries::Optimal));
+        assert!(optimal.mean_db <= equal.mean_db + 1e-9 && optimal.worst_db <= equal.worst_db + 1e-9, "{groups}");
+    }
 }

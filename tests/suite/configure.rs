@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::common::{DIGITS, arrow_quant, contains, quantized, run, text};
 
 /// A flag for every field, with a value that is not the default's and how it is shown.
-const FLAGS: [(&str, &[&str], &str); 24] = [
+const FLAGS: [(&str, &[&str], &str); 25] = [
     ("deployment_profile", &["--profile", "edge"], "\"edge\""),
     ("modality", &["--modality", "audio"], "\"audio\""),
     ("bit_width", &["--bits", "8"], "8"),
@@ -32,6 +32,7 @@ const FLAGS: [(&str, &[&str], &str); 24] = [
     ("target_bpw", &["--target-bpw", "3.5"], "3.5"),
     ("enable_time_aware", &["--enable-time-aware=false"], "false"),
     ("num_time_groups", &["--num-time-groups", "7"], "7"),
+    ("time_group_boundaries", &["--time-group-boundaries", "equal"], "\"equal\""),
     ("calibration_samples", &["--calibration-samples", "9"], "9"),
     ("enable_spatial", &["--enable-spatial=false"], "false"),
     ("num_threads", &["--threads", "3"], "3"),
