@@ -17,6 +17,9 @@ const PICKLES: &[&str] = &["bin", "pt", "pth", "ckpt", "pkl"];
 /// Extensions of weights in formats that are not read either.
 const OTHER_WEIGHTS: &[&str] = &["gguf", "onnx", "onnx_data", "msgpack", "h5"];
 
+/// Tables and arrays, such as a calibration: data about a model that a quantized one does not need.
+const DATA: &[&str] = &["parquet", "arrow", "ipc", "feather", "npy", "npz"];
+
 /// The file that makes a directory a diffusers pipeline.
 pub(super) const PIPELINE: &str = "model_index.json";
 
@@ -99,7 +102,7 @@ fn collect(
         let inner = relative.join(entry.file_name().unwrap_or_default());
         // Sockets and pipes are no configuration, and reading one could wait for ever.
         if !entry.is_dir() {
-            if !is_weights(&entry) && (entry.is_file() || !entry.exists()) {
+            if !is_weights(&entry) && !has_extension(&entry, DATA) && (entry.is_file() || !entry.exists()) {
                 found.push(inner);
             }
         } else if recursive && !entry.join(MANIFEST).is_file() {

@@ -107,7 +107,7 @@ impl Model {
 
     /// The files of the model's directory that are not weights, such as `config.json` and tokenizers, as paths
     /// relative to it, in order; of a pipeline those of its subdirectories too. Hidden files, weights in any format
-    /// and their indexes are left out. None for a model that is a single file.
+    /// and their indexes are left out, and so are tables and arrays of data. None for a model that is a single file.
     ///
     /// # Errors
     /// [`Io`](crate::error::QuantError::Io) if a directory cannot be listed.

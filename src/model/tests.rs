@@ -245,6 +245,7 @@ fn config_files_of_a_plain_model() {
         ("model.fp16.safetensors", weights(&[("w", &[1])])),
         ("pytorch_model.bin.index.json", vec![]),
         ("m.gguf", vec![]),
+        ("calibration.parquet", vec![]),
         ("tokenizer.json", vec![]),
         ("config.json", vec![]),
         (".gitattributes", vec![]),
