@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-from . import functions
+from . import calibration, functions
 from ._native import (
     ArrowArray,
     Connection,
@@ -58,6 +58,7 @@ __all__ = [
     "TensorTable",
     "ValidationError",
     "__version__",
+    "calibration",
     "connect",
     "functions",
     "load_quantized",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, TypeAlias, final
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeAlias, final, type_check_only
 
 import numpy as np
 import pandas
@@ -50,9 +50,14 @@ _BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
 _GroupSize: TypeAlias = Literal[32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
 _Method: TypeAlias = Literal["minmax", "mse"]
+_Boundaries: TypeAlias = Literal["optimal", "equal"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
 # Stage, tensor, done, total, message.
 _OnProgress: TypeAlias = Callable[[str, str, int, int, str], object]
+
+@type_check_only
+class _ArrowTable(Protocol):
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
 
 __version__: str
 
@@ -94,6 +99,7 @@ class DiffusionQuantConfig:
         target_bpw: float | None = ...,
         enable_time_aware: bool = ...,
         num_time_groups: int = ...,
+        time_group_boundaries: str = ...,
         calibration_samples: int = ...,
         enable_spatial: bool = ...,
         num_threads: int = ...,
@@ -231,14 +237,20 @@ class DiffusionQuantConfig:
     def target_bpw(self, value: float | None) -> None: ...
     @property
     def enable_time_aware(self) -> bool:
-        """Whether activations are quantized for each group of timesteps; takes a calibration table."""
+        """Whether activations are quantized for each group of timesteps, and weights by the importance of their input
+        channels; takes a calibration table."""
     @enable_time_aware.setter
     def enable_time_aware(self, value: bool) -> None: ...
     @property
     def num_time_groups(self) -> int:
-        """Groups of timesteps, 1 to 100."""
+        """Groups of timesteps at most, 1 to 100."""
     @num_time_groups.setter
     def num_time_groups(self, value: int) -> None: ...
+    @property
+    def time_group_boundaries(self) -> _Boundaries:
+        """Where groups of timesteps end: optimal (by what they lose) or equal (after as many timesteps each)."""
+    @time_group_boundaries.setter
+    def time_group_boundaries(self, value: str) -> None: ...
     @property
     def calibration_samples(self) -> int:
         """Samples of the calibration table to use."""
@@ -285,6 +297,7 @@ def quantize_model(
     config: DiffusionQuantConfig,
     *,
     plan: _Path | None = None,
+    calibration: str | _ArrowTable | None = None,
     resume: bool = False,
     on_progress: _OnProgress | None = None,
     progress_interval_s: float = 5.0,
@@ -293,8 +306,8 @@ def quantize_model(
     """Quantizes a model into a directory; the job's report.
 
     ``on_progress(stage, tensor, done, total, message)`` is called on the calling thread: at once, then at most once every
-    ``progress_interval_s``, not at the end. ``stage`` is ``"measuring"``, ``"quantizing"`` or ``"requantizing"``. What it
-    raises cancels the job.
+    ``progress_interval_s``, not at the end. ``stage`` is ``"measuring"``, ``"calibrating"``, ``"quantizing"`` or
+    ``"requantizing"``. What it raises cancels the job.
 
     Raises:
         ArrowQuantError: one of its six subclasses.
@@ -305,13 +318,22 @@ def unfinished_run(out: _Path) -> Path | None:
     """The directory that an interrupted run left, from which ``resume=True`` goes on."""
 
 def validate_model(
-    original: _Path, quantized: _Path, *, num_threads: int | None = None, cancellation: Cancellation | None = None
+    original: _Path,
+    quantized: _Path,
+    *,
+    calibration: str | _ArrowTable | None = None,
+    calibration_samples: int | None = None,
+    num_threads: int | None = None,
+    cancellation: Cancellation | None = None,
 ) -> dict[str, Any]:
-    """Compares a quantized model with its original; the figures of every tensor and of all.
+    """Compares a quantized model with its original; the figures of every tensor and of all, and with a calibration those
+    of every layer. As many samples of it are used as when the model was quantized, if ``calibration_samples`` is None.
 
     Raises:
         ModelNotFoundError: if one of them is no model.
+        MetadataError: if the calibration contradicts itself, or is of another model.
         ShapeMismatchError: if they do not hold the same tensors.
+        ValidationError: if a timestep of the calibration is not in exactly one time group.
         Cancelled: after ``cancellation.cancel()``.
     """
 
@@ -461,7 +483,8 @@ def connect(
 
     Args:
         models: from a schema's name to a model's path: the tables ``name.tensors``, ``name.weights`` and, of a quantized
-            model, ``name.quantized``.
+            model, ``name.quantized``; of one that was quantized with a calibration also ``name.activations``,
+            ``name.time_groups`` and, where layers were smoothed, ``name.smoothing``.
         tables: from a table's name to any object that exports an Arrow table or stream, as for
             :meth:`Connection.register`.
         num_threads: cores to use; 0 for all.
@@ -491,7 +514,7 @@ class Connection:
         """
 
     def register_model(self, name: str, path: _Path) -> None:
-        """Makes a model a schema.
+        """Makes a model a schema, with the tables that :func:`connect` tells.
 
         Raises:
             ModelNotFoundError: if there is no model at the path.

@@ -11,7 +11,7 @@ from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from . import _native, arrays
-from .jobs import QuantizeJob, checked_mode, refuse_base, validate_quality
+from .jobs import CalibrationTable, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
 from .log import log
 from .progress import TICK_S, Callback, Progress
 
@@ -63,11 +63,15 @@ class AsyncArrowQuantV2:
         progress_interval_s: float = 5.0,
         resume: bool = False,
         plan: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
         """Quantizes a diffusion model: all that is said of `quantize_model` holds.
 
+        `calibration` is that of `ArrowQuantV2.quantize_diffusion_model`.
+
         Raises:
             ConfigurationError: in mode ``"base"``; else as `quantize_model`.
+            MetadataError: if the calibration contradicts itself or is of another model; else as `quantize_model`.
 
         Example:
             >>> async def progress_callback(progress, message):
@@ -76,7 +80,8 @@ class AsyncArrowQuantV2:
             ...     "dream-7b/", "dream-7b-int4/", progress_callback=progress_callback)
         """
         refuse_base(self._mode)
-        return await self.quantize_model(
+        job = QuantizeJob(
+            self._mode,
             model_path,
             output_path,
             config,
@@ -85,7 +90,10 @@ class AsyncArrowQuantV2:
             progress_interval_s=progress_interval_s,
             resume=resume,
             plan=plan,
+            calibration=calibration,
         )
+        result: dict[str, Any] = await _Work(job.run, job.callback).result()
+        return result
 
     async def quantize_model(
         self,
@@ -98,6 +106,7 @@ class AsyncArrowQuantV2:
         progress_interval_s: float = 5.0,
         resume: bool = False,
         plan: str | os.PathLike[str] | None = None,
+        calibration: None = None,
     ) -> dict[str, Any]:
         """Quantizes a model of any kind into a new directory, as `ArrowQuantV2.quantize_model` does.
 
@@ -113,6 +122,7 @@ class AsyncArrowQuantV2:
             >>> async with asyncio.timeout(600):
             ...     result = await AsyncArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/")
         """
+        refuse_calibration(calibration)
         job = QuantizeJob(
             self._mode,
             model_path,
@@ -133,6 +143,7 @@ class AsyncArrowQuantV2:
         quantized_path: str | os.PathLike[str],
         *,
         min_accuracy: float | None = None,
+        calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
         """Compares a quantized model with its original, as `ArrowQuantV2.validate_quality` does.
 
@@ -143,7 +154,7 @@ class AsyncArrowQuantV2:
         """
 
         def work(_: object, cancellation: _native.Cancellation) -> dict[str, Any]:
-            return validate_quality(original_path, quantized_path, min_accuracy, cancellation)
+            return validate_quality(original_path, quantized_path, min_accuracy, calibration, cancellation)
 
         result: dict[str, Any] = await _Work(work, None).result()
         return result

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from . import _native
 from .errors import ConfigurationError
@@ -16,6 +16,16 @@ from .progress import TICK_S, Bar, Callback, Progress, Reporter
 from .results import quality_result, quantize_result
 
 MODES = ("diffusion", "base")
+
+
+class ArrowTable(Protocol):
+    """An object that exports an Arrow table or stream, such as a ``pyarrow.Table`` or a ``polars.DataFrame``."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
+
+
+# What the inputs of a model's layers were: a file, or a table in memory.
+CalibrationTable: TypeAlias = str | os.PathLike[str] | ArrowTable
 
 
 class QuantizeJob:
@@ -41,11 +51,13 @@ class QuantizeJob:
         progress_interval_s: float = 5.0,
         resume: bool = False,
         plan: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
     ) -> None:
         self.callback = None if progress_callback is None else Callback(progress_callback)
         self._model_path = checked_path(model_path, "model_path")
         self._output_path = checked_path(output_path, "output_path")
         self._plan = None if plan is None else checked_path(plan, "plan")
+        self._calibration = _calibration(calibration)
         self._config = _config(config, mode)
         self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
@@ -64,6 +76,7 @@ class QuantizeJob:
                 self._output_path,
                 self._config,
                 plan=self._plan,
+                calibration=self._calibration,
                 resume=self._resume,
                 on_progress=None if tell is None and bar is None else reporter,
                 progress_interval_s=min(self._interval_s, TICK_S),
@@ -87,6 +100,7 @@ def validate_quality(
     original_path: str | os.PathLike[str],
     quantized_path: str | os.PathLike[str],
     min_accuracy: float | None,
+    calibration: CalibrationTable | None = None,
     cancellation: _native.Cancellation | None = None,
 ) -> dict[str, Any]:
     """Compares a quantized model with its original, and returns the result."""
@@ -95,7 +109,8 @@ def validate_quality(
     if min_accuracy is not None and not (_is_number(min_accuracy) and 0 <= min_accuracy <= 1):
         message = f"min_accuracy is {min_accuracy!r}, allowed: 0.0 to 1.0, or None for that of the quantized model"
         raise ConfigurationError(message, field="min_accuracy")
-    report = _native.validate_model(original, quantized, cancellation=cancellation)
+    table = _calibration(calibration)
+    report = _native.validate_model(original, quantized, calibration=table, cancellation=cancellation)
     return quality_result(report, quantized, None if min_accuracy is None else float(min_accuracy))
 
 
@@ -113,6 +128,13 @@ def refuse_base(mode: str) -> None:
         raise ConfigurationError(message, field="mode")
 
 
+def refuse_calibration(calibration: None) -> None:
+    """Raises a ConfigurationError if there is a calibration, which only diffusion models have."""
+    if calibration is not None:
+        message = "calibration is given, allowed: None; for a diffusion model there is quantize_diffusion_model"
+        raise ConfigurationError(message, field="calibration")
+
+
 def _config(config: _native.DiffusionQuantConfig | None, mode: str) -> _native.DiffusionQuantConfig:
     """The configuration of a job alone: what is changed after it began is not meant for it."""
     if config is None:
@@ -124,6 +146,19 @@ def _config(config: _native.DiffusionQuantConfig | None, mode: str) -> _native.D
         config.enable_time_aware = False
         config.enable_spatial = False
     return config
+
+
+def _calibration(calibration: CalibrationTable | None) -> str | ArrowTable | None:
+    """A calibration table as it is given to the engine: a path as text, or an Arrow table, which is not read yet."""
+    if calibration is None:
+        return None
+    if isinstance(calibration, (str, os.PathLike)):
+        return os.fsdecode(calibration)
+    if isinstance(calibration, type) or not hasattr(calibration, "__arrow_c_stream__"):
+        allowed = "a path, as str or os.PathLike, an Arrow table, such as a pyarrow.Table, or None"
+        message = f"calibration is of type {type(calibration).__name__}, allowed: {allowed}"
+        raise ConfigurationError(message, field="calibration")
+    return calibration
 
 
 def checked_path(path: str | os.PathLike[str], argument: str) -> str:

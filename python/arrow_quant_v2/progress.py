@@ -31,8 +31,8 @@ class Progress(NamedTuple):
 class Fractions:
     """Makes one fraction, which only grows, of the stages of a job.
 
-    Measuring, where it happens, is the first tenth, and quantizing all up to 0.9. How often parts are quantized again
-    is not known before: each time takes half of what is left.
+    Measuring and calibrating, where they happen, are a tenth each, and quantizing all from there to 0.9. How often
+    parts are quantized again is not known before: each time takes half of what is left.
 
     Example:
         >>> fractions = Fractions()
@@ -58,10 +58,10 @@ class Fractions:
         return self._last
 
     def _span_of(self, stage: str) -> tuple[float, float]:
-        if stage == "measuring":
-            return 0.0, 0.1
-        if stage == "quantizing":
-            return 0.1 if self._stage == "measuring" else 0.0, 0.9
+        if stage in ("measuring", "calibrating", "quantizing"):
+            # Where the stage before it ends.
+            start = min(self._span[0] if stage == self._stage else self._span[1], 0.8)
+            return start, 0.9 if stage == "quantizing" else start + 0.1
         start = max(self._last, 0.9)
         return start, (start + 1.0) / 2
 

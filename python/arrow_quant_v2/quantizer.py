@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _native, arrays
-from .jobs import QuantizeJob, checked_mode, refuse_base, validate_quality
+from .jobs import CalibrationTable, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
 
 
 class ArrowQuantV2:
@@ -50,11 +50,19 @@ class ArrowQuantV2:
         progress_interval_s: float = 5.0,
         resume: bool = False,
         plan: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
         """Quantizes a diffusion model: all that is said of `quantize_model` holds.
 
+        Args:
+            calibration: what the inputs of the model's layers were at each timestep: the path of a Parquet or Arrow
+                file, or a table in memory, any object with ``__arrow_c_stream__``, such as a ``pyarrow.Table``. How to
+                measure it is documented in ``docs/calibration.md``. Without it weights are quantized as they are.
+
         Raises:
             ConfigurationError: in mode ``"base"``; else as `quantize_model`.
+            MetadataError: if the calibration contradicts itself or is of another model, before anything is written; its
+                `tensor` is the layer's weight. Else as `quantize_model`.
 
         Example:
             >>> def progress_callback(progress, message):
@@ -63,9 +71,12 @@ class ArrowQuantV2:
             ...     model_path="dream-7b/", output_path="dream-7b-int4/", progress_callback=progress_callback)
             >>> result["model_size_mb"]
             3912.4
+            >>> result["time_aware"], result["reason"]
+            (False, 'no calibration')
         """
         refuse_base(self._mode)
-        return self.quantize_model(
+        job = QuantizeJob(
+            self._mode,
             model_path,
             output_path,
             config,
@@ -74,7 +85,9 @@ class ArrowQuantV2:
             progress_interval_s=progress_interval_s,
             resume=resume,
             plan=plan,
+            calibration=calibration,
         )
+        return _run(job)
 
     def quantize_model(
         self,
@@ -87,6 +100,7 @@ class ArrowQuantV2:
         progress_interval_s: float = 5.0,
         resume: bool = False,
         plan: str | os.PathLike[str] | None = None,
+        calibration: None = None,
     ) -> dict[str, Any]:
         """Quantizes a model of any kind into a new directory, which appears when it is complete.
 
@@ -100,14 +114,16 @@ class ArrowQuantV2:
             progress_callback: called as ``progress_callback(progress, message)`` with the progress from 0.0 to 1.0,
                 which never decreases: at the start, then at most once every `progress_interval_s` seconds, and with 1.0
                 when the model is there. It also gets those of `stage` (``"planning"``, ``"measuring"``,
-                ``"quantizing"``, ``"requantizing"`` or ``"done"``), `tensor` (the one worked on last, or ``""``),
-                `done` and `total` (int, weights of this stage) that it has parameters for, and all of them if it takes
-                any keyword argument. An exception that it raises is logged once and does not end the job.
+                ``"calibrating"``, ``"quantizing"``, ``"requantizing"`` or ``"done"``), `tensor` (the one worked on
+                last, or ``""``), `done` and `total` (int, weights of this stage) that it has parameters for, and all of
+                them if it takes any keyword argument. An exception that it raises is logged once and does not end the
+                job.
             progress: whether to show a bar; needs tqdm.
             progress_interval_s: the least time between two calls, in seconds; 0 for as many as there are.
             resume: whether to go on with what an interrupted run left. If there is nothing, or nothing of use, the job
                 begins anew.
             plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
+            calibration: none: only `quantize_diffusion_model` takes one.
 
         Returns:
             A dict:
@@ -115,7 +131,7 @@ class ArrowQuantV2:
             - `quantized_path` (str): `output_path` as it was given.
             - `compression_ratio` (float): bytes of the original ÷ bytes stored.
             - `cosine_similarity`, `sqnr_db` (float): of all quantized tensors as one; 1.0 and infinite if none was.
-            - `model_size_mb` (float): of the files of weights, in 10⁶ bytes.
+            - `model_size_mb` (float): of the files of weights, and of what a calibration became, in 10⁶ bytes.
             - `bits_per_weight` (float): 8 × bytes stored ÷ weights, everything included.
             - `modality` (str or None): what the model makes.
             - `bit_width` (int): that of the configuration.
@@ -124,6 +140,13 @@ class ArrowQuantV2:
               was kept, and `attempts`, what was tried before: `bits`, `group_size`, `cosine_similarity`, `sqnr_db`.
             - `kept` (list of dicts): tensors that stayed as they are: `tensor`, `because`.
             - `tensors` (TensorTable): what became of every tensor, as dicts and as an Arrow table.
+            - `time_aware` (bool): whether timesteps had a part in it, which takes a calibration.
+            - `reason` (str or None): why they had not.
+            - `layers` (list of dicts): what became of the inputs of each layer, and what each step gained, if there is
+              a calibration: `tensor`, `state`, `channels`, `timesteps`, `time_groups`, `smoothing_alpha` (None: not
+              smoothed), and in dB `activation_sqnr_db`, `worst_activation_sqnr_db`, `clipping_gain_db`,
+              `time_groups_gain_db`, `worst_time_groups_gain_db`, `smoothing_gain_db` and `importance_gain_db` (None:
+              not used), estimated from the table.
             - `notes` (list of str): what else there is to know.
             - `resumed_parts` (int): parts that an interrupted run had finished.
 
@@ -141,6 +164,7 @@ class ArrowQuantV2:
             >>> result = ArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/", progress=True)
             >>> result["tensors"].to_polars().sort("sqnr_db").head()
         """
+        refuse_calibration(calibration)
         job = QuantizeJob(
             self._mode,
             model_path,
@@ -152,10 +176,7 @@ class ArrowQuantV2:
             resume=resume,
             plan=plan,
         )
-        if job.callback is None:
-            return job.run(None)
-        job.callback.refuse_coroutines()
-        return job.run(job.callback.tell)
+        return _run(job)
 
     def validate_quality(
         self,
@@ -163,37 +184,47 @@ class ArrowQuantV2:
         quantized_path: str | os.PathLike[str],
         *,
         min_accuracy: float | None = None,
+        calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
-        """Compares a quantized model with its original, weight by weight.
+        """Compares a quantized model with its original, weight by weight, and with a calibration layer by layer.
 
         Args:
             original_path: the model that was quantized.
             quantized_path: the directory that came of it.
             min_accuracy: the least cosine similarity of a quantized tensor, 0.0 to 1.0; the default is the floor that
                 is recorded with the quantized model.
+            calibration: what the inputs of layers were, as `quantize_diffusion_model` takes it, for a model that was
+                quantized with a calibration. As many samples are used as then.
 
         Returns:
             A dict:
 
             - `cosine_similarity`, `sqnr_db` (float): of all quantized tensors as one; 1.0 and infinite if none is.
             - `compression_ratio` (float): bytes of the original ÷ bytes stored.
-            - `model_size_mb` (float): of the files of weights, in 10⁶ bytes.
+            - `model_size_mb` (float): of the files of weights, and of what a calibration became, in 10⁶ bytes.
             - `passed` (bool): whether no quantized tensor is below `min_accuracy`.
             - `per_layer_accuracy` (dict): from the name of each quantized tensor, ``component/tensor`` in a pipeline,
               to its cosine similarity.
+            - `layers` (list of dicts): how good the parameters of each layer's inputs are, if there is a calibration:
+              `tensor`, `state`, `timesteps`, `time_groups`, `activation_sqnr_db`, `worst_activation_sqnr_db`, `loss_db`
+              and `worst_loss_db` (over each timestep's own best parameters), `smoothing_error` (relative; None: not
+              smoothed), `output_sqnr_db` and `worst_output_sqnr_db` (of the layer's output, weights and inputs both
+              quantized).
 
         Raises:
             ConfigurationError: if an argument is not allowed.
             ModelNotFoundError: if there is no readable model at one of the paths.
-            MetadataError: if a file contradicts itself.
+            MetadataError: if a file or the calibration contradicts itself, or the calibration is of another model.
             ShapeMismatchError: if they do not have the same tensors of the same shapes.
+            ValidationError: if a timestep of the calibration is not in exactly one time group of the model, or the
+                model was quantized without a calibration.
 
         Example:
             >>> quality = ArrowQuantV2().validate_quality("dream-7b/", "dream-7b-int4/", min_accuracy=0.99)
             >>> quality["passed"], min(quality["per_layer_accuracy"].values())
             (True, 0.9931)
         """
-        return validate_quality(original_path, quantized_path, min_accuracy)
+        return validate_quality(original_path, quantized_path, min_accuracy, calibration)
 
     def quantize(
         self, weights: Any, bit_width: int = 4, group_size: int = 128, scheme: str = "affine", method: str = "mse"
@@ -244,3 +275,11 @@ class ArrowQuantV2:
             dtype('float16')
         """
         return arrays.dequantize(quantized)
+
+
+def _run(job: QuantizeJob) -> dict[str, Any]:
+    """Runs a job, and calls its callback on this thread."""
+    if job.callback is None:
+        return job.run(None)
+    job.callback.refuse_coroutines()
+    return job.run(job.callback.tell)

@@ -104,6 +104,9 @@ def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int)
         "fallbacks": fallbacks,
         "kept": kept,
         "tensors": TensorTable(tensors),
+        "time_aware": report["time_aware"],
+        "reason": report["reason"],
+        "layers": report["layers"],
         "notes": report["notes"],
         "resumed_parts": report["resumed_parts"],
     }
@@ -129,6 +132,7 @@ def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: fl
         "model_size_mb": report["model_size_mb"],
         "passed": not has_lost_all and all(accuracy >= floor for accuracy in accuracies.values()),
         "per_layer_accuracy": accuracies,
+        "layers": report["layers"],
     }
 
 

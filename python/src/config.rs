@@ -224,10 +224,13 @@ config! {
     target_model_size_mb, set_target_model_size_mb;
     /// Likewise, in bits per weight.
     target_bpw, set_target_bpw;
-    /// Whether activations are quantized for each group of timesteps; takes a calibration table.
+    /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels;
+    /// takes a calibration table.
     enable_time_aware, set_enable_time_aware;
-    /// Groups of timesteps, 1 to 100.
+    /// Groups of timesteps at most, 1 to 100.
     num_time_groups, set_num_time_groups;
+    /// Where groups of timesteps end: "optimal", by what they lose, or "equal", after as many timesteps each.
+    time_group_boundaries, set_time_group_boundaries;
     /// Samples of the calibration table to use.
     calibration_samples, set_calibration_samples;
     /// Whether activations are smoothed channel by channel; takes a calibration table.

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
-    JobOptions, ModelReport, OnProgress, Progress, QuantError, quantize_model as quantize,
+    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, quantize_model as quantize,
     unfinished_run as unfinished, validate_model as validate,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tokio::sync::oneshot;
 
+use crate::calibration::CalibrationTable;
 use crate::config::Config;
 use crate::errors::{Result, argument};
 use crate::logging;
@@ -28,7 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Quantizes a model into a new directory.
 #[pyfunction]
-#[pyo3(signature = (model, out, config, *, plan = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
 #[allow(clippy::too_many_arguments)] // the keywords of the function in Python
 fn quantize_model<'py>(
     py: Python<'py>,
@@ -36,6 +37,7 @@ fn quantize_model<'py>(
     out: PathBuf,
     config: &Config,
     plan: Option<PathBuf>,
+    calibration: Option<&Bound<'_, PyAny>>,
     resume: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
@@ -54,10 +56,18 @@ fn quantize_model<'py>(
             *latest = Some(progress.clone());
         }
     });
-    let options = JobOptions { plan, resume, on_progress: Some(listener), progress_interval: interval.min(TICK) };
     let config = config.inner.clone();
     let threads = config.threads();
-    let job = async move { quantize(&model, &out, &config, &options).await };
+    let table = CalibrationTable::of(calibration)?;
+    let job = async move {
+        let calibration = match table {
+            Some(table) => Some(table.open(config.calibration_samples).await?),
+            None => None,
+        };
+        let progress_interval = interval.min(TICK);
+        let options = JobOptions { plan, calibration, resume, on_progress: Some(listener), progress_interval };
+        quantize(&model, &out, &config, &options).await
+    };
     let report = run(py, threads, cancellation.as_ref(), job, |py| told.tell(py))?;
     Ok(to_object(py, &report)?)
 }
@@ -126,19 +136,33 @@ fn unfinished_run(out: PathBuf) -> Option<PathBuf> {
     unfinished(&out)
 }
 
-/// Compares a quantized model with its original, weight by weight.
+/// Compares a quantized model with its original, weight by weight; and with a calibration, layer by layer.
 #[pyfunction]
-#[pyo3(signature = (original, quantized, *, num_threads = None, cancellation = None))]
+#[pyo3(signature = (original, quantized, *, calibration = None, calibration_samples = None, num_threads = None, cancellation = None))]
 fn validate_model<'py>(
     py: Python<'py>,
     original: PathBuf,
     quantized: PathBuf,
+    calibration: Option<&Bound<'_, PyAny>>,
+    calibration_samples: Option<i64>,
     num_threads: Option<&Bound<'_, PyAny>>,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
     let threads = cores(num_threads)?;
+    let table = CalibrationTable::of(calibration)?;
     let job = async move {
-        let report = validate(&original, &quantized, threads).await?;
+        let calibration = match table {
+            Some(table) => {
+                // As many samples as the job had.
+                let settings = ModelReport::open(&quantized)?.settings;
+                let recorded = settings.get("calibration_samples").and_then(serde_json::Value::as_i64);
+                let samples = calibration_samples.or(recorded);
+                let samples = samples.unwrap_or_else(|| DiffusionQuantConfig::default().calibration_samples);
+                Some(table.open(samples).await?)
+            }
+            None => None,
+        };
+        let report = validate(&original, &quantized, threads, calibration).await?;
         let floor = ModelReport::open(&quantized)?.settings.get("min_accuracy").and_then(serde_json::Value::as_f64);
         Ok::<_, QuantError>((report, floor))
     };

@@ -5,6 +5,7 @@
 
 mod arrays;
 mod arrow_objects;
+mod calibration;
 mod config;
 mod errors;
 mod functions;

@@ -24,7 +24,8 @@ use crate::runtime::{Threads, cores};
 ///
 /// Args:
 ///     models: from names to paths of models: safetensors files, directories and pipelines, or quantized models. Each is a
-///         schema with the tables tensors, weights and, if it is quantized, quantized.
+///         schema with the tables tensors, weights and, if it is quantized, quantized; if that was with a calibration, also
+///         activations, time_groups and, where layers were smoothed, smoothing.
 ///     tables: from names to Arrow tables, as Connection.register takes them.
 ///     num_threads: cores to use; 0 for all.
 ///
@@ -84,7 +85,8 @@ pub struct Connection {
 
 #[pymethods]
 impl Connection {
-    /// Makes a model a schema: the tables name.tensors, name.weights and, for a quantized model, name.quantized.
+    /// Makes a model a schema: the tables name.tensors, name.weights and, for a quantized model, name.quantized; for one that
+    /// was quantized with a calibration also name.activations, name.time_groups and, if it was smoothed, name.smoothing.
     ///
     /// Raises:
     ///     ModelNotFoundError: if there is no readable model at the path.

@@ -26,7 +26,8 @@ from readme import BLOCK
 
 import arrow_quant_v2
 
-DOCUMENT = REPOSITORY / "docs" / "python.md"
+# Documents whose code runs, and a name that it has given to something in the end.
+DOCUMENTS = {"python.md": "result", "calibration.md": "rows"}
 
 # Packages that an example may need and this environment may lack.
 OPTIONAL = ("datafusion", "duckdb", "ml_dtypes", "pandas", "polars", "pyarrow", "torch", "tqdm")
@@ -65,24 +66,26 @@ def cell(code: str, name: str) -> CodeType:
     return compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 
-def test_the_code_of_the_reference(directory: Path, subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize(("name", "made"), DOCUMENTS.items())
+def test_the_code_of_a_document(name: str, made: str, directory: Path, subtests: pytest.Subtests) -> None:
+    document = REPOSITORY / "docs" / name
     # As in a notebook, a block uses what those before it made.
     names: dict[str, Any] = {"__name__": "__main__"}
     logger = logging.getLogger("arrow_quant_v2")
     level = logger.level
     try:
-        for line, code in blocks(DOCUMENT):
+        for line, code in blocks(document):
             with subtests.test(f"line {line}"):
                 if lacking := missing(code):
                     pytest.skip(f"not installed: {', '.join(lacking)}")
                 # Errors tell the line of the document.
-                awaitable = eval(cell("\n" * line + code, str(DOCUMENT)), names)
+                awaitable = eval(cell("\n" * line + code, str(document)), names)
                 if inspect.iscoroutine(awaitable):
                     asyncio.run(awaitable)
     finally:
         # The document says how to have no warnings; other tests look for them.
         logger.setLevel(level)
-    assert names["result"]["tensors"]
+    assert names[made]
 
 
 # ---------------------------------------------------------------- docstrings

@@ -41,6 +41,9 @@ RESULT = {
     "fallbacks": list,
     "kept": list,
     "tensors": TensorTable,
+    "time_aware": bool,
+    "reason": str,
+    "layers": list,
     "notes": list,
     "resumed_parts": int,
 }
@@ -86,6 +89,7 @@ def test_the_result_of_a_job(digits_dit: Path, tmp_path: Path) -> None:
     assert result["quantization_time_s"] > 0
     assert result["resumed_parts"] == 0
     assert result["fallbacks"] == []
+    assert (result["time_aware"], result["reason"], result["layers"]) == (False, "no calibration", [])
     stored = sum(path.stat().st_size for path in (out / "weights").iterdir())
     assert result["model_size_mb"] == stored / 1e6
     assert len(result["tensors"]) == 52
@@ -117,7 +121,9 @@ def test_the_quality_of_a_quantized_model(digits_dit: Path, quantized_digits: Pa
         "model_size_mb",
         "passed",
         "per_layer_accuracy",
+        "layers",
     }
+    assert quality["layers"] == []
     for floor, passed in [
         (worst, True),
         (math.nextafter(worst, 1), False),
@@ -155,6 +161,7 @@ def test_a_tensor_that_was_lost_does_not_pass() -> None:
         "compression_ratio": 4.0,
         "model_size_mb": 1.0,
         "min_accuracy": 0.0,
+        "layers": [],
     }
     quality = results.quality_result(report, "out", None)
     assert (quality["passed"], quality["cosine_similarity"]) == (False, 0.0)

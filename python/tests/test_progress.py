@@ -160,6 +160,16 @@ def test_fractions_go_from_stage_to_stage() -> None:
     assert told == pytest.approx([0, 0.05, 0.1, 0.5, 0.9, 0.9, 0.95, 0.95, 0.975, 0.98125])
 
 
+def test_stages_before_quantizing_are_a_tenth_each() -> None:
+    fractions = Fractions()
+    events = [("measuring", 10, 10), ("calibrating", 0, 20), ("calibrating", 10, 20), ("calibrating", 20, 20)]
+    events += [("quantizing", 0, 100), ("quantizing", 50, 100), ("quantizing", 100, 100), ("requantizing", 5, 5)]
+    assert [fractions.at(*event) for event in events] == pytest.approx([0.1, 0.1, 0.15, 0.2, 0.2, 0.55, 0.9, 0.95])
+    fractions = Fractions()
+    events = [("calibrating", 0, 10), ("calibrating", 5, 10), ("quantizing", 0, 10), ("quantizing", 10, 10)]
+    assert [fractions.at(*event) for event in events] == pytest.approx([0, 0.05, 0.1, 0.9])
+
+
 def test_fractions_never_decrease_nor_reach_the_end() -> None:
     fractions = Fractions()
     assert fractions.at("quantizing", 90, 100) == pytest.approx(0.81)

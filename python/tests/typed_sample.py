@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,17 @@ def job() -> None:
     print(quality["passed"], quality["per_layer_accuracy"])
 
 
+def calibrated() -> None:
+    quantizer = ArrowQuantV2()
+    quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration="calibration.parquet")
+    table = arrow_quant_v2.connect().sql("SELECT * FROM 'calibration.parquet'")
+    quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration=table.collect())
+    quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=Path("calibration.parquet"))
+    quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=3)  # type: ignore[arg-type]
+    quantizer.quantize_model("smol-lm/", "smol-lm-int4/", calibration=table)  # type: ignore[arg-type]
+    print(arrow_quant_v2.calibration.record.__name__)
+
+
 async def service() -> None:
     result = await AsyncArrowQuantV2().quantize_diffusion_model("dream-7b/", "dream-7b-int2/", progress=True)
     print(result["quantized_path"])
@@ -55,6 +67,8 @@ def configuration() -> DiffusionQuantConfig:
         config.bit_width = bits
     config.sensitive_layer_names = ["lm_head"]
     config.target_bpw = None
+    assert_type(config.time_group_boundaries, Literal["optimal", "equal"])
+    config.time_group_boundaries = "equal"
     try:
         config.validate()
     except ConfigurationError as error:

@@ -126,7 +126,9 @@ impl Calibration {
             let found = layer.channels();
             match input_channels(&model.tensors()[tensor]) {
                 None => {
-                    let what = format!("with {found} channels; it is no weight of a linear or convolutional layer, leave it out");
+                    let what = format!(
+                        "with {found} channels; it is no weight of a linear or convolutional layer, leave it out"
+                    );
                     return Err(self.refused(&layer.tensor, &what));
                 }
                 Some(expected) if expected != found => {

@@ -38,7 +38,7 @@ pub const FIELDS: [Field; 25] = [
     variable("bit_width", "ARROW_QUANT_BIT_WIDTH", "2, 4 or 8"),
     variable("group_size", "ARROW_QUANT_GROUP_SIZE", "32, 64, 128 or 256"),
     field("scheme", "affine, asymmetric or symmetric"),
-    field("method", "minmax or mse"),
+    field("method", "minmax, mse or unbiased"),
     variable("min_accuracy", "ARROW_QUANT_MIN_ACCURACY", "0.0 to 1.0"),
     field("min_sqnr_db", "a number of dB, or null for no floor"),
     variable("fail_fast", "ARROW_QUANT_FAIL_FAST", BOOLEAN),

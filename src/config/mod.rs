@@ -45,7 +45,7 @@ pub struct DiffusionQuantConfig {
     pub group_size: i64,
     /// What a code means: `affine`, `asymmetric` or `symmetric`.
     pub scheme: String,
-    /// How scales are found: `mse` or `minmax`.
+    /// How scales are found: `mse`, `unbiased` or `minmax`.
     pub method: String,
     /// The least cosine similarity of a quantized tensor, 0.0 to 1.0; one below is quantized again at the next width.
     pub min_accuracy: f64,

@@ -72,7 +72,7 @@ fn values_at_the_limits() {
         ("deployment_profile", json!(["edge", "local", "cloud"]), json!(["Edge", "", 1])),
         ("modality", json!(["text", "code", "image", "audio", null]), json!(["video", 1])),
         ("scheme", json!(["affine", "asymmetric", "symmetric"]), json!(["linear", 1, null])),
-        ("method", json!(["mse", "minmax"]), json!(["best", null])),
+        ("method", json!(["mse", "minmax", "unbiased"]), json!(["best", null])),
         ("min_sqnr_db", json!([null, 0, 12.5, -3]), json!(["high"])),
         ("fail_fast", json!([true, false]), json!([1, "yes", null])),
         ("tensors", json!([null, "attn|mlp"]), json!(["(", 1])),

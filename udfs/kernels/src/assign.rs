@@ -155,6 +155,12 @@ impl Grids {
         }
     }
 
+    /// Lets codes, which stay as they are found, stand for the levels of another grid with the same zeros.
+    #[inline(always)]
+    pub fn stand_for<S: Simd>(&mut self, s: S, grid: &Grid<S::F>) {
+        (self.scale, self.min) = (s.to_array(grid.scale), s.to_array(grid.min));
+    }
+
     #[inline(always)]
     fn levels<S: Simd>(&self, s: S, lane: usize) -> Levels<S::F> {
         Levels {

@@ -9,6 +9,7 @@ use crate::grid::{Grid, Range, Rules, inverse};
 use crate::quantize::{Block, MAGNITUDE_LIMIT, Slice, Stop};
 use crate::search::{Groups, search};
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, prefetch};
+use crate::stretch::stretch;
 use crate::types::{Bits, Method, ParameterDtype};
 
 /// How far ahead weights are fetched. A batch is read twice, with work between, which leaves the hardware's prefetchers
@@ -108,7 +109,7 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
     #[inline(always)]
     fn new(s: S, run: Run<'a, 'b>) -> Self {
         let scratch = |wanted: bool| vec![s.splat(0.0); if wanted { run.slice.settings.group_size.get() } else { 0 }];
-        let weights = scratch(run.slice.settings.method == Method::Mse);
+        let weights = scratch(run.slice.settings.method != Method::MinMax);
         let importance = scratch(!weights.is_empty() && run.slice.importance.is_some());
         Self { s, run, losses: Losses::new(), weights, importance, element: PhantomData }
     }
@@ -153,8 +154,16 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
             let groups = Groups { weights: &mut self.weights[..batch.length], importance };
             grid = search(s, &self.run.rules, groups, range, grid);
         }
+        let mut grids = Grids::new(s, &grid, range.magnitude(s), self.run.rules.max_code);
+        if self.run.slice.settings.method == Method::Unbiased {
+            let importance = &self.importance[..if self.importance.is_empty() { 0 } else { batch.length }];
+            let groups = Groups { weights: &mut self.weights[..batch.length], importance };
+            let stretched = stretch(s, &self.run.rules, groups, range, grid);
+            // Codes are those of the grid that was found; what they stand for is the stretched one.
+            grids.stand_for(s, &stretched);
+            grid = stretched;
+        }
         self.store(batch, &grid);
-        let grids = Grids::new(s, &grid, range.magnitude(s), self.run.rules.max_code);
         let mut sums = BatchSums::zero(s);
         let block = &mut self.run.block;
         for (lane, &start) in batch.start[..batch.count].iter().enumerate() {

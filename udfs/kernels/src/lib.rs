@@ -49,6 +49,7 @@ mod scale;
 mod search;
 mod simd;
 mod stats;
+mod stretch;
 mod types;
 
 pub use compare::{PairSums, cosine_similarity, pair_sums};

@@ -85,6 +85,18 @@ struct Search<'a, S: Simd> {
     magic_half: S::F,
 }
 
+/// The middle of what weights are normalized by, and half its width.
+#[inline(always)]
+pub(crate) fn middle<S: Simd>(s: S, rules: &Rules, range: Range<S::F>) -> (S::F, S::F) {
+    match rules.scheme {
+        Scheme::Affine => {
+            let (low, high) = (s.mul(range.min, s.splat(0.5)), s.mul(range.max, s.splat(0.5)));
+            (s.add(low, high), s.sub(high, low))
+        }
+        _ => (s.splat(0.0), range.magnitude(s)),
+    }
+}
+
 /// The best grid found for each group.
 #[inline(always)]
 pub(crate) fn search<S: Simd>(
@@ -95,13 +107,7 @@ pub(crate) fn search<S: Simd>(
     minmax: Grid<S::F>,
 ) -> Grid<S::F> {
     let (zero, half) = (s.splat(0.0), s.splat(rules.half));
-    let (centre, radius) = match rules.scheme {
-        Scheme::Affine => {
-            let (low, high) = (s.mul(range.min, s.splat(0.5)), s.mul(range.max, s.splat(0.5)));
-            (s.add(low, high), s.sub(high, low))
-        }
-        _ => (zero, range.magnitude(s)),
-    };
+    let (centre, radius) = middle(s, rules, range);
     let unit = inverse(s, radius);
     for w in groups.weights.iter_mut() {
         *w = s.mul(s.sub(*w, centre), unit);

@@ -61,6 +61,10 @@ named! {
     MinMax = "minmax",
     /// By a search for the least squared error; on no group worse than `minmax`.
     Mse = "mse",
+    /// As `mse`, and then the levels of each group stretched, so that what weights are restored to is no smaller than they
+    /// are: Σ i·w·ŵ = Σ i·w², i being the importance. Codes of the least squared error lack the energy of that error, by
+    /// which each layer of a model dampens what passes through it.
+    Unbiased = "unbiased",
 }
 
 named! {

@@ -42,7 +42,9 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     )
     .with_argument(
         "method",
-        "`'mse'` (default: search for the least squared error, never worse than minmax) or `'minmax'`; scheme and method \
+        "`'mse'` (default: search for the least squared error, never worse than minmax), `'unbiased'` (the same, and then each group's levels are \
+         stretched so that restored weights are not a little smaller than the weights, which deep models add up) or `'minmax'`; \
+         scheme and method \
          are told apart by their names, so either may stand alone",
     )
     .with_argument(
@@ -157,7 +159,9 @@ impl Options {
             (Ok(scheme), _) if self.scheme.is_none() => self.scheme = Some(scheme),
             (_, Ok(method)) if self.method.is_none() => self.method = Some(method),
             (Err(_), Err(_)) => {
-                return Err(refused("the schemes 'affine', 'asymmetric', 'symmetric' and the methods 'mse', 'minmax'"));
+                return Err(refused(
+                    "the schemes 'affine', 'asymmetric', 'symmetric' and the methods 'mse', 'unbiased', 'minmax'",
+                ));
             }
             _ => return Err(refused("one scheme and one method")),
         }
