@@ -49,7 +49,7 @@ _Bits: TypeAlias = Literal[2, 4, 8]
 _BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
 _GroupSize: TypeAlias = Literal[32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
-_Method: TypeAlias = Literal["minmax", "mse"]
+_Method: TypeAlias = Literal["minmax", "mse", "unbiased"]
 _Boundaries: TypeAlias = Literal["optimal", "equal"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
 # Stage, tensor, done, total, message.
@@ -177,7 +177,7 @@ class DiffusionQuantConfig:
     def scheme(self, value: str) -> None: ...
     @property
     def method(self) -> _Method:
-        """How scales are found: mse (least squared error) or minmax."""
+        """How scales are found: mse (least squared error), unbiased (the same, and restored weights not shrunk) or minmax."""
     @method.setter
     def method(self, value: str) -> None: ...
     @property

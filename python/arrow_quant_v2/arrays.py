@@ -157,7 +157,7 @@ def quantize(
         bit_width: bits of a code: 2, 4 or 8.
         group_size: weights that share a scale: 32, 64, 128 or 256.
         scheme: what a code means: ``"affine"``, ``"asymmetric"`` or ``"symmetric"``.
-        method: how scales are found: ``"mse"`` or ``"minmax"``.
+        method: how scales are found: ``"mse"``, ``"unbiased"`` or ``"minmax"``.
 
     Returns:
         `QuantizedTensors`, in the order of `weights`; of one array a `QuantizedTensor`, whose name is that of the

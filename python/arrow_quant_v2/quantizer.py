@@ -238,7 +238,7 @@ class ArrowQuantV2:
             bit_width: bits of a code: 2, 4 or 8.
             group_size: weights that share a scale: 32, 64, 128 or 256.
             scheme: what a code means: ``"affine"``, ``"asymmetric"`` or ``"symmetric"``.
-            method: how scales are found: ``"mse"`` or ``"minmax"``.
+            method: how scales are found: ``"mse"``, ``"unbiased"`` or ``"minmax"``.
 
         Returns:
             `QuantizedTensors`, like a dict of what became of each; of one array a `QuantizedTensor`.

@@ -200,7 +200,7 @@ config! {
     group_size, set_group_size;
     /// What a code means: "affine", "asymmetric" or "symmetric".
     scheme, set_scheme;
-    /// How scales are found: "mse" or "minmax".
+    /// How scales are found: "mse", "unbiased" or "minmax".
     method, set_method;
     /// The least cosine similarity of a quantized tensor, 0.0 to 1.0; one below is quantized again at the next width.
     min_accuracy, set_min_accuracy;
