@@ -13,14 +13,17 @@ use super::{Histogram, StepStatistics};
 /// Bits of a code of an activation.
 pub(crate) const BITS: u32 = 8;
 
-/// Bounds that are tried on either side: fractions of the greatest value of all timesteps, in equal ratios.
+/// Bounds that are tried on either side: fractions of the greatest value of all timesteps, in equal ratios, so many to a
+/// factor of ten.
 pub(crate) const FINE: usize = 48;
 
 /// As many where they are tried for each of many ways to smooth the inputs.
 pub(crate) const COARSE: usize = 24;
 
-/// The smallest of them.
-const LEAST: f64 = 0.1;
+/// The smallest of them: this part of the greatest value of that timestep whose values are the narrowest, which may be clipped
+/// to it, and in any case between these.
+const CLIPPED: f64 = 0.4;
+const LEAST: std::ops::RangeInclusive<f64> = 0.01..=0.1;
 
 /// So that zero is a level whatever the values.
 const NEAREST: f64 = 1e-12;
@@ -34,6 +37,8 @@ pub(crate) struct Losses {
     beyond: Vec<Vec<f64>>,
     /// Sums of these over all timesteps before each.
     sums: Vec<Vec<f64>>,
+    /// The mean square of the values at each timestep.
+    powers: Vec<f64>,
 }
 
 /// Bounds of values, and what they lose.
@@ -67,7 +72,8 @@ fn levels() -> f64 {
 
 impl Losses {
     /// Of a layer's timesteps. `weights` has the part that each channel has in the error, adding up to 1; `divisors` what
-    /// each channel is divided by before it is quantized. So many `candidates` are tried as bounds on either side.
+    /// each channel is divided by before it is quantized. So many `candidates` to a factor of ten are tried as
+    /// bounds on either side.
     pub fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f32]>, candidates: usize) -> Self {
         let divided = |channel: usize, value: f32| f64::from(value) / divisors.map_or(1.0, |d| f64::from(d[channel]));
         let extremes = |of: fn(&StepStatistics) -> &[f32], pick: fn(f64, f64) -> f64| {
@@ -76,11 +82,25 @@ impl Losses {
         };
         let lowest = extremes(|step| &step.min, f64::min).min(-NEAREST);
         let highest = extremes(|step| &step.max, f64::max).max(NEAREST);
+        let width = |step: &StepStatistics| {
+            let most = |of: &[f32]| of.iter().enumerate().map(|(j, &x)| divided(j, x).abs()).fold(0.0, f64::max);
+            most(&step.min).max(most(&step.max))
+        };
+        let narrowest = steps.iter().map(width).filter(|width| *width > 0.0).fold(f64::INFINITY, f64::min);
+        let least = (CLIPPED * narrowest / highest.max(-lowest)).clamp(*LEAST.start(), *LEAST.end());
+        let candidates = (candidates as f64 * -libm::log10(least)).round() as usize;
         let fractions: Vec<f64> =
-            (0..candidates).map(|i| libm::pow(LEAST, 1.0 - i as f64 / (candidates - 1) as f64)).collect();
+            (0..candidates).map(|i| libm::pow(least, 1.0 - i as f64 / (candidates - 1) as f64)).collect();
         let low: Vec<f64> = fractions.iter().map(|fraction| lowest * fraction).collect();
         let high: Vec<f64> = fractions.iter().map(|fraction| highest * fraction).collect();
-        let mut losses = Self { sums: vec![vec![0.0; 2 * candidates]], beyond: Vec::new(), low, high };
+        let power = |step: &StepStatistics| {
+            let square = |(channel, &square): (usize, &f32)| {
+                weights[channel] * f64::from(square) / divisors.map_or(1.0, |d| f64::from(d[channel]).powi(2))
+            };
+            step.mean_square.iter().enumerate().map(square).sum()
+        };
+        let powers = steps.iter().map(power).collect();
+        let mut losses = Self { sums: vec![vec![0.0; 2 * candidates]], beyond: Vec::new(), powers, low, high };
         for step in steps {
             let beyond = beyond(step, weights, divisors, &losses.low, &losses.high);
             let sum = losses.sums[losses.sums.len() - 1].iter().zip(&beyond).map(|(sum, loss)| sum + loss).collect();
@@ -93,6 +113,11 @@ impl Losses {
     /// Timesteps in all.
     pub fn steps(&self) -> usize {
         self.beyond.len()
+    }
+
+    /// The mean square of the values at a timestep.
+    pub fn power(&self, step: usize) -> f64 {
+        self.powers[step]
     }
 
     /// What bounds lose at a timestep.

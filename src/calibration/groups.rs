@@ -2,13 +2,14 @@
 //!
 //! What a group loses at a timestep is told as a ratio to what that timestep's own best bounds would lose. Groups are cut by
 //! dynamic programming for the least mean of its logarithm, the mean loss in dB, among those cuts whose worst ratio is no more than
-//! half a dB above the least there is, nor above that of equal groups. So the cut is never worse than equal groups in
-//! either.
+//! half a dB above the least there is, and whose worst ratio and worst SQNR are no worse than those of equal groups. So the cut is
+//! never worse than equal groups, in the mean or at the worst timestep.
 
 use std::ops::Range;
 use std::str::FromStr;
 
 use super::activations::{Bounds, Losses};
+use super::inputs::decibels;
 use crate::{QuantError, Result};
 
 /// Half a dB, as a ratio of powers.
@@ -23,13 +24,23 @@ pub(crate) struct Groups {
     pub mean_db: f64,
     /// The worst.
     pub worst_db: f64,
+    /// The least SQNR of a timestep, negated, in dB.
+    pub worst_noise_db: f64,
 }
 
 /// Units that groups are made of at most: of more timesteps, several make a unit.
 const UNITS: usize = 128;
 
-/// What a run of units would be as a group: bounds, the sum of the logarithms of the ratios and the greatest ratio.
-type Candidate = (Bounds, f64, f64);
+/// What a run of units would be as a group.
+struct Candidate {
+    bounds: Bounds,
+    /// The sum of the logarithms of the ratios of what is lost to what each timestep's own bounds lose.
+    sum: f64,
+    /// The greatest of the ratios.
+    worst: f64,
+    /// The greatest ratio of what is lost to the values' own mean square.
+    worst_noise: f64,
+}
 
 /// What each run of units would be as a group.
 struct Candidates {
@@ -49,10 +60,17 @@ impl Candidates {
         for (first, &start) in units[..units.len() - 1].iter().enumerate() {
             for &end in &units[first + 1..] {
                 let bounds = losses.best(start..end);
-                let ratios = (start..end).map(|step| losses.at(step, &bounds) / own[step]);
-                let (sum, worst) =
-                    ratios.fold((0.0, 0.0f64), |(sum, worst), ratio| (sum + ratio.ln(), worst.max(ratio)));
-                runs.push((bounds, sum, worst));
+                let mut run = Candidate { bounds, sum: 0.0, worst: 0.0, worst_noise: 0.0 };
+                for (step, own) in (start..end).zip(&own[start..end]) {
+                    let lost = losses.at(step, &run.bounds);
+                    run.sum += libm::log(lost / own);
+                    run.worst = run.worst.max(lost / own);
+                    // Where there is nothing but zeros there is no noise to speak of.
+                    if losses.power(step) > 0.0 {
+                        run.worst_noise = run.worst_noise.max(lost / losses.power(step));
+                    }
+                }
+                runs.push(run);
             }
         }
         Self { units, runs }
@@ -112,13 +130,14 @@ impl Candidates {
 
     fn groups(&self, runs: &[Range<usize>]) -> Groups {
         let found: Vec<_> = runs.iter().map(|run| self.get(run)).collect();
-        let worst = found.iter().map(|run| run.2).fold(1.0, f64::max);
-        let mean = found.iter().map(|run| run.1).sum::<f64>() / self.units[self.count()] as f64;
+        let greatest = |of: fn(&Candidate) -> f64| found.iter().map(|run| of(run)).fold(0.0, f64::max);
+        let mean = found.iter().map(|run| run.sum).sum::<f64>() / self.units[self.count()] as f64;
         let steps = |run: &Range<usize>| self.units[run.start]..self.units[run.end];
         Groups {
-            runs: runs.iter().map(steps).zip(found.iter().map(|run| run.0)).collect(),
+            runs: runs.iter().map(steps).zip(found.iter().map(|run| run.bounds)).collect(),
             mean_db: mean * 10.0 / std::f64::consts::LN_10,
-            worst_db: 10.0 * worst.log10(),
+            worst_db: decibels(greatest(|run| run.worst)),
+            worst_noise_db: decibels(greatest(|run| run.worst_noise)),
         }
     }
 
@@ -131,11 +150,19 @@ impl Candidates {
 
     fn best(&self, groups: usize) -> Groups {
         let equal = equal(self.count(), groups);
-        let worst = |runs: &[Range<usize>]| runs.iter().map(|run| self.get(run).2).fold(0.0, f64::max);
-        let least_worst = self.cut(groups, |run| run.2, f64::max).unwrap_or_else(|| equal.clone());
-        let bound = (worst(&least_worst) * HALF_DB).min(worst(&equal));
-        let cost = |run: &Candidate| if run.2 <= bound { run.1 } else { f64::INFINITY };
-        self.groups(&self.cut(groups, cost, |a, b| a + b).unwrap_or(equal))
+        let greatest = |runs: &[Range<usize>], of: fn(&Candidate) -> f64| {
+            runs.iter().map(|run| of(self.get(run))).fold(0.0, f64::max)
+        };
+        let least_worst = self.cut(groups, |run| run.worst, f64::max).unwrap_or_else(|| equal.clone());
+        let of_equal = greatest(&equal, |run| run.worst);
+        let noise = greatest(&equal, |run| run.worst_noise);
+        let within = |worst: f64| {
+            let allows = move |run: &Candidate| run.worst <= worst && run.worst_noise <= noise;
+            self.cut(groups, |run| if allows(run) { run.sum } else { f64::INFINITY }, |a, b| a + b)
+        };
+        // The second is what the equal groups themselves are within.
+        let near_least = (greatest(&least_worst, |run| run.worst) * HALF_DB).min(of_equal);
+        self.groups(&within(near_least).or_else(|| within(of_equal)).unwrap_or(equal))
     }
 }
 
@@ -148,7 +175,8 @@ fn equal(steps: usize, groups: usize) -> Vec<Range<usize>> {
 /// Where groups end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Boundaries {
-    /// Where the least is lost; fewer groups where they gain less than half a dB, in the mean and at the worst timestep.
+    /// Where the least is lost; fewer groups where they gain less than half a dB, in the mean and at the worst timestep, and
+    /// are no worse than equal ones.
     Optimal,
     /// After as many timesteps each, or as nearly as can be.
     Equal,
@@ -183,9 +211,14 @@ pub(crate) fn time_groups(losses: &Losses, most: usize, boundaries: Boundaries) 
     if boundaries == Boundaries::Equal {
         return best;
     }
+    let equal = candidates.finest(most, Boundaries::Equal);
     for fewer in 1..best.runs.len() {
         let groups = candidates.best(fewer);
-        if groups.mean_db - best.mean_db < GAIN && groups.worst_db - best.worst_db < GAIN {
+        let is_near = groups.mean_db - best.mean_db < GAIN
+            && groups.worst_db - best.worst_db < GAIN
+            && groups.worst_noise_db - best.worst_noise_db < GAIN;
+        // Nor may as many equal groups as were asked for be better.
+        if is_near && groups.mean_db <= equal.mean_db && groups.worst_noise_db <= equal.worst_noise_db {
             return groups;
         }
     }

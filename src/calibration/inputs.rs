@@ -67,7 +67,7 @@ impl Inputs {
         let steps = &layer.steps;
         let losses = Losses::new(steps, channels.parts, channels.divisors, FINE);
         let groups = time_groups(&losses, grouping.most, grouping.boundaries);
-        let powers: Vec<f64> = steps.iter().map(|step| channels.power(step)).collect();
+        let powers: Vec<f64> = (0..steps.len()).map(|step| losses.power(step)).collect();
         let sqnr_db = |noise: &[f64]| -> Vec<f64> { powers.iter().zip(noise).map(|(p, n)| decibels(p / n)).collect() };
         let noise_of = |bounds: &Bounds| -> Vec<f64> { (0..steps.len()).map(|step| losses.at(step, bounds)).collect() };
         let widest = sqnr_db(&noise_of(&losses.widest()));

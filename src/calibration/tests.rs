@@ -3,7 +3,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
 
 use super::activations::{FINE, Losses};
-use super::groups::finest_groups;
+use super::groups::{finest_groups, time_groups};
 use super::inputs::{ChannelWeights, Inputs};
 use super::{Boundaries, Calibration, Grouping, Histogram, LayerStatistics, StepStatistics};
 
@@ -168,8 +168,28 @@ fn optimal_groups_are_nowhere_worse_than_equal_ones() {
     let (_, layer) = drift(3);
     for groups in [2, 3, 5, 8, 10, 16, 25] {
         let losses = Losses::new(&layer.steps, &[1.0], None, FINE);
-        let (equal, optimal) =
-            (finest_groups(&losses, groups, Boundaries::Equal), finest_groups(&losses, groups, Boundaries::Optimal));
-        assert!(optimal.mean_db <= equal.mean_db + 1e-9 && optimal.worst_db <= equal.worst_db + 1e-9, "{groups}");
+        let [equal, optimal] =
+            [Boundaries::Equal, Boundaries::Optimal].map(|boundaries| finest_groups(&losses, groups, boundaries));
+        let fewer = time_groups(&losses, groups, Boundaries::Optimal);
+        assert!(fewer.runs.len() <= optimal.runs.len(), "{groups}");
+        assert!(optimal.worst_db <= equal.worst_db + 1e-9, "{groups}");
+        for found in [optimal, fewer] {
+            assert!(found.mean_db <= equal.mean_db + 1e-9, "{groups}");
+            assert!(found.worst_noise_db <= equal.worst_noise_db + 1e-9, "{groups}");
+        }
     }
+}
+
+#[test]
+fn narrow_timesteps_are_told_apart_where_the_range_drifts_a_lot() {
+    let step = |t: i64| {
+        let width = 32f32.powf(t as f32 / 15.0);
+        let (min, max, mean_square) = (vec![-3.0 * width], vec![3.0 * width], vec![width * width]);
+        StepStatistics { timestep: t, samples: 512, min, max, mean_square, histogram: None }
+    };
+    let layer = LayerStatistics { tensor: "w".to_string(), state: String::new(), steps: (0..16).map(step).collect() };
+    let channels = ChannelWeights { parts: &[1.0], divisors: None };
+    let inputs = Inputs::new(&layer, &channels, Grouping { most: 16, boundaries: Boundaries::Optimal });
+    // With bounds of its own each timestep has about 41 dB.
+    assert!(inputs.sqnr_db.iter().all(|db| *db > 38.0), "{:?}", inputs.sqnr_db);
 }

@@ -3,6 +3,7 @@
 mod command;
 mod common;
 mod configure;
+mod diffusion;
 mod errors;
 mod failure;
 mod interruption;

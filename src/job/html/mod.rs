@@ -3,6 +3,7 @@
 mod decisions;
 mod figures;
 mod heat_map;
+mod layers;
 mod scale;
 mod stacks;
 mod tensors;
@@ -14,7 +15,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::{Attempt, ModelReport, TensorReport};
-use figures::{NONE, grouped, measure};
+use crate::LayerReport;
+use figures::{NONE, grouped, measure, plural};
 
 /// Forbids the page whatever it does not need, should a name ever find a way around the escaping.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -38,6 +40,7 @@ pub(super) fn html(report: &ModelReport) -> String {
                     (heat_map::section(report))
                     (widths::section(report))
                     (tensors::worst(report))
+                    (layers::section(report))
                     (decisions::section(report))
                     (notes(&report.notes))
                     (settings(report))
@@ -54,11 +57,17 @@ fn header(report: &ModelReport) -> Markup {
         ("blocks", "Quality by block"),
         ("widths", "Bit widths"),
         ("worst", "Lowest SQNR"),
+        ("layers", "Layers"),
         ("decisions", "Decisions"),
         ("notes", "Notes"),
         ("settings", "Settings"),
         ("tensors", "All tensors"),
     ];
+    let is_there = |id| match id {
+        "layers" => !report.layers.is_empty(),
+        "notes" => !report.notes.is_empty(),
+        _ => true,
+    };
     html! {
         header {
             p.kind {
@@ -68,9 +77,7 @@ fn header(report: &ModelReport) -> Markup {
             h1 { (report.name) }
             (totals(report))
             nav aria-label="Sections" {
-                @for (id, name) in sections {
-                    @if id != "notes" || !report.notes.is_empty() { a href={ "#" (id) } { (name) } }
-                }
+                @for (id, name) in sections { @if is_there(id) { a href={ "#" (id) } { (name) } } }
             }
         }
     }
@@ -105,7 +112,19 @@ fn totals(report: &ModelReport) -> Markup {
             (figure("one", "SQNR", sqnr, "of all quantized weights"))
             (figure("one", "Cosine", html! { (measure(totals.cosine_similarity, 6)) }, "of all quantized weights"))
             (figure("one", "Tensors", tensors, &others))
+            @if let Some((value, about)) = time_aware(report) { (figure("one", "Time-aware", html! { (value) }, &about)) }
         }
+    }
+}
+
+/// Whether timesteps had a part in it, and how much or why not. Earlier versions said nothing of it.
+fn time_aware(report: &ModelReport) -> Option<(&'static str, String)> {
+    let layers = plural(report.layers.len(), "layer", "layers");
+    let groups = report.layers.iter().map(|layer| layer.time_groups).sum();
+    match &report.reason {
+        _ if report.time_aware => Some(("yes", format!("{} in {layers}", plural(groups, "time group", "time groups")))),
+        Some(reason) => Some(("no", reason.clone())),
+        None => None,
     }
 }
 

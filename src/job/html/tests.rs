@@ -48,6 +48,24 @@ fn report(tensors: Vec<TensorReport>) -> ModelReport {
     }
 }
 
+fn layer(tensor: &str, worst_db: f64) -> LayerReport {
+    LayerReport {
+        tensor: tensor.into(),
+        state: String::new(),
+        channels: 128,
+        timesteps: 25,
+        time_groups: 6,
+        smoothing_alpha: None,
+        activation_sqnr_db: worst_db + 1.25,
+        worst_activation_sqnr_db: worst_db,
+        clipping_gain_db: 2.5,
+        time_groups_gain_db: 4.75,
+        worst_time_groups_gain_db: 3.125,
+        smoothing_gain_db: 0.0,
+        importance_gain_db: Some(0.375),
+    }
+}
+
 /// Every `{n}` of a name stands for the numbers below the one given.
 fn model(names: &[&str], count: usize) -> Vec<TensorReport> {
     let names = names.iter().flat_map(|name| match name.contains("{n}") {
@@ -130,6 +148,60 @@ fn every_section_is_present() {
     for section in page.split("href=\"#").skip(1).filter_map(|rest| rest.split('"').next()) {
         assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
     }
+}
+
+/// The cells of the row of a layer.
+fn cells(page: &str, tensor: &str) -> Vec<String> {
+    let (_, row) = page.split_once(&format!("<code>{tensor}</code></th>")).unwrap();
+    let (row, _) = row.split_once("</tr>").unwrap();
+    let cells = row.split("</td>").filter_map(|cell| Some(cell.rsplit_once('>')?.1.to_string()));
+    cells.collect()
+}
+
+#[test]
+fn layers_of_a_calibration() {
+    let mut calibrated = report(vec![tensor("w", Some(4), Some(9.0))]);
+    calibrated.time_aware = true;
+    calibrated.layers = vec![layer("first", 40.0), layer("worst", 30.0), layer("middle", 35.0)];
+    calibrated.layers[1].smoothing_alpha = Some(0.25);
+    calibrated.layers[1].smoothing_gain_db = 1.5;
+    calibrated.layers[2].importance_gain_db = None;
+    let page = html(&calibrated);
+    assert!(page.contains("href=\"#layers\"") && page.contains("id=\"layers\""));
+    assert!(page.contains(">yes</span>") && page.contains("18 time groups in 3 layers"));
+    let (_, section) = page.split_once("id=\"layers\"").unwrap();
+    let place = |name: &str| section.find(&format!("<code>{name}</code>")).unwrap();
+    assert!(place("worst") < place("middle") && place("middle") < place("first"));
+    let expected = ["128", "25", "6", "0.25", "31.25", "30.00", "2.50", "4.75", "3.12", "1.50", "0.38"];
+    assert_eq!(cells(section, "worst"), expected);
+    let expected = ["128", "25", "6", "–", "36.25", "35.00", "2.50", "4.75", "3.12", "–", "–"];
+    assert_eq!(cells(section, "middle"), expected);
+    assert!(!page.contains("State"), "there are none");
+
+    // With states there is a column of them.
+    calibrated.layers[0].state = "<masked>".into();
+    let page = html(&calibrated);
+    let (_, section) = page.split_once("id=\"layers\"").unwrap();
+    assert_eq!(cells(section, "first")[..2], ["&lt;masked&gt;", "128"]);
+    assert_eq!(cells(section, "worst")[..2], ["–", "128"]);
+    let headings = section.split_once("</thead>").unwrap().0.matches("<th ").count();
+    assert_eq!(headings, 1 + cells(section, "worst").len());
+}
+
+#[test]
+fn models_that_are_not_time_aware_say_why() {
+    let mut plain = report(vec![tensor("w", Some(4), Some(9.0))]);
+    plain.reason = Some("no calibration".into());
+    let page = html(&plain);
+    assert!(page.contains("Time-aware") && page.contains(">no</span>") && page.contains("no calibration"));
+    assert!(!page.contains("layers"), "there is no section, nor a reference to it");
+    plain.reason = Some("enable_time_aware is false".into());
+    plain.layers = vec![layer("w", 30.0)];
+    let page = html(&plain);
+    assert!(page.contains("enable_time_aware is false") && page.contains("id=\"layers\""));
+    // Of a directory that an earlier version wrote, there is nothing to say.
+    plain.reason = None;
+    assert!(!html(&plain).contains("Time-aware"));
 }
 
 #[test]
