@@ -441,7 +441,7 @@ def samples(engine, model, path):
         out, report = engine.quantize(bits, *flags, calibrated=calibrated, group_size=group_size)
         sizes[name] = bits_per_weight(out, report)
         weights = engine.weights(out, smoothed=False)
-        for seed in SEEDS if name in (kept, best, fine) else SEEDS[:1]:
+        for seed in SEEDS if name == best else SEEDS[:1]:
             jobs[name, seed] = engine.model, weights, None, seed
         if name == best:
             both = f"{name}, activations of 8 bits"

@@ -30,11 +30,16 @@ fn table(layers: &[&LayerReport]) -> Markup {
             table.data {
                 thead {
                     tr {
+                        td colspan=(if has_states { 6 } else { 5 }) {}
+                        th.n scope="colgroup" colspan="2" { "SQNR in dB" }
+                        th.n scope="colgroup" colspan="5" { "gained in dB by" }
+                    }
+                    tr {
                         th scope="col" { "Inputs of" }
                         @if has_states { th scope="col" { "State" } }
                         @for name in [
-                            "Channels", "Timesteps", "Groups", "Alpha", "SQNR dB", "Worst dB", "Clipping +dB", "Groups +dB",
-                            "Worst +dB", "Smoothing +dB", "Importance +dB",
+                            "Channels", "Timesteps", "Groups", "Alpha", "mean", "worst", "clipping", "groups", "at worst",
+                            "smoothing", "importance",
                         ] {
                             th.n scope="col" { (name) }
                         }

@@ -76,6 +76,7 @@ fn header(report: &ModelReport) -> Markup {
             }
             h1 { (report.name) }
             (totals(report))
+            (time_aware(report))
             nav aria-label="Sections" {
                 @for (id, name) in sections { @if is_there(id) { a href={ "#" (id) } { (name) } } }
             }
@@ -112,19 +113,22 @@ fn totals(report: &ModelReport) -> Markup {
             (figure("one", "SQNR", sqnr, "of all quantized weights"))
             (figure("one", "Cosine", html! { (measure(totals.cosine_similarity, 6)) }, "of all quantized weights"))
             (figure("one", "Tensors", tensors, &others))
-            @if let Some((value, about)) = time_aware(report) { (figure("one", "Time-aware", html! { (value) }, &about)) }
         }
     }
 }
 
 /// Whether timesteps had a part in it, and how much or why not. Earlier versions said nothing of it.
-fn time_aware(report: &ModelReport) -> Option<(&'static str, String)> {
-    let layers = plural(report.layers.len(), "layer", "layers");
+fn time_aware(report: &ModelReport) -> Markup {
     let groups = report.layers.iter().map(|layer| layer.time_groups).sum();
-    match &report.reason {
-        _ if report.time_aware => Some(("yes", format!("{} in {layers}", plural(groups, "time group", "time groups")))),
-        Some(reason) => Some(("no", reason.clone())),
-        None => None,
+    html! {
+        @if report.time_aware {
+            p.aware {
+                "Time-aware: " (plural(groups, "time group", "time groups")) " in "
+                (plural(report.layers.len(), "layer", "layers"))
+            }
+        } @else if let Some(reason) = &report.reason {
+            p.aware { "Not time-aware: " (reason) }
+        }
     }
 }
 
