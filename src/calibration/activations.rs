@@ -23,7 +23,7 @@ pub(crate) const COARSE: usize = 24;
 /// The smallest of them: this part of the greatest value of that timestep whose values are the narrowest, which may be clipped
 /// to it, and in any case between these.
 const CLIPPED: f64 = 0.4;
-const LEAST: std::ops::RangeInclusive<f64> = 0.01..=0.1;
+const LEAST: std::ops::RangeInclusive<f64> = 1e-4..=0.1;
 
 /// So that zero is a level whatever the values.
 const NEAREST: f64 = 1e-12;

@@ -53,7 +53,7 @@ pub(crate) struct TimeGroup {
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub groups: Vec<TimeGroup>,
-    /// At each timestep that was measured, in dB.
+    /// At each timestep that was measured and has a signal, in dB.
     pub sqnr_db: Vec<f64>,
     /// What clipping gained over minimum and maximum, with one group: the mean, in dB.
     pub clipping_gain_db: f64,
@@ -68,11 +68,10 @@ impl Inputs {
         let losses = Losses::new(steps, channels.parts, channels.divisors, FINE);
         let groups = time_groups(&losses, grouping.most, grouping.boundaries);
         let powers: Vec<f64> = (0..steps.len()).map(|step| losses.power(step)).collect();
-        let sqnr_db = |noise: &[f64]| -> Vec<f64> { powers.iter().zip(noise).map(|(p, n)| decibels(p / n)).collect() };
         let noise_of = |bounds: &Bounds| -> Vec<f64> { (0..steps.len()).map(|step| losses.at(step, bounds)).collect() };
-        let widest = sqnr_db(&noise_of(&losses.widest()));
-        let one = sqnr_db(&noise_of(&losses.best(0..steps.len())));
-        let own = sqnr_db(&noise(&losses, &groups));
+        let widest = sqnr_db(&powers, &noise_of(&losses.widest()));
+        let one = sqnr_db(&powers, &noise_of(&losses.best(0..steps.len())));
+        let own = sqnr_db(&powers, &noise(&losses, &groups));
         Self {
             clipping_gain_db: mean(&one) - mean(&widest),
             groups_gain_db: mean(&own) - mean(&one),
@@ -115,7 +114,7 @@ fn groups(
             measured: run.len(),
             parameters: bounds.parameters(),
             clip: if high > low { (bounds.high - bounds.low) / (high - low) } else { 1.0 },
-            sqnr_db: decibels(powers[run.clone()].iter().sum::<f64>() / lost.iter().sum::<f64>()),
+            sqnr_db: sqnr_db(&[powers[run.clone()].iter().sum()], &[lost.iter().sum()])[0],
             loss_db: mean(&ratios),
             worst_loss_db: ratios.iter().copied().fold(0.0, f64::max),
         });
@@ -123,13 +122,21 @@ fn groups(
     all
 }
 
-/// In dB; of nothing at all, -300.
+/// In dB, from -300 to 300.
 pub(crate) fn decibels(ratio: f64) -> f64 {
-    10.0 * ratio.max(1e-30).log10()
+    let ratio = if ratio.is_nan() { 0.0 } else { ratio };
+    10.0 * libm::log10(ratio.clamp(1e-30, 1e30))
 }
 
 pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// SQNRs in dB of those timesteps that have a signal, which others cannot lose; 300 if none has.
+pub(crate) fn sqnr_db(powers: &[f64], noise: &[f64]) -> Vec<f64> {
+    let with_signal = powers.iter().zip(noise).filter(|(power, _)| **power > 0.0);
+    let found: Vec<f64> = with_signal.map(|(power, noise)| decibels(power / noise)).collect();
+    if found.is_empty() { vec![300.0] } else { found }
 }
 
 pub(crate) fn least(values: &[f64]) -> f64 {

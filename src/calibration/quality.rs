@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type};
 use serde::Serialize;
 
 use super::activations::{BITS, FINE, Losses, Parameters, loss};
-use super::inputs::{ChannelWeights, decibels, least, mean};
+use super::inputs::{ChannelWeights, decibels, least, mean, sqnr_db};
 use super::smoothing::LayerWeights;
 use super::{LayerState, LayerStatistics};
 use crate::{QuantError, Result};
@@ -118,7 +118,7 @@ impl StoredCalibration {
         let (parts, sum) = weights.parts(factors);
         let channels = ChannelWeights { parts: &parts, divisors: factors };
         let losses = Losses::new(&layer.steps, &parts, factors, FINE);
-        let (mut activations, mut lost, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut powers, mut noises, mut errors_of_output, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, step) in layer.steps.iter().enumerate() {
             let mut covering = groups.iter().filter(|(timesteps, _)| timesteps.contains(&step.timestep));
             let (Some((_, parameters)), None) = (covering.next(), covering.next()) else {
@@ -128,12 +128,15 @@ impl StoredCalibration {
             };
             let noise = loss(step, &parts, factors, *parameters);
             let power = channels.power(step);
-            activations.push(decibels(power / noise));
+            powers.push(power);
+            noises.push(noise);
             // Other parameters than those that are tried may be better by a little.
             lost.push(decibels(noise / losses.at(index, &losses.best(index..index + 1))).max(0.0));
             let of_weights = ChannelWeights { parts: errors, divisors: None }.power(step);
-            outputs.push(decibels(sum * power / (sum * noise + of_weights)));
+            // Of the output, in units of what the inputs are multiplied with.
+            errors_of_output.push(if sum > 0.0 { noise + of_weights / sum } else { noise });
         }
+        let (activations, outputs) = (sqnr_db(&powers, &noises), sqnr_db(&powers, &errors_of_output));
         Ok(LayerQuality {
             tensor: layer.tensor.clone(),
             state: layer.state.clone(),

@@ -1,6 +1,6 @@
 //! The calibration table: read, checked, and merged where it has several rows of one layer and timestep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
@@ -170,17 +170,33 @@ impl Columns {
         }
         for channel in 0..channels {
             let (min, max, square) = (step.min[channel], step.max[channel], step.mean_square[channel]);
-            let greatest = min.abs().max(max.abs());
-            // Means of squares are of as many values as there were, so they stay below the greatest square but for rounding.
-            if min > max || square < 0.0 || f64::from(square) > f64::from(greatest).powi(2) * 1.001 + 1e-30 {
+            let greatest = f64::from(min.abs().max(max.abs())).powi(2);
+            let least = if min > 0.0 || max < 0.0 { f64::from(min.abs().min(max.abs())).powi(2) } else { 0.0 };
+            // Means of squares are of as many values as there were, so they lie between the least square and the greatest but
+            // for rounding.
+            let is_mean = f64::from(square) >= 0.999 * least && f64::from(square) <= 1.001 * greatest + 1e-30;
+            if min > max || square < 0.0 || !is_mean {
                 let what = format!("channel {channel} has minimum {min}, maximum {max} and mean square {square}");
                 return refuse(format!("{what}, which contradict each other"));
             }
         }
-        if let Some(histogram) = &step.histogram
-            && (histogram.min >= histogram.max || histogram.counts.iter().any(|n| !n.is_finite() || *n < 0.0))
-        {
-            return refuse("its histogram has no width, or counts that are no numbers from 0 on".to_string());
+        if let Some(histogram) = &step.histogram {
+            let is_count = |n: &f64| n.is_finite() && *n >= 0.0;
+            if !(histogram.width() > 0.0 && histogram.width().is_finite() && histogram.counts.iter().all(is_count)) {
+                return refuse("its histogram has no width, or counts that are no numbers from 0 on".to_string());
+            }
+            if histogram.counts.iter().sum::<f64>() <= 0.0 {
+                return refuse("its histogram is empty: leave it NULL where nothing was counted".to_string());
+            }
+            let low = step.min.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = step.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let beyond = (f64::from(histogram.min) - f64::from(low)).max(f64::from(high) - f64::from(histogram.max));
+            if beyond > histogram.width() {
+                let [from, to] = [histogram.min, histogram.max];
+                return refuse(format!(
+                    "its histogram is of values from {from} to {to}, its channels have {low} to {high}"
+                ));
+            }
         }
         let text = |column: &Option<StringArray>| {
             column
@@ -255,19 +271,28 @@ fn layer(
     Ok(LayerStatistics { tensor, state, steps })
 }
 
-/// Every layer must have been measured at every timestep, in each of its states.
+/// Every layer must have been measured at every timestep, in each of its states, with as many channels in each.
 fn refuse_gaps(name: &str, layers: &[LayerStatistics]) -> Result<()> {
-    let Some(fullest) = layers.iter().max_by_key(|layer| layer.steps.len()) else { return Ok(()) };
+    for pair in layers.windows(2).filter(|pair| pair[0].tensor == pair[1].tensor) {
+        let [one, other] = [&pair[0], &pair[1]].map(LayerStatistics::channels);
+        if one != other {
+            let what =
+                format!("it has {other} channels in the state '{}', {one} in '{}'", pair[1].state, pair[0].state);
+            return Err(refused(name, Some(&pair[1].tensor), what));
+        }
+    }
+    let timesteps = |layer: &LayerStatistics| layer.steps.iter().map(|step| step.timestep).collect::<BTreeSet<_>>();
+    let mut all: BTreeMap<i64, &str> = BTreeMap::new();
     for layer in layers {
-        let has = |timestep| layer.steps.iter().any(|step| step.timestep == timestep);
-        let lacks = |of: &LayerStatistics| of.steps.iter().map(|step| step.timestep).find(|&timestep| !has(timestep));
-        let gap = lacks(fullest).map(|timestep| (timestep, fullest));
-        let gap = gap.or_else(|| layers.iter().find_map(|other| Some((lacks(other)?, other))));
-        if let Some((timestep, other)) = gap {
-            let what = format!(
-                "timestep {timestep} is missing, which {} has: measure all layers at the same timesteps",
-                other.tensor
-            );
+        for step in &layer.steps {
+            all.entry(step.timestep).or_insert(&layer.tensor);
+        }
+    }
+    for layer in layers.iter().filter(|layer| layer.steps.len() < all.len()) {
+        let found = timesteps(layer);
+        if let Some((timestep, other)) = all.iter().find(|(timestep, _)| !found.contains(timestep)) {
+            let what =
+                format!("timestep {timestep} is missing, which {other} has: measure all layers at the same timesteps");
             return Err(refused(name, Some(&layer.tensor), what));
         }
     }

@@ -165,6 +165,8 @@ impl LayerWeights {
                 _ => vec![middle - step, middle + step],
             };
             for alpha in alphas.into_iter().filter(|alpha| (-1e-9..=1.0 + 1e-9).contains(alpha)) {
+                // Sums of steps have digits that mean nothing.
+                let alpha = (alpha * 100.0).round() / 100.0;
                 let factors = factors(&inputs, &self.greatest, alpha);
                 let error = self.output_error(states, Some(&factors), grouping);
                 if error < least - 1e-9 {

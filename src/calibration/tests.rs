@@ -58,6 +58,10 @@ fn a_wrong_table_is_refused_by_tensor_and_timestep() {
             vec![row("a", 3, 0, &[[-1.0, 1.0, 2.0]])],
             "c: a: timestep 3: channel 0 has minimum -1, maximum 1 and mean square 2",
         ),
+        (
+            vec![row("a", 3, 0, &[[1.0, 2.0, 0.5]])],
+            "c: a: timestep 3: channel 0 has minimum 1, maximum 2 and mean square 0.5",
+        ),
         (vec![row("a", -1, 0, &[CHANNEL])], "c: a: timestep -1: timestep is -1, allowed: 0 or more"),
         (vec![], "c: it has no rows"),
     ] {
@@ -192,4 +196,46 @@ fn narrow_timesteps_are_told_apart_where_the_range_drifts_a_lot() {
     let inputs = Inputs::new(&layer, &channels, Grouping { most: 16, boundaries: Boundaries::Optimal });
     // With bounds of its own each timestep has about 41 dB.
     assert!(inputs.sqnr_db.iter().all(|db| *db > 38.0), "{:?}", inputs.sqnr_db);
+}
+
+#[test]
+fn states_of_a_layer_have_as_many_channels_each() {
+    let rows = [("a", 0, 0, 8, vec![CHANNEL]), ("a", 0, 0, 8, vec![CHANNEL, CHANNEL])];
+    let [one, other] = rows.map(|row| table(&[row]));
+    let with_state = |batch: &RecordBatch, state: &str| {
+        let states = Arc::new(StringArray::from(vec![state])) as ArrayRef;
+        let schema = batch.schema();
+        let columns = schema.fields().iter().map(|f| f.name().clone()).zip(batch.columns().iter().cloned());
+        RecordBatch::try_from_iter(columns.chain([("state".to_string(), states)])).unwrap()
+    };
+    let batches = [with_state(&one, "masked"), with_state(&other, "open")];
+    let error = Calibration::from_batches("c", &batches, 100).unwrap_err().to_string();
+    assert_eq!(error, "c: a: it has 2 channels in the state 'open', 1 in 'masked'");
+}
+
+#[test]
+fn a_histogram_that_tells_nothing_or_of_other_values_is_refused() {
+    use arrow::array::{Float32Array, Float64Builder};
+    let error = |counts: &[f64], min: f32, max: f32| {
+        let batch = table(&[("a", 0, 0, 8, vec![CHANNEL])]);
+        let mut lists = ListBuilder::new(Float64Builder::new());
+        lists.append_value(counts.iter().map(|n| Some(*n)));
+        let schema = batch.schema();
+        let columns = schema.fields().iter().map(|f| f.name().clone()).zip(batch.columns().iter().cloned());
+        let float = |x: f32| Arc::new(Float32Array::from(vec![x])) as ArrayRef;
+        let more = [
+            ("histogram".to_string(), Arc::new(lists.finish()) as ArrayRef),
+            ("histogram_min".to_string(), float(min)),
+            ("histogram_max".to_string(), float(max)),
+        ];
+        let batch = RecordBatch::try_from_iter(columns.chain(more)).unwrap();
+        Calibration::from_batches("c", &[batch], 100).map_or_else(|error| error.to_string(), |_| String::new())
+    };
+    let counts = [1.0, 4.0, 3.0];
+    assert_eq!(error(&counts, -1.0, 2.0), "");
+    assert!(error(&counts, -0.5, 0.5).contains("of values from -0.5 to 0.5, its channels have -1 to 2"));
+    assert!(error(&[0.0; 3], -1.0, 2.0).contains("its histogram is empty"));
+    for (min, max) in [(f32::NAN, 2.0), (-1.0, f32::INFINITY), (2.0, -1.0), (f32::NEG_INFINITY, f32::INFINITY)] {
+        assert!(error(&counts, min, max).contains("no width"), "{min} {max}");
+    }
 }
