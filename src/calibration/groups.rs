@@ -28,7 +28,7 @@ pub(crate) struct Groups {
     pub worst_noise_db: f64,
 }
 
-/// Units that groups are made of at most: of more timesteps, several make a unit.
+/// Units that groups are made of: of more timesteps, several make a unit. There are a few more where equal groups end within one.
 const UNITS: usize = 128;
 
 /// What a run of units would be as a group.
@@ -51,10 +51,13 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn new(losses: &Losses) -> Self {
+    /// For so many groups at most.
+    fn new(losses: &Losses, most: usize) -> Self {
         let steps = losses.steps();
-        let units: Vec<usize> =
-            equal(steps, UNITS.min(steps)).into_iter().map(|unit| unit.start).chain([steps]).collect();
+        let starts = [UNITS, most].map(|runs| equal(steps, runs.min(steps)).into_iter().map(|run| run.start));
+        let mut units: Vec<usize> = starts.into_iter().flatten().chain([steps]).collect();
+        units.sort_unstable();
+        units.dedup();
         let own: Vec<f64> = (0..steps).map(|step| losses.at(step, &losses.best(step..step + 1))).collect();
         let mut runs = Vec::with_capacity(units.len() * (units.len() - 1) / 2);
         for (first, &start) in units[..units.len() - 1].iter().enumerate() {
@@ -143,26 +146,40 @@ impl Candidates {
 
     fn finest(&self, groups: usize, boundaries: Boundaries) -> Groups {
         match boundaries {
-            Boundaries::Optimal => self.best(groups),
-            Boundaries::Equal => self.groups(&equal(self.count(), groups)),
+            Boundaries::Optimal => self.groups(&self.best(groups)),
+            Boundaries::Equal => self.groups(&self.equal(groups)),
         }
     }
 
-    fn best(&self, groups: usize) -> Groups {
-        let equal = equal(self.count(), groups);
-        let greatest = |runs: &[Range<usize>], of: fn(&Candidate) -> f64| {
-            runs.iter().map(|run| of(self.get(run))).fold(0.0, f64::max)
-        };
+    /// Runs of as equal a number of timesteps as there are; of units, where they do not end with one.
+    fn equal(&self, groups: usize) -> Vec<Range<usize>> {
+        let unit = |step: usize| self.units.binary_search(&step).ok();
+        let runs = equal(self.units[self.count()], groups).into_iter();
+        let runs: Option<Vec<_>> = runs.map(|run| Some(unit(run.start)?..unit(run.end)?)).collect();
+        runs.unwrap_or_else(|| equal(self.count(), groups))
+    }
+
+    fn greatest(&self, runs: &[Range<usize>], of: fn(&Candidate) -> f64) -> f64 {
+        runs.iter().map(|run| of(self.get(run))).fold(0.0, f64::max)
+    }
+
+    fn sum(&self, runs: &[Range<usize>]) -> f64 {
+        runs.iter().map(|run| self.get(run).sum).sum()
+    }
+
+    fn best(&self, groups: usize) -> Vec<Range<usize>> {
+        let equal = self.equal(groups);
         let least_worst = self.cut(groups, |run| run.worst, f64::max).unwrap_or_else(|| equal.clone());
-        let of_equal = greatest(&equal, |run| run.worst);
-        let noise = greatest(&equal, |run| run.worst_noise);
+        let of_equal = self.greatest(&equal, |run| run.worst);
+        let noise = self.greatest(&equal, |run| run.worst_noise);
         let within = |worst: f64| {
             let allows = move |run: &Candidate| run.worst <= worst && run.worst_noise <= noise;
             self.cut(groups, |run| if allows(run) { run.sum } else { f64::INFINITY }, |a, b| a + b)
         };
-        // The second is what the equal groups themselves are within.
-        let near_least = (greatest(&least_worst, |run| run.worst) * HALF_DB).min(of_equal);
-        self.groups(&within(near_least).or_else(|| within(of_equal)).unwrap_or(equal))
+        let near_least = (self.greatest(&least_worst, |run| run.worst) * HALF_DB).min(of_equal);
+        // The bound may leave nothing, or nothing as good in the mean. Equal groups are within their own.
+        let found = within(near_least).filter(|runs| self.sum(runs) <= self.sum(&equal));
+        found.or_else(|| within(of_equal)).unwrap_or(equal)
     }
 }
 
@@ -199,26 +216,29 @@ impl FromStr for Boundaries {
 
 /// As many groups of timesteps as there may be, if they gain anything.
 pub(crate) fn finest_groups(losses: &Losses, most: usize, boundaries: Boundaries) -> Groups {
-    Candidates::new(losses).finest(most, boundaries)
+    Candidates::new(losses, most).finest(most, boundaries)
 }
 
 /// At most so many groups of timesteps.
 pub(crate) fn time_groups(losses: &Losses, most: usize, boundaries: Boundaries) -> Groups {
     /// In dB.
     const GAIN: f64 = 0.5;
-    let candidates = Candidates::new(losses);
+    let candidates = Candidates::new(losses, most);
     let best = candidates.finest(most, boundaries);
     if boundaries == Boundaries::Equal {
         return best;
     }
     let equal = candidates.finest(most, Boundaries::Equal);
     for fewer in 1..best.runs.len() {
-        let groups = candidates.best(fewer);
+        let groups = candidates.finest(fewer, Boundaries::Optimal);
         let is_near = groups.mean_db - best.mean_db < GAIN
             && groups.worst_db - best.worst_db < GAIN
             && groups.worst_noise_db - best.worst_noise_db < GAIN;
         // Nor may as many equal groups as were asked for be better.
-        if is_near && groups.mean_db <= equal.mean_db && groups.worst_noise_db <= equal.worst_noise_db {
+        let is_no_worse = groups.mean_db <= equal.mean_db
+            && groups.worst_db <= equal.worst_db
+            && groups.worst_noise_db <= equal.worst_noise_db;
+        if is_near && is_no_worse {
             return groups;
         }
     }

@@ -127,10 +127,12 @@ impl Columns {
         };
         Ok(Self {
             tensor: needed("tensor", &DataType::Utf8)?.as_string().clone(),
-            timestep: whole(name, needed("timestep", &DataType::Float64)?.as_primitive())?,
+            timestep: whole(name, "timestep", needed("timestep", &DataType::Float64)?.as_primitive())?,
             state: optional("state", &DataType::Utf8)?.map(|state| state.as_string().clone()),
-            batch: optional("batch", &DataType::Int64)?.map(|batch| batch.as_primitive().clone()),
-            samples: needed("samples", &DataType::Int64)?.as_primitive().clone(),
+            batch: optional("batch", &DataType::Float64)?
+                .map(|batch| whole(name, "batch", batch.as_primitive()))
+                .transpose()?,
+            samples: whole(name, "samples", needed("samples", &DataType::Float64)?.as_primitive())?,
             min: needed("channel_min", &list)?,
             max: needed("channel_max", &list)?,
             mean_square: needed("channel_mean_square", &list)?,
@@ -174,7 +176,7 @@ impl Columns {
             let least = if min > 0.0 || max < 0.0 { f64::from(min.abs().min(max.abs())).powi(2) } else { 0.0 };
             // Means of squares are of as many values as there were, so they lie between the least square and the greatest but
             // for rounding.
-            let is_mean = f64::from(square) >= 0.999 * least && f64::from(square) <= 1.001 * greatest + 1e-30;
+            let is_mean = f64::from(square) + 1e-30 >= 0.999 * least && f64::from(square) <= 1.001 * greatest + 1e-30;
             if min > max || square < 0.0 || !is_mean {
                 let what = format!("channel {channel} has minimum {min}, maximum {max} and mean square {square}");
                 return refuse(format!("{what}, which contradict each other"));
@@ -185,8 +187,8 @@ impl Columns {
             if !(histogram.width() > 0.0 && histogram.width().is_finite() && histogram.counts.iter().all(is_count)) {
                 return refuse("its histogram has no width, or counts that are no numbers from 0 on".to_string());
             }
-            if histogram.counts.iter().sum::<f64>() <= 0.0 {
-                return refuse("its histogram is empty: leave it NULL where nothing was counted".to_string());
+            if !(f64::MIN_POSITIVE..f64::MAX).contains(&histogram.counts.iter().sum()) {
+                return refuse("its histogram has no sum above 0: leave it NULL where nothing was counted".to_string());
             }
             let low = step.min.iter().copied().fold(f32::INFINITY, f32::min);
             let high = step.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -209,11 +211,14 @@ impl Columns {
     }
 }
 
-/// Timesteps, which are whole numbers whatever their type.
-fn whole(name: &str, timesteps: &Float64Array) -> Result<Int64Array> {
-    match timesteps.values().iter().find(|timestep| timestep.fract() != 0.0 || timestep.abs() > 1e9) {
-        Some(timestep) => Err(refused(name, None, format!("timestep is {timestep}, allowed: whole numbers from 0 on"))),
-        None => Ok(timesteps.values().iter().map(|&timestep| timestep as i64).collect()),
+/// Whole numbers, whatever their type.
+fn whole(name: &str, column: &str, numbers: &Float64Array) -> Result<Int64Array> {
+    const MOST: f64 = 1e12;
+    match numbers.iter().flatten().find(|number| number.fract() != 0.0 || number.abs() > MOST) {
+        Some(number) => {
+            Err(refused(name, None, format!("{column} is {number}, allowed: whole numbers from 0 to {MOST:e}")))
+        }
+        None => Ok(numbers.iter().map(|number| number.map(|number| number as i64)).collect()),
     }
 }
 
@@ -282,17 +287,23 @@ fn refuse_gaps(name: &str, layers: &[LayerStatistics]) -> Result<()> {
         }
     }
     let timesteps = |layer: &LayerStatistics| layer.steps.iter().map(|step| step.timestep).collect::<BTreeSet<_>>();
-    let mut all: BTreeMap<i64, &str> = BTreeMap::new();
+    let of_state = |layer: &LayerStatistics| match layer.state.as_str() {
+        "" => String::new(),
+        state => format!(" in the state '{state}'"),
+    };
+    let mut all: BTreeMap<i64, &LayerStatistics> = BTreeMap::new();
     for layer in layers {
         for step in &layer.steps {
-            all.entry(step.timestep).or_insert(&layer.tensor);
+            all.entry(step.timestep).or_insert(layer);
         }
     }
     for layer in layers.iter().filter(|layer| layer.steps.len() < all.len()) {
         let found = timesteps(layer);
         if let Some((timestep, other)) = all.iter().find(|(timestep, _)| !found.contains(timestep)) {
-            let what =
-                format!("timestep {timestep} is missing, which {other} has: measure all layers at the same timesteps");
+            let (here, there) = (of_state(layer), format!("{}{}", other.tensor, of_state(other)));
+            let what = format!(
+                "timestep {timestep} is missing{here}, which {there} has: measure all layers at the same timesteps"
+            );
             return Err(refused(name, Some(&layer.tensor), what));
         }
     }

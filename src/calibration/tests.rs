@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
 
-use super::activations::{FINE, Losses};
+use super::activations::{COARSE, Losses};
 use super::groups::{finest_groups, time_groups};
 use super::inputs::{ChannelWeights, Inputs};
 use super::{Boundaries, Calibration, Grouping, Histogram, LayerStatistics, StepStatistics};
@@ -167,20 +167,53 @@ fn groups_gain_what_they_should_where_the_range_drifts_eightfold() {
     }
 }
 
+/// Layers of many shapes: ranges that drift, jump and wander, by the number of timesteps and a seed.
+fn wandering(steps: usize, seed: u64) -> LayerStatistics {
+    let mut random = Normal(seed);
+    let mut width = 1.0f64;
+    let step = |t: usize| {
+        width *= (0.2 * random.next()).exp() * if random.uniform() < 0.03 { 4.0 } else { 1.0 };
+        width = width.clamp(0.05, 20.0);
+        let (low, high) = (-width * (1.0 + random.uniform()), width * (1.0 + 2.0 * random.uniform()));
+        StepStatistics {
+            timestep: t as i64,
+            samples: 256,
+            min: vec![low as f32],
+            max: vec![high as f32],
+            mean_square: vec![(0.2 * width * width) as f32],
+            histogram: None,
+        }
+    };
+    LayerStatistics { tensor: "w".to_string(), state: String::new(), steps: (0..steps).map(step).collect() }
+}
+
 #[test]
 fn optimal_groups_are_nowhere_worse_than_equal_ones() {
-    let (_, layer) = drift(3);
-    for groups in [2, 3, 5, 8, 10, 16, 25] {
-        let losses = Losses::new(&layer.steps, &[1.0], None, FINE);
-        let [equal, optimal] =
-            [Boundaries::Equal, Boundaries::Optimal].map(|boundaries| finest_groups(&losses, groups, boundaries));
-        let fewer = time_groups(&losses, groups, Boundaries::Optimal);
-        assert!(fewer.runs.len() <= optimal.runs.len(), "{groups}");
-        assert!(optimal.worst_db <= equal.worst_db + 1e-9, "{groups}");
-        for found in [optimal, fewer] {
-            assert!(found.mean_db <= equal.mean_db + 1e-9, "{groups}");
-            assert!(found.worst_noise_db <= equal.worst_noise_db + 1e-9, "{groups}");
+    for (steps, seed) in [(7, 1), (25, 2), (25, 3), (40, 4), (40, 5), (200, 6)] {
+        let losses = Losses::new(&wandering(steps, seed).steps, &[1.0], None, COARSE);
+        for groups in [2, 3, 4, 6, 10] {
+            let [equal, optimal] =
+                [Boundaries::Equal, Boundaries::Optimal].map(|boundaries| finest_groups(&losses, groups, boundaries));
+            let fewer = time_groups(&losses, groups, Boundaries::Optimal);
+            assert!(fewer.runs.len() <= optimal.runs.len(), "{steps} {seed} {groups}");
+            for found in [optimal, fewer] {
+                assert!(found.mean_db <= equal.mean_db + 1e-9, "{steps} {seed} {groups}");
+                assert!(found.worst_db <= equal.worst_db + 1e-9, "{steps} {seed} {groups}");
+                assert!(found.worst_noise_db <= equal.worst_noise_db + 1e-9, "{steps} {seed} {groups}");
+            }
         }
+    }
+}
+
+#[test]
+fn equal_groups_are_equal_however_many_timesteps_there_are() {
+    for (steps, groups) in [(1000, 10), (1000, 100), (300, 7), (25, 10), (3, 10)] {
+        let losses = Losses::new(&wandering(steps, 1).steps, &[1.0], None, 4);
+        let found = time_groups(&losses, groups, Boundaries::Equal);
+        let lengths: Vec<usize> = found.runs.iter().map(|(run, _)| run.len()).collect();
+        assert_eq!((lengths.len(), lengths.iter().sum()), (groups.min(steps), steps));
+        let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+        assert!(most - least <= 1, "{lengths:?}");
     }
 }
 
@@ -234,7 +267,7 @@ fn a_histogram_that_tells_nothing_or_of_other_values_is_refused() {
     let counts = [1.0, 4.0, 3.0];
     assert_eq!(error(&counts, -1.0, 2.0), "");
     assert!(error(&counts, -0.5, 0.5).contains("of values from -0.5 to 0.5, its channels have -1 to 2"));
-    assert!(error(&[0.0; 3], -1.0, 2.0).contains("its histogram is empty"));
+    assert!(error(&[0.0; 3], -1.0, 2.0).contains("its histogram has no sum above 0"));
     for (min, max) in [(f32::NAN, 2.0), (-1.0, f32::INFINITY), (2.0, -1.0), (f32::NEG_INFINITY, f32::INFINITY)] {
         assert!(error(&counts, min, max).contains("no width"), "{min} {max}");
     }
