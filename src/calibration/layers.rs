@@ -31,7 +31,7 @@ pub struct LayerReport {
     pub timesteps: usize,
     /// Groups of timesteps with parameters of their own.
     pub time_groups: usize,
-    /// Alpha of the smoothing; `None` without.
+    /// Alpha of the smoothing, which was chosen for the width that was planned at first; `None` without.
     pub smoothing_alpha: Option<f64>,
     /// SQNR of the quantized inputs in dB, each channel counting for what the weights make of it: the mean over timesteps.
     pub activation_sqnr_db: f64,
@@ -46,7 +46,8 @@ pub struct LayerReport {
     /// What smoothing gained, of the error of the layer's output: the mean over timesteps in dB.
     pub smoothing_gain_db: f64,
     /// What importance gained, of the error that the weights make in the output, in dB, from a sample of rows. `None` if the
-    /// weights are kept, or importance was not used.
+    /// weights are kept, became other than planned (a fallback, another width for a target size), or are those of several
+    /// layers; and if importance was not used.
     pub importance_gain_db: Option<f64>,
 }
 

@@ -141,6 +141,15 @@ impl Calibration {
         Ok(tensors)
     }
 
+    /// Bytes that it takes in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let of_step = |step: &StepStatistics| {
+            let counts = step.histogram.as_ref().map_or(0, |histogram| size_of_val(histogram.counts.as_slice()));
+            size_of::<StepStatistics>() + 3 * size_of_val(step.min.as_slice()) + counts
+        };
+        self.layers.iter().flat_map(|layer| &layer.steps).map(|step| of_step(step) as u64).sum()
+    }
+
     /// Layers and states, and the input channels of all layers.
     pub(crate) fn size(&self) -> (u64, u64) {
         let channels: usize = self.by_tensor().map(|states| states[0].channels()).sum();

@@ -67,6 +67,16 @@ impl Calibrated {
         hex(hash)[..16].to_string()
     }
 
+    /// Takes back what was estimated of weights that became other than planned when it was.
+    pub fn forget_gains(&mut self, planned: &[TensorPlan], became: &[TensorPlan]) {
+        for (_, became) in planned.iter().zip(became).filter(|(planned, became)| planned.choice != became.choice) {
+            let name = became.name();
+            for report in self.layers.iter_mut().filter(|report| report.tensor == name) {
+                report.importance_gain_db = None;
+            }
+        }
+    }
+
     /// Of a job without a calibration.
     pub fn none() -> Self {
         Self { reason: Some("no calibration".to_string()), ..Self::default() }
@@ -78,43 +88,42 @@ impl Calibrated {
 /// # Errors
 /// If the calibration is not of the model.
 pub(crate) async fn calibrate(
-    calibration: &Calibration,
+    calibration: &Arc<Calibration>,
     model: &Arc<Model>,
     plans: &mut [TensorPlan],
     settings: Settings,
     config: &DiffusionQuantConfig,
     options: &JobOptions,
 ) -> Result<Calibrated> {
+    let tensors: Vec<usize> = calibration.tensors(model)?.into_iter().map(|(tensor, _)| tensor).collect();
+    let stored: Vec<usize> = tensors.iter().map(|&tensor| plans[tensor].same_as.unwrap_or(tensor)).collect();
+    let grouping = config.grouping()?;
     let mut work = Vec::new();
-    for (index, states) in calibration.tensors(model)? {
-        let is_tied = plans[index].same_as.is_some() || plans.iter().any(|plan| plan.same_as == Some(index));
-        let grouping = config.grouping()?;
+    for &tensor in &tensors {
+        let is_tied = plans[tensor].same_as.is_some() || plans.iter().any(|plan| plan.same_as == Some(tensor));
         let wanted = Wanted {
             grouping: if config.enable_time_aware { grouping } else { Grouping { most: 1, ..grouping } },
-            // Of a weight that is used in two places, the inputs in the other one are not known.
+            // Of a weight that is used in two places, the inputs in the other one may not be known.
             smoothing: config.enable_spatial && !is_tied,
             importance: config.enable_time_aware,
         };
-        work.push((index, states.to_vec(), plans[index].choice.map(|choice| choice.with(settings)), wanted));
+        work.push((plans[tensor].choice.map(|choice| choice.with(settings)), wanted));
     }
-    let stored: Vec<usize> = work.iter().map(|(index, ..)| plans[*index].same_as.unwrap_or(*index)).collect();
-    let total = work.iter().map(|(index, ..)| model.tensors()[*index].elements()).sum();
+    let total = tensors.iter().map(|&tensor| model.tensors()[tensor].elements()).sum();
     let progress = Arc::new(StageProgress::new(Stage::Calibrating, total, options.listener()));
-    let (model, counted) = (Arc::clone(model), Arc::clone(&progress));
+    let (model, calibration, counted) = (Arc::clone(model), Arc::clone(calibration), Arc::clone(&progress));
     let layers = on_threads(config.threads(), work.len(), move |at| {
-        let (index, states, settings, wanted) = &work[at];
-        let tensor = &model.tensors()[*index];
-        let layer = CalibratedLayer::new(states, tensor, *settings, *wanted)?;
+        let ((tensor, states), (settings, wanted)) = (calibration.tensors(&model)?[at], work[at]);
+        let tensor = &model.tensors()[tensor];
+        let layer = CalibratedLayer::new(states, tensor, settings, wanted)?;
         counted.add(tensor.elements(), &tensor.name);
         Ok(layer)
     });
-    let layers = layers.await?;
+    let mut layers = layers.await?;
     progress.finish();
-    for (index, layer) in stored.into_iter().zip(&layers) {
-        let plan = &mut plans[index];
-        // Of two layers with the same weights, the first decides.
-        if plan.channels.is_none() && !(layer.row_importance.is_empty() && layer.row_factors.is_empty()) {
-            plan.channels = Some(Arc::new(Channels::new(layer.row_importance.clone(), layer.row_factors.clone())));
+    for &index in &stored {
+        if plans[index].channels.is_none() {
+            plans[index].channels = channels(index, &stored, &mut layers);
         }
     }
     let rows: Vec<_> = layers.iter().flat_map(|layer| layer.activations.iter().cloned()).collect();
@@ -130,6 +139,26 @@ pub(crate) async fn calibrate(
         layers: layers.into_iter().flat_map(|layer| layer.reports).collect(),
         tables,
     })
+}
+
+/// What all layers with the same weights have to say on these: smoothing, if there is but one of them, and the mean of their
+/// importance.
+fn channels(index: usize, stored: &[usize], layers: &mut [CalibratedLayer]) -> Option<Arc<Channels>> {
+    let with_it: Vec<usize> = (0..layers.len()).filter(|&at| stored[at] == index).collect();
+    let first = &layers[*with_it.first()?];
+    let (mut importance, smoothing) = (first.row_importance.clone(), first.row_factors.clone());
+    if with_it.len() > 1 {
+        for (at, mean) in importance.iter_mut().enumerate() {
+            let sum: f32 = with_it.iter().map(|&layer| layers[layer].row_importance[at]).sum();
+            *mean = sum / with_it.len() as f32;
+        }
+        // What was estimated was with the importance of one of them.
+        for &layer in &with_it {
+            layers[layer].reports.iter_mut().for_each(|report| report.importance_gain_db = None);
+        }
+    }
+    let is_empty = importance.is_empty() && smoothing.is_empty();
+    (!is_empty).then(|| Arc::new(Channels::new(importance, smoothing)))
 }
 
 /// A table as a Parquet file.

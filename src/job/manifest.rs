@@ -5,11 +5,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::calibrated::SMOOTHING;
 use super::report::{TensorReport, Totals};
 use crate::{LayerReport, QuantError, Result};
 
-/// The version of the directory's format that this crate writes, and the only one it reads.
+/// The version of the directory's format that this crate writes, and reads.
 const FORMAT_VERSION: u32 = 1;
+
+/// That of a directory in which codes stand for weights times smoothing. Who knows nothing of that must not read it.
+const SMOOTHED: u32 = 2;
 
 /// The program that writes it.
 pub(crate) const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
@@ -82,6 +86,14 @@ impl Manifest {
         }
     }
 
+    /// Adds a file of what a calibration became.
+    pub fn add_table(&mut self, file: FileEntry) {
+        if file.path == SMOOTHING {
+            self.format_version = SMOOTHED;
+        }
+        self.tables.push(file);
+    }
+
     /// Every file that is part of what was stored.
     pub fn stored(&self) -> impl Iterator<Item = &FileEntry> {
         self.files.iter().chain(&self.tables)
@@ -99,9 +111,9 @@ impl Manifest {
             message: format!("{}: {message}", path.display()),
         };
         let version = serde_json::from_str::<Version>(text).map_err(|e| error(format!("no manifest: {e}")))?;
-        if version.format_version != FORMAT_VERSION {
+        if ![FORMAT_VERSION, SMOOTHED].contains(&version.format_version) {
             return Err(error(format!(
-                "format version {} was written by another version of arrow-quant, this one reads {FORMAT_VERSION}",
+                "format version {} was written by another version of arrow-quant, this one reads {FORMAT_VERSION} and {SMOOTHED}",
                 version.format_version
             )));
         }

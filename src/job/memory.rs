@@ -8,7 +8,7 @@ const BASE_MB: u64 = 160;
 /// What a part under way takes: a row group that is being filled, a batch, and the pages it is made from; measured.
 const PART_MB: u64 = 30;
 
-/// Parts to have under way at once. `held` are the bytes of a model that was read into memory, or 0.
+/// Parts to have under way at once. `held` are the bytes of a calibration, and of a model that was read into memory.
 ///
 /// # Errors
 /// If the limit is too low for a single one.
@@ -22,16 +22,16 @@ pub(crate) fn in_flight(config: &DiffusionQuantConfig, held: u64) -> Result<usiz
         None => Err(QuantError::field(
             "max_memory_limit_mb",
             format!(
-                "max_memory_limit_mb is {limit}, but with enable_streaming: false the model is held in memory: allowed for it \
-             are {least} or more, or set enable_streaming to true"
+                "max_memory_limit_mb is {limit}, but a calibration, and with enable_streaming: false the model, are held in \
+             memory: allowed for it are {least} or more"
             ),
         )),
     }
 }
 
-/// The most memory that a job is expected to take.
-pub(crate) fn estimate_mb(config: &DiffusionQuantConfig, model_bytes: u64) -> Result<u64> {
-    let held = if config.enable_streaming { 0 } else { model_bytes };
+/// The most memory that a job is expected to take, with a calibration of so many bytes.
+pub(crate) fn estimate_mb(config: &DiffusionQuantConfig, model_bytes: u64, calibration: u64) -> Result<u64> {
+    let held = calibration + if config.enable_streaming { 0 } else { model_bytes };
     Ok(BASE_MB + held.div_ceil(1_000_000) + PART_MB * in_flight(config, held)? as u64)
 }
 
@@ -46,7 +46,7 @@ mod tests {
         for (limit, parts) in [(192, 1), (220, 2), (300, 4), (10_000, 9)] {
             config.max_memory_limit_mb = Some(limit);
             assert_eq!(in_flight(&config, 0).unwrap(), parts, "{limit}");
-            assert!(estimate_mb(&config, 1 << 40).unwrap() <= limit);
+            assert!(estimate_mb(&config, 1 << 40, 0).unwrap() <= limit);
         }
         config.enable_streaming = false;
         config.max_memory_limit_mb = Some(300);

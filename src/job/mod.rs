@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use calibrated::{ACTIVATIONS, SMOOTHING};
 pub(crate) use manifest::Manifest;
-pub(crate) use part::hash_in_steps;
+pub(crate) use part::{hash_in_steps, hash_of};
 pub(crate) use plan::full_name;
 pub use planning::{PlanReport, PlannedTensor, plan_model};
 pub use progress::{OnProgress, Progress, Stage};
@@ -135,7 +135,7 @@ async fn write(
         staging.copy(source.path(), &file)?;
     }
     for (name, bytes) in &planned.calibrated.tables {
-        manifest.tables.push(staging.write(name, bytes)?);
+        manifest.add_table(staging.write(name, bytes)?);
     }
     let run = Run {
         source: Arc::clone(&source),
@@ -145,7 +145,9 @@ async fn write(
         in_flight: planned.in_flight,
         listener: options.listener(),
     };
-    let Done { planned, fallbacks, sums, records } = Rounds::new(planned, config).run(&run).await?;
+    let at_first = planned.plans.clone();
+    let Done { mut planned, fallbacks, sums, records } = Rounds::new(planned, config).run(&run).await?;
+    planned.calibrated.forget_gains(&at_first, &planned.plans);
     manifest.files = records.into_iter().map(|record| record.file).collect();
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
     manifest.totals = Totals::new(&source, stored_bytes, &sums);

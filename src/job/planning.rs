@@ -68,6 +68,8 @@ pub(crate) struct Planned {
     pub modality: Option<Modality>,
     pub notes: Vec<String>,
     pub calibrated: Calibrated,
+    /// Bytes that the calibration takes in memory.
+    held: u64,
     /// Bytes of the tables that the calibration became; before that was done, more or less.
     pub beside: u64,
     sampled: Sampled,
@@ -78,7 +80,8 @@ impl Planned {
     pub async fn new(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Self> {
         let settings = config.settings()?;
         Isa::active()?;
-        let (source, in_flight) = open(model, config)?;
+        let held = options.calibration.as_ref().map_or(0, |calibration| calibration.bytes());
+        let (source, in_flight) = open(model, config, held)?;
         if source.tensors().is_empty() {
             let message = format!("`{}` has no tensors", source.path().display());
             return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
@@ -110,6 +113,7 @@ impl Planned {
             target: None,
             modality: config.modality.or(detected.modality),
             calibrated: Calibrated::none(),
+            held,
             beside: options.calibration.as_ref().map_or(0, |calibration| expected_bytes(calibration, config)),
             sampled: Sampled::default(),
         };
@@ -230,7 +234,7 @@ impl Planned {
             squared_error,
             parts: self.parts.iter().len(),
             estimated_time_s: estimated_time(self.sampled.per_weight, quantized, stored_bytes, config.threads()),
-            estimated_memory_mb: memory::estimate_mb(config, original_bytes)?,
+            estimated_memory_mb: memory::estimate_mb(config, original_bytes, self.held)?,
             notes: self.notes,
             layers: self.calibrated.layers,
             tensors,
@@ -259,14 +263,15 @@ impl Planned {
     }
 }
 
-/// Opens the model, or reads it; and the number of parts that may be under way within the limit of memory.
-fn open(path: &Path, config: &DiffusionQuantConfig) -> Result<(Arc<Model>, usize)> {
+/// Opens the model, or reads it; and the number of parts that may be under way within the limit of memory, of which so many
+/// bytes are held.
+fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Model>, usize)> {
     let model = Model::open(path)?;
     if config.enable_streaming {
-        return Ok((Arc::new(model), memory::in_flight(config, 0)?));
+        return Ok((Arc::new(model), memory::in_flight(config, held)?));
     }
-    let bytes = model.files().map(|(_, file)| file.bytes().len() as u64).sum();
-    let in_flight = memory::in_flight(config, bytes)?;
+    let bytes: u64 = model.files().map(|(_, file)| file.bytes().len() as u64).sum();
+    let in_flight = memory::in_flight(config, bytes + held)?;
     Ok((Arc::new(Model::load(path, false)?), in_flight))
 }
 

@@ -6,11 +6,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sha2::{Digest, Sha256};
+
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use super::manifest::FileEntry;
 use super::part::{UNFINISHED, hash_of, hex};
-use sha2::{Digest, Sha256};
-
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 

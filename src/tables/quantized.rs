@@ -18,7 +18,7 @@ use url::Url;
 use super::table_of;
 use super::tensors::shape_type;
 use crate::calibration::StoredCalibration;
-use crate::job::{ACTIVATIONS, Manifest, SMOOTHING, full_name, hash_in_steps};
+use crate::job::{ACTIVATIONS, Manifest, SMOOTHING, full_name, hash_in_steps, hash_of};
 use crate::model::MANIFEST;
 use crate::{QuantError, Result};
 
@@ -79,11 +79,18 @@ impl QuantizedModel {
                 });
             }
         }
-        let table = |name: &str| {
-            manifest.tables.iter().any(|file| file.path == name).then(|| read_table(&path.join(name))).transpose()
+        let table = |name: &str| match manifest.tables.iter().find(|file| file.path == name) {
+            Some(file) => read_table(&path.join(name), &file.sha256).map(Some),
+            None => Ok(None),
         };
         let (activations, smoothing) = (table(ACTIVATIONS)?, table(SMOOTHING)?);
         let calibration = StoredCalibration::read(path, activations.as_ref(), smoothing.as_ref())?;
+        let is_smoothed = |tensor: &str| calibration.factors(tensor).is_some();
+        if let Some(layer) = manifest.layers.iter().find(|l| l.smoothing_alpha.is_some() && !is_smoothed(&l.tensor)) {
+            let message =
+                format!("`{}`: the smoothing of {} is missing: quantize the model again", path.display(), layer.tensor);
+            return Err(QuantError::Metadata { path: path.to_path_buf(), tensor: Some(layer.tensor.clone()), message });
+        }
         Ok(Self { path: path.to_path_buf(), manifest, calibration, activations, smoothing })
     }
 
@@ -275,13 +282,17 @@ fn function(name: &str) -> Result<Arc<ScalarUDF>> {
     found.ok_or_else(|| QuantError::configuration(format!("the function {name} is not there")))
 }
 
-/// A table of one Parquet file, read as a whole.
-fn read_table(path: &Path) -> Result<RecordBatch> {
+/// A table of one Parquet file, read as a whole, if its content is what the manifest tells.
+fn read_table(path: &Path, sha256: &str) -> Result<RecordBatch> {
     let unreadable = |message: String| QuantError::Metadata {
         path: path.to_path_buf(),
         tensor: None,
         message: format!("{} cannot be read: {message}: quantize the model again", path.display()),
     };
+    let found = hash_of(path).map_err(|e| QuantError::io(path, e))?;
+    if found != sha256 {
+        return Err(unreadable(format!("it is not what was written (its SHA-256 is {found})")));
+    }
     let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.to_string()))?;
     let schema = Arc::clone(reader.schema());
