@@ -19,13 +19,17 @@ pub(crate) fn in_flight(config: &DiffusionQuantConfig, held: u64) -> Result<usiz
     let least = BASE_MB + PART_MB + held.div_ceil(1_000_000);
     match limit.checked_sub(least) {
         Some(left) => Ok(wanted.min(1 + (left / PART_MB) as usize)),
-        None => Err(QuantError::field(
-            "max_memory_limit_mb",
-            format!(
-                "max_memory_limit_mb is {limit}, but a calibration, and with enable_streaming: false the model, are held in \
-             memory: allowed for it are {least} or more"
-            ),
-        )),
+        None => {
+            let (what, advice) = if config.enable_streaming {
+                ("the calibration is", "")
+            } else {
+                ("the model, which enable_streaming: false has read, is", ", or set enable_streaming to true")
+            };
+            let message = format!(
+                "max_memory_limit_mb is {limit}, but {what} held in memory: allowed for it are {least} or more{advice}"
+            );
+            Err(QuantError::field("max_memory_limit_mb", message))
+        }
     }
 }
 
@@ -52,5 +56,8 @@ mod tests {
         config.max_memory_limit_mb = Some(300);
         let message = in_flight(&config, 1_000_000_000).unwrap_err().to_string();
         assert!(message.contains("max_memory_limit_mb is 300") && message.contains("1190 or more"), "{message}");
+        config.enable_streaming = true;
+        let message = in_flight(&config, 200_000_000).unwrap_err().to_string();
+        assert!(message.contains("the calibration is held in memory: allowed for it are 390 or more"), "{message}");
     }
 }
