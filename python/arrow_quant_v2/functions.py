@@ -38,6 +38,7 @@ __all__ = [
     "max_abs_error_agg",
     "quantize",
     "register_all",
+    "scale_channels",
     "sqnr",
     "sqnr_agg",
     "tensor_stats",
@@ -49,10 +50,14 @@ _SCALAR = {function.name: function for function in _native.scalar_functions()}
 _AGGREGATE = {function.name: function for function in _native.aggregate_functions()}
 
 quantize = _SCALAR["quantize"]
-"""``quantize(weights, bits, group_size [, scheme] [, method] [, importance])``: weights as a quantized value."""
+"""``quantize(weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]])``: weights as a
+quantized value."""
 
 dequantize = _SCALAR["dequantize"]
 """``dequantize(quantized)``: the weights that a quantized value stands for."""
+
+scale_channels = _SCALAR["scale_channels"]
+"""``scale_channels(weights, factors)``: element j of each row times ``factors[j]``."""
 
 to_floats = _SCALAR["to_floats"]
 """``to_floats(weights)``: the elements of a tensor value as a list of 32-bit floats."""

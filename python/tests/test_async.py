@@ -53,6 +53,7 @@ def test_the_results_are_those_of_the_methods_that_block(digits_dit: Path, tmp_p
     assert {**result, **ignored} == {**expected, **ignored}
     blocking = ArrowQuantV2().validate_quality(digits_dit, tmp_path / "b", min_accuracy=0.99)
     assert quality.pop("per_layer_accuracy") == pytest.approx(blocking.pop("per_layer_accuracy"))
+    assert quality.pop("layers") == blocking.pop("layers")
     assert quality == pytest.approx(blocking)
     assert no_job_is_left()
 

@@ -16,7 +16,16 @@ from datafusion import SessionContext
 import arrow_quant_v2
 from arrow_quant_v2 import ConfigurationError, Connection, _native, functions
 
-SCALAR = ["cosine_similarity", "dequantize", "max_abs_error", "quantize", "sqnr", "tensor_stats", "to_floats"]
+SCALAR = [
+    "cosine_similarity",
+    "dequantize",
+    "max_abs_error",
+    "quantize",
+    "scale_channels",
+    "sqnr",
+    "tensor_stats",
+    "to_floats",
+]
 AGGREGATE = ["cosine_similarity_agg", "max_abs_error_agg", "sqnr_agg", "tensor_stats_agg"]
 
 
@@ -77,6 +86,7 @@ SCALAR_QUERIES = [
     "to_floats(dequantize(quantize(c, bits, 128)))",
     "cosine_similarity(a, b)",
     "cosine_similarity(quantize(a, 4, 32))",
+    "scale_channels([1.0, 2.0, 3.0], [2.0, 1.0, 0.5])",
     "sqnr(a, b)",
     "sqnr(c, dequantize(quantize(c, 4, 32)))",
     "sqnr(quantize(c, bits, 32))",
