@@ -175,7 +175,7 @@ def quantize(
         >>> quantized["w"].shape, quantized["w"].bits_per_weight
         ((256, 1024), 2.5)
         >>> quantize(torch.nn.Linear(64, 64).state_dict())
-        QuantizedTensors(2 tensors, 0.003 MB, 5.17 bits per weight)
+        QuantizedTensors(2 tensors, 0.002 MB, 4.50 bits per weight)
     """
     settings = {"bit_width": bit_width, "group_size": group_size, "scheme": scheme, "method": method}
     if isinstance(weights, Mapping):
