@@ -24,6 +24,7 @@ pub(crate) use smoothing::{LayerWeights, Smoothing};
 pub(crate) use table::{activation_table, smoothing_table};
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::job::full_name;
@@ -105,15 +106,18 @@ impl Calibration {
         self.tensors(model).map(drop)
     }
 
-    /// The layers, those of all states together, each with the index of its weights in the model.
+    /// The layers, those of all states together, as a range for [`states`](Self::states), each with the index of its weights in
+    /// the model.
     ///
     /// # Errors
     /// As [`check`](Self::check).
-    pub(crate) fn tensors(&self, model: &Model) -> Result<Vec<(usize, &[LayerStatistics])>> {
+    pub(crate) fn tensors(&self, model: &Model) -> Result<Vec<(usize, Range<usize>)>> {
         let names: Vec<String> = model.tensors().iter().map(|t| full_name(&t.component, &t.name)).collect();
         let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
-        let mut tensors = Vec::new();
+        let (mut tensors, mut first) = (Vec::new(), 0);
         for states in self.by_tensor() {
+            let range = first..first + states.len();
+            first = range.end;
             let layer = &states[0];
             let Some(&tensor) = index.get(layer.tensor.as_str()) else {
                 let near = crate::config::nearest(&layer.tensor, names.iter().map(String::as_str));
@@ -135,7 +139,7 @@ impl Calibration {
                     let what = format!("with {found} channels; its weights have {expected}");
                     return Err(self.refused(&layer.tensor, &what));
                 }
-                Some(_) => tensors.push((tensor, states)),
+                Some(_) => tensors.push((tensor, range)),
             }
         }
         Ok(tensors)
@@ -154,6 +158,11 @@ impl Calibration {
     pub(crate) fn size(&self) -> (u64, u64) {
         let channels: usize = self.by_tensor().map(|states| states[0].channels()).sum();
         (self.layers.len() as u64, channels as u64)
+    }
+
+    /// A layer in all its states.
+    pub(crate) fn states(&self, range: &Range<usize>) -> &[LayerStatistics] {
+        &self.layers[range.clone()]
     }
 
     /// The layers, those of all states together.

@@ -95,7 +95,8 @@ pub(crate) async fn calibrate(
     config: &DiffusionQuantConfig,
     options: &JobOptions,
 ) -> Result<Calibrated> {
-    let tensors: Vec<usize> = calibration.tensors(model)?.into_iter().map(|(tensor, _)| tensor).collect();
+    let layers = calibration.tensors(model)?;
+    let tensors: Vec<usize> = layers.iter().map(|(tensor, _)| *tensor).collect();
     let stored: Vec<usize> = tensors.iter().map(|&tensor| plans[tensor].same_as.unwrap_or(tensor)).collect();
     let grouping = config.grouping()?;
     let mut work = Vec::new();
@@ -113,9 +114,9 @@ pub(crate) async fn calibrate(
     let progress = Arc::new(StageProgress::new(Stage::Calibrating, total, options.listener()));
     let (model, calibration, counted) = (Arc::clone(model), Arc::clone(calibration), Arc::clone(&progress));
     let layers = on_threads(config.threads(), work.len(), move |at| {
-        let ((tensor, states), (settings, wanted)) = (calibration.tensors(&model)?[at], work[at]);
-        let tensor = &model.tensors()[tensor];
-        let layer = CalibratedLayer::new(states, tensor, settings, wanted)?;
+        let ((tensor, range), (settings, wanted)) = (&layers[at], work[at]);
+        let tensor = &model.tensors()[*tensor];
+        let layer = CalibratedLayer::new(calibration.states(range), tensor, settings, wanted)?;
         counted.add(tensor.elements(), &tensor.name);
         Ok(layer)
     });

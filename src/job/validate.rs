@@ -159,14 +159,16 @@ async fn layers(
 ) -> Result<Vec<LayerQuality>> {
     let tensors = calibration.tensors(model)?;
     let mut errors = Vec::with_capacity(tensors.len());
-    for (tensor, states) in &tensors {
-        errors.push(channel_errors(ctx, &model.tensors()[*tensor], states[0].channels()).await?);
+    for (tensor, range) in &tensors {
+        let channels = calibration.states(range)[0].channels();
+        errors.push(channel_errors(ctx, &model.tensors()[*tensor], channels).await?);
     }
     let count = tensors.len();
     let (model, calibration, stored) = (Arc::clone(model), Arc::clone(calibration), other.calibration.clone());
     let measured = on_threads(threads, count, move |at| {
-        let (tensor, states) = calibration.tensors(&model)?[at];
-        let weights = LayerWeights::read(&model.tensors()[tensor], states[0].channels(), None)?;
+        let (tensor, range) = &tensors[at];
+        let states = calibration.states(range);
+        let weights = LayerWeights::read(&model.tensors()[*tensor], states[0].channels(), None)?;
         states.iter().map(|layer| stored.quality(layer, &weights, &errors[at])).collect::<Result<Vec<_>>>()
     });
     Ok(measured.await?.into_iter().flatten().collect())
