@@ -69,6 +69,14 @@ pub enum QuantError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file is none that clients of this server may reach.
+    #[error("{message}")]
+    Access {
+        /// The file as it was asked for.
+        path: PathBuf,
+        /// Which, and that it is not allowed.
+        message: String,
+    },
     /// A query failed.
     #[error("{}", query_message(.0))]
     Query(Box<DataFusionError>),

@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod access;
 mod arrays;
 mod calibration;
 mod config;
@@ -24,9 +25,12 @@ mod error;
 mod job;
 mod model;
 pub mod numbers;
+#[cfg(feature = "service")]
+pub mod service;
 mod session;
 mod tables;
 
+pub use access::AllowedPaths;
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use calibration::{Calibration, LayerQuality, LayerReport};
 pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
@@ -37,4 +41,4 @@ pub use job::{
     verify_model,
 };
 pub use model::{Modality, Model, Tensor};
-pub use session::{register_model, session};
+pub use session::{register_model, service_session, session};

@@ -1,18 +1,25 @@
 //! DataFusion sessions in which models are tables.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use crate::access::GuardedStores;
 use crate::tables::{AnyModel, SafetensorsFactory, table_functions};
-use crate::{QuantError, Result};
+use crate::{AllowedPaths, QuantError, Result};
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.
 const BATCH_ROWS: usize = 64;
+
+/// How many of those that hold the most memory are named when there is none left.
+const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
 /// The configuration that queries over weights need.
 pub(crate) fn session_config(threads: usize) -> SessionConfig {
@@ -33,15 +40,45 @@ pub fn session(threads: usize) -> Result<SessionContext> {
     with_config(session_config(threads))
 }
 
+/// A session for clients that are not trusted: all its queries together take `memory_bytes` of memory and `spill_bytes` of disk
+/// at most, and no statement reaches a file but those that are allowed.
+///
+/// # Errors
+/// If a function cannot be registered.
+pub fn service_session(
+    threads: usize,
+    memory_bytes: usize,
+    spill_bytes: u64,
+    allowed: &Arc<AllowedPaths>,
+) -> Result<SessionContext> {
+    let pool = TrackConsumersPool::new(FairSpillPool::new(memory_bytes), NAMED_CONSUMERS);
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(pool))
+        .with_max_temp_directory_size(spill_bytes)
+        .with_object_store_registry(Arc::new(GuardedStores::new(Arc::clone(allowed))))
+        .build_arc()?;
+    build(session_config(threads), runtime, Some(allowed))
+}
+
 /// A session of another configuration.
 pub(crate) fn with_config(config: SessionConfig) -> Result<SessionContext> {
+    build(config, Arc::default(), None)
+}
+
+/// A session in which files are bounded to those allowed, if that is said.
+fn build(
+    config: SessionConfig,
+    runtime: Arc<RuntimeEnv>,
+    allowed: Option<&Arc<AllowedPaths>>,
+) -> Result<SessionContext> {
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
-        .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory))
+        .with_runtime_env(runtime)
+        .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory::new(allowed.cloned())))
         .build();
     arrow_quant_udfs::register_all(&mut state)?;
     let ctx = SessionContext::new_with_state(state);
-    for function in table_functions() {
+    for function in table_functions(allowed.cloned()) {
         ctx.register_udtf(function.name(), Arc::clone(function.function()));
     }
     Ok(ctx)
@@ -53,7 +90,11 @@ pub(crate) fn with_config(config: SessionConfig) -> Result<SessionContext> {
 /// # Errors
 /// If there is no readable model at the path, or the name is taken.
 pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<Path>) -> Result<()> {
-    let model = AnyModel::open(path.as_ref())?;
+    register(ctx, name, &AnyModel::open(path.as_ref())?)
+}
+
+/// The same for a model that is open.
+pub(crate) fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()> {
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
         return Err(QuantError::configuration(format!("the session has no catalog '{default_catalog}'")));

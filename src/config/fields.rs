@@ -101,7 +101,7 @@ pub(super) fn set(config: &mut DiffusionQuantConfig, name: &str, value: &Value) 
 }
 
 /// A value as a message shows it.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("'{text}'"),
         other => other.to_string(),

@@ -14,6 +14,9 @@ use crate::{QuantError, Result};
 /// What the names of all our variables start with.
 const PREFIX: &str = "ARROW_QUANT_";
 
+/// What those of the service start with, which are its own.
+pub(crate) const SERVICE_PREFIX: &str = "ARROW_QUANT_SERVE_";
+
 /// Where a field's value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -169,7 +172,7 @@ fn others(layer: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 /// The variables that the process was started with.
-pub(super) fn environment() -> Vec<(String, String)> {
+pub(crate) fn environment() -> Vec<(String, String)> {
     // One that is not UTF-8 must not pass for one that is not set.
     let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
@@ -190,8 +193,9 @@ pub(super) fn apply_variables(
 /// Fields, their variables and what those hold; variables that are empty count as not set.
 fn overrides(variables: &[(String, String)]) -> Result<Vec<(&'static str, &'static str, Value)>> {
     let ours = || FIELDS.iter().filter_map(|field| Some((field.name, field.variable?)));
+    let is_ours = |name: &str| name.starts_with(PREFIX) && !name.starts_with(SERVICE_PREFIX);
     let mut found = Vec::new();
-    for (name, text) in variables.iter().filter(|(name, text)| name.starts_with(PREFIX) && !text.is_empty()) {
+    for (name, text) in variables.iter().filter(|(name, text)| is_ours(name) && !text.is_empty()) {
         match ours().find(|(_, variable)| variable == name) {
             Some((field, variable)) => found.push((field, variable, value_of(text))),
             None => refuse_unknown(name, ours().map(|(_, variable)| variable))?,
@@ -220,7 +224,7 @@ fn refuse_unknown<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result
 }
 
 /// What a variable's text stands for: a number, a truth value, or text.
-fn value_of(text: &str) -> Value {
+pub(crate) fn value_of(text: &str) -> Value {
     let text = text.trim();
     match text {
         "true" => Value::Bool(true),
@@ -241,7 +245,7 @@ fn in_file(path: &Path, field: Option<&str>, message: impl fmt::Display) -> Quan
 }
 
 /// The fields of a YAML file.
-fn read(path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn read(path: &Path) -> Result<Map<String, Value>> {
     // A configuration that is not there is one that is wrong, not a failing disk.
     let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
     let text = fs::read_to_string(path).map_err(missing)?;

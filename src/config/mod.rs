@@ -18,6 +18,11 @@ use serde_json::{Map, Value};
 pub use fields::{FIELDS, Field};
 pub use layers::{ConfigLayers, LayeredConfig, Origin};
 pub use profile::DeploymentProfile;
+#[cfg(feature = "service")]
+pub(crate) use {
+    fields::shown,
+    layers::{SERVICE_PREFIX, environment, read, value_of},
+};
 
 use crate::calibration::Grouping;
 use crate::model::Modality;

@@ -2,7 +2,7 @@
 //! clause, and
 //! `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -15,19 +15,31 @@ use datafusion::logical_expr::{CreateExternalTable, Expr};
 use super::{AnyModel, default_name, table_of};
 use crate::Calibration;
 use crate::model::MANIFEST;
-use crate::{DiffusionQuantConfig, QuantError};
+use crate::{AllowedPaths, DiffusionQuantConfig, QuantError};
 
-/// The table functions.
-pub(crate) fn table_functions() -> Vec<Arc<TableFunction>> {
+/// The table functions. They open what is allowed, or without `allowed` everything.
+pub(crate) fn table_functions(allowed: Option<Arc<AllowedPaths>>) -> Vec<Arc<TableFunction>> {
+    let files = Files(allowed);
     [Table::Tensors, Table::Weights, Table::Quantized]
         .into_iter()
-        .map(|table| TableFunction::new(table.name().to_string(), Arc::new(table)))
+        .map(|table| TableFunction::new(table.name().to_string(), Arc::new(ModelTable { table, files: files.clone() })))
         .chain([
-            TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups)),
-            TableFunction::new(IMPORTANCE.to_string(), Arc::new(Importance)),
+            TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups(files.clone()))),
+            TableFunction::new(IMPORTANCE.to_string(), Arc::new(Importance(files.clone()))),
         ])
         .map(Arc::new)
         .collect()
+}
+
+/// The files that statements may open: what is allowed, or all.
+#[derive(Debug, Clone)]
+struct Files(Option<Arc<AllowedPaths>>);
+
+impl Files {
+    /// The path to open, for a path of a statement.
+    fn path(&self, path: &str) -> crate::Result<PathBuf> {
+        self.0.as_ref().map_or_else(|| Ok(PathBuf::from(path)), |allowed| allowed.check_input(Path::new(path)))
+    }
 }
 
 const TIME_GROUPS: &str = "time_groups";
@@ -35,7 +47,7 @@ const TIME_GROUPS: &str = "time_groups";
 /// `time_groups('calibration.parquet' [, groups [, boundaries]])`: how the inputs of each layer are quantized in each group of
 /// timesteps.
 #[derive(Debug)]
-struct TimeGroups;
+struct TimeGroups(Files);
 
 impl TableFunctionImpl for TimeGroups {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
@@ -54,7 +66,7 @@ impl TableFunctionImpl for TimeGroups {
         if options.len() > 2 {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
-        let calibration = Calibration::open(path, config.calibration_samples)?;
+        let calibration = Calibration::open(self.0.path(path)?, config.calibration_samples)?;
         Ok(table_of(calibration.activations(config.grouping()?)?)?)
     }
 }
@@ -63,14 +75,15 @@ const IMPORTANCE: &str = "importance";
 
 /// `importance('calibration.parquet')`: how much each input channel of each layer counts.
 #[derive(Debug)]
-struct Importance;
+struct Importance(Files);
 
 impl TableFunctionImpl for Importance {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         let (path, []) = calibration_path(IMPORTANCE, args.exprs())? else {
             return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
         };
-        let calibration = Calibration::open(path, DiffusionQuantConfig::default().calibration_samples)?;
+        let samples = DiffusionQuantConfig::default().calibration_samples;
+        let calibration = Calibration::open(self.0.path(path)?, samples)?;
         Ok(table_of(calibration.importance()?)?)
     }
 }
@@ -102,9 +115,10 @@ impl Table {
         }
     }
 
-    fn open(self, path: &str) -> crate::Result<Arc<dyn TableProvider>> {
+    fn open(self, files: &Files, path: &str) -> crate::Result<Arc<dyn TableProvider>> {
+        let model = AnyModel::open(&files.path(path)?)?;
         let path = Path::new(path);
-        let (name, model) = (default_name(path), AnyModel::open(path)?);
+        let name = default_name(path);
         match self {
             Self::Tensors => model.tensors(&name),
             Self::Weights => model.weights(&name),
@@ -119,20 +133,34 @@ impl Table {
     }
 }
 
-impl TableFunctionImpl for Table {
+/// The function that gives it.
+#[derive(Debug)]
+struct ModelTable {
+    table: Table,
+    files: Files,
+}
+
+impl TableFunctionImpl for ModelTable {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         match args.exprs() {
             [Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _)] => {
-                Ok(self.open(path)?)
+                Ok(self.table.open(&self.files, path)?)
             }
-            _ => plan_err!("{0} expects one argument, the path of a model as text: {0}('path')", self.name()),
+            _ => plan_err!("{0} expects one argument, the path of a model as text: {0}('path')", self.table.name()),
         }
     }
 }
 
 /// Makes `weights` tables of `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS LOCATION 'path'`.
 #[derive(Debug)]
-pub(crate) struct SafetensorsFactory;
+pub(crate) struct SafetensorsFactory(Files);
+
+impl SafetensorsFactory {
+    /// Of what is allowed, or of everything.
+    pub fn new(allowed: Option<Arc<AllowedPaths>>) -> Self {
+        Self(Files(allowed))
+    }
+}
 
 #[async_trait]
 impl TableProviderFactory for SafetensorsFactory {
@@ -143,7 +171,7 @@ impl TableProviderFactory for SafetensorsFactory {
         let [location] = command.locations.as_slice() else {
             return plan_err!("{}: a SAFETENSORS table has one location, a file or model directory", command.name);
         };
-        let model = AnyModel::open(Path::new(location))?;
+        let model = AnyModel::open(&self.0.path(location)?)?;
         Ok(model.weights(command.name.table())?)
     }
 }

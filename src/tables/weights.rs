@@ -21,6 +21,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
@@ -156,6 +157,15 @@ impl Source {
         bytes_of(&self.model.tensors()[chunk.tensor], chunk.elements)
     }
 
+    /// Gives pages back that were read for some chunks, one run of chunks of a tensor after the other.
+    fn release(&self, chunks: &[Chunk]) {
+        for run in chunks.chunk_by(|a, b| a.tensor == b.tensor && a.start + a.elements == b.start) {
+            if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                self.model.tensors()[first.tensor].release(first.start..last.start + last.elements);
+            }
+        }
+    }
+
     /// The rows of some chunks. Payloads are not copied.
     fn batch(&self, chunks: &[Chunk], projection: &[usize]) -> Result<RecordBatch> {
         let tensors = self.model.tensors();
@@ -219,6 +229,7 @@ struct WeightsExec {
     partitions: Vec<Range<usize>>,
     projection: Vec<usize>,
     properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
 }
 
 impl WeightsExec {
@@ -235,7 +246,8 @@ impl WeightsExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Ok(Self { source, chunks, partitions, projection, properties: Arc::new(properties) })
+        let (properties, metrics) = (Arc::new(properties), ExecutionPlanMetricsSet::new());
+        Ok(Self { source, chunks, partitions, projection, properties, metrics })
     }
 }
 
@@ -281,8 +293,12 @@ impl ExecutionPlan for WeightsExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let (source, chunks, projection) = (self.source.clone(), Arc::clone(&self.chunks), self.projection.clone());
         let rows = context.session_config().batch_size();
+        let metrics = BaselineMetrics::new(&self.metrics, partition);
         let mut rest = self.partitions[partition].clone();
+        let mut behind = rest.start..rest.start;
         let batches = std::iter::from_fn(move || {
+            // Whoever asks for more is done with what they got, as a rule; if not, the file has it still.
+            source.release(&chunks[std::mem::take(&mut behind)]);
             if rest.is_empty() {
                 return None;
             }
@@ -294,10 +310,18 @@ impl ExecutionPlan for WeightsExec {
             });
             let end = rest.start + run.count();
             let batch = source.batch(&chunks[rest.start..end], &projection);
+            metrics.record_output(end - rest.start);
+            if projection.contains(&WEIGHTS) {
+                behind = rest.start..end;
+            }
             rest.start = end;
             Some(batch)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), futures::stream::iter(batches))))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
     }
 
     fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {

@@ -15,5 +15,6 @@ mod query;
 mod reference;
 mod report;
 mod resume;
+mod service;
 mod sql;
 mod target;

@@ -1,4 +1,5 @@
-//! Runs the SQL logic tests, `tests/sql/*.slt`: the readable specification of functions and tables.
+//! Runs the SQL logic tests, `tests/sql/*.slt`: the readable specification of functions and tables. In process, and over
+//! Flight SQL from `arrow-quant serve`.
 //!
 //! Each file has a session of its own, with the example model as `digits` and its quantized copy (profile `local`) as
 //! `digits_int4`; after `control substitution on`, `$DIGITS_INT4` is the copy's path. Column types are `I`, `R`, `T` and
@@ -7,28 +8,68 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::DIGITS;
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type};
+use arrow::datatypes::{DataType, Float64Type, Schema};
+use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use arrow_flight::error::FlightError;
+use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_quant_v2::{
-    DeploymentProfile, DiffusionQuantConfig, JobOptions, QuantError, Result, quantize_model, register_model, session,
+    DeploymentProfile, DiffusionQuantConfig, JobOptions, QuantError, quantize_model, register_model, session,
 };
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use sqllogictest::{AsyncDB, ColumnType, DBOutput, Runner, strict_column_validator};
+use tonic::transport::Channel;
+
+use crate::common::DIGITS;
+use crate::service::Service;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_and_tables_do_what_the_files_say() {
     let directory = tempfile::tempdir().unwrap();
-    let int4 = directory.path().join("digits-int4");
+    let int4 = quantized_copy(directory.path()).await;
+    check_files(&int4, || Database::open(int4.clone())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_do_the_same_over_flight_sql() {
+    let directory = tempfile::tempdir().unwrap();
+    let int4 = quantized_copy(directory.path()).await;
+    let allowed = [DIGITS, &int4, directory.path().to_str().unwrap()];
+    let mut flags = vec!["--read-write".to_string(), format!("--model=digits={DIGITS}")];
+    flags.push(format!("--model=digits_int4={int4}"));
+    flags.extend(allowed.map(|path| format!("--allow={path}")));
+    let service = Service::start(&flags);
+    // A handshake begins a session of its own.
+    check_files(&int4, || async {
+        let mut client = service.connect().await;
+        client.handshake("anyone", "").await.map_err(|error| ServedError(error.to_string()))?;
+        Ok(Served(client))
+    })
+    .await;
+    service.stop();
+}
+
+/// The example model, quantized; its path.
+async fn quantized_copy(directory: &Path) -> String {
+    let int4 = directory.join("digits-int4");
     let config = DiffusionQuantConfig::from_profile(DeploymentProfile::Local);
     quantize_model(Path::new(DIGITS), &int4, &config, &JobOptions::default()).await.unwrap();
-    let int4 = int4.to_str().unwrap();
+    int4.to_str().unwrap().to_string()
+}
+
+/// Runs every file on a database of its own.
+async fn check_files<D, F>(int4: &str, open: impl Fn() -> F)
+where
+    D: AsyncDB<ColumnType = Column>,
+    F: Future<Output = Result<D, D::Error>>,
+{
     let mut failures = String::new();
     for file in files() {
-        let mut runner = Runner::new(|| Database::open(int4.to_string()));
+        let mut runner = Runner::new(&open);
         runner.with_column_validator(strict_column_validator);
         runner.set_var("DIGITS_INT4".to_string(), int4.to_string());
         // The error tells file and line.
@@ -56,7 +97,7 @@ fn files() -> Vec<PathBuf> {
 struct Database(SessionContext);
 
 impl Database {
-    async fn open(int4: String) -> Result<Self> {
+    async fn open(int4: String) -> Result<Self, QuantError> {
         let ctx = session(2)?;
         register_model(&ctx, "digits", DIGITS).await?;
         register_model(&ctx, "digits_int4", &int4).await?;
@@ -69,20 +110,69 @@ impl AsyncDB for Database {
     type Error = QuantError;
     type ColumnType = Column;
 
-    async fn run(&mut self, sql: &str) -> Result<DBOutput<Column>> {
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<Column>, QuantError> {
         let frame = self.0.sql(sql).await?;
-        let types: Vec<_> = frame.schema().fields().iter().map(|field| Column::of(field.data_type())).collect();
-        let batches = frame.collect().await?;
-        if types.is_empty() {
-            return Ok(DBOutput::StatementComplete(0));
-        }
-        let rows = batches.iter().flat_map(|batch| {
-            (0..batch.num_rows()).map(move |row| batch.columns().iter().map(|column| shown(column, row)).collect())
-        });
-        Ok(DBOutput::Rows { types, rows: rows.collect() })
+        let schema = frame.schema().inner().clone();
+        Ok(output(&schema, &frame.collect().await?))
     }
 
     async fn shutdown(&mut self) {}
+}
+
+/// A session of a server as a database to test.
+struct Served(FlightSqlServiceClient<Channel>);
+
+/// What the server said.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct ServedError(String);
+
+impl From<ArrowError> for ServedError {
+    fn from(error: ArrowError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<FlightError> for ServedError {
+    fn from(error: FlightError) -> Self {
+        match error {
+            FlightError::Tonic(status) => Self(status.message().to_string()),
+            other => Self(other.to_string()),
+        }
+    }
+}
+
+#[async_trait]
+impl AsyncDB for Served {
+    type Error = ServedError;
+    type ColumnType = Column;
+
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<Column>, ServedError> {
+        let info = self.0.execute(sql.to_string(), None).await?;
+        let schema = info.clone().try_decode_schema()?;
+        let mut batches = Vec::new();
+        for endpoint in info.endpoint {
+            let ticket = endpoint.ticket.ok_or_else(|| ServedError("an endpoint without a ticket".to_string()))?;
+            let rows = self.0.do_get(ticket).await?;
+            batches.extend(rows.try_collect::<Vec<_>>().await?);
+        }
+        assert!(batches.iter().all(|batch| *batch.schema() == schema), "what was announced is what is sent: {sql}");
+        Ok(output(&schema, &batches))
+    }
+
+    async fn shutdown(&mut self) {}
+}
+
+/// A result as the files have it.
+fn output(schema: &Schema, batches: &[RecordBatch]) -> DBOutput<Column> {
+    let types: Vec<_> = schema.fields().iter().map(|field| Column::of(field.data_type())).collect();
+    if types.is_empty() {
+        return DBOutput::StatementComplete(0);
+    }
+    let rows = batches.iter().flat_map(|batch| {
+        (0..batch.num_rows()).map(move |row| batch.columns().iter().map(|column| shown(column, row)).collect())
+    });
+    DBOutput::Rows { types, rows: rows.collect() }
 }
 
 /// The type of a column, as a file declares it.

@@ -59,3 +59,47 @@ async fn terminate() {
 async fn terminate() {
     std::future::pending().await
 }
+
+/// The signals that ask to stop, taken from when this is made.
+#[cfg(all(unix, feature = "service"))]
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(all(unix, feature = "service"))]
+impl Signals {
+    /// # Errors
+    /// If the system lets none be taken.
+    pub fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Ends with the next one: the exit status it stands for.
+    pub async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
+    }
+}
+
+/// The signals that ask to stop.
+#[cfg(all(not(unix), feature = "service"))]
+pub struct Signals;
+
+#[cfg(all(not(unix), feature = "service"))]
+impl Signals {
+    /// # Errors
+    /// None.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Ends with the next one: the exit status it stands for.
+    pub async fn next(&mut self) -> u8 {
+        signal().await
+    }
+}

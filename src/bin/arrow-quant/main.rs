@@ -14,6 +14,8 @@ mod progress;
 mod quantize;
 mod readable;
 mod report;
+#[cfg(feature = "service")]
+mod serve;
 mod sql;
 mod table;
 mod validate;
@@ -73,6 +75,20 @@ enum Command {
     Config(Box<config::Arguments>),
     /// Run SQL over models; without a query, at a prompt
     Sql(sql::Arguments),
+    /// Serve models over Arrow Flight and Flight SQL
+    #[cfg(feature = "service")]
+    Serve(Box<serve::Arguments>),
+}
+
+impl Command {
+    /// Whether it writes a log of its own, in which warnings are.
+    fn has_log(&self) -> bool {
+        #[cfg(feature = "service")]
+        if let Self::Serve(_) = self {
+            return true;
+        }
+        false
+    }
 }
 
 /// Shows the library's warnings.
@@ -95,11 +111,12 @@ impl log::Log for Warnings {
 }
 
 fn main() -> ExitCode {
+    let cli = Cli::parse();
     // It fails only where a logger is set already.
-    if log::set_logger(&Warnings).is_ok() {
+    if !cli.command.has_log() && log::set_logger(&Warnings).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
-    match run(&Cli::parse()) {
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -115,13 +132,20 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),
         Command::Inspect(arguments) => inspect::run(arguments, cores(cli.threads)?),
         Command::Sql(arguments) => sql::run(arguments, cores(cli.threads)?),
+        #[cfg(feature = "service")]
+        Command::Serve(arguments) => serve::run(arguments, cli.threads),
     }
 }
+
+/// What a thread's stack may grow to: planning descends a statement as deep as it is long. Pages that are not reached are not
+/// taken.
+const STACK_BYTES: usize = 256 << 20;
 
 /// A runtime on so many cores.
 fn runtime(cores: usize) -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores)
+        .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
         .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))

@@ -1,0 +1,101 @@
+//! DoExchange: a query over the rows that the client sends, answered as they come.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use arrow::datatypes::SchemaRef;
+use arrow_flight::FlightData;
+use arrow_flight::sql::Command;
+use datafusion::catalog::streaming::StreamingTable;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::execution_plan::execute_stream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::PartitionStream;
+use futures::stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use crate::input::Input;
+use crate::results::asked;
+use crate::service::{Asked, Call, State};
+use crate::session::locked;
+use crate::statements::has_effect;
+use crate::stream::{Messages, Run};
+use crate::wire::wire_schema;
+
+/// What the query calls the client's rows.
+const INPUT: &str = "input";
+
+impl State {
+    /// The result of the descriptor's SQL, in which the table `input` is the stream that the client sends. Rows keep their
+    /// order where the query does not change it; neither the stream nor the result is ever held as a whole.
+    pub async fn exchange(self: Arc<Self>, call: Call, messages: Streaming<FlightData>) -> Result<Messages, Status> {
+        let input = Input::open(messages).await?;
+        let sql = match asked(&input.descriptor)? {
+            Asked::Sql(sql) => sql,
+            Asked::Command(Command::CommandStatementQuery(command)) => command.query,
+            Asked::Command(_) => {
+                return Err(Status::invalid_argument("DoExchange takes a SELECT over the table 'input'"));
+            }
+        };
+        let permit = Arc::new(self.admission.enter().await?);
+        let rows = input.rows().await?;
+        let deadline = Instant::now() + self.limits.query_timeout;
+        let table = Sent { schema: rows.schema(), rows: Mutex::new(Some(rows)) };
+        let failed = |error: DataFusionError| self.status(&error, &sql);
+        let provider = StreamingTable::try_new(Arc::clone(&table.schema), vec![Arc::new(table)]).map_err(failed)?;
+        // One partition: the rows come in one order, and leave in it.
+        let ctx = call.session.with_table(INPUT, Arc::new(provider)).map_err(failed)?;
+        ctx.state_ref().write().config_mut().options_mut().execution.target_partitions = 1;
+        let plan = self.plan_in(&call, ctx.clone(), &sql).await?;
+        if has_effect(&plan) {
+            return Err(Status::invalid_argument("DoExchange takes a query; to store rows, use DoPut"));
+        }
+        let state = ctx.state();
+        let plan = self.on_threads(async move { state.create_physical_plan(&plan).await }).await?.map_err(failed)?;
+        let run = Run {
+            id: Uuid::new_v4().to_string(),
+            user: Arc::clone(&call.caller.user),
+            sql: sql.clone(),
+            schema: wire_schema(&plan.schema()),
+            cancelled: CancellationToken::new(),
+            deadline,
+            _place: permit,
+            metrics: Arc::clone(&self.metrics),
+            classify: self.classify,
+        };
+        Ok(run.messages(&self.threads, async move { execute_stream(plan, ctx.task_ctx()) }))
+    }
+}
+
+/// The rows a client sends, which can be read once.
+struct Sent {
+    schema: SchemaRef,
+    rows: Mutex<Option<SendableRecordBatchStream>>,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(INPUT)
+    }
+}
+
+impl PartitionStream for Sent {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        match locked(&self.rows).take() {
+            Some(rows) => rows,
+            None => {
+                let twice = "the table 'input' is a stream: a query can read it once";
+                let error = Err(DataFusionError::Plan(twice.to_string()));
+                Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), stream::iter([error])))
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Streams that clients send: the descriptor, the schema, and batch after batch.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::ipc::{MessageHeader, root_as_message};
+use arrow_flight::FlightData;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
+use arrow_flight::{FlightDescriptor, flight_descriptor::DescriptorType};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tonic::Status;
+
+/// How much larger a batch may become than the message it came in, by decompression.
+const EXPANSION: u64 = 64;
+
+/// A stream of which the descriptor was read.
+pub(crate) struct Input {
+    pub descriptor: FlightDescriptor,
+    messages: BoxStream<'static, Result<FlightData, Status>>,
+}
+
+impl Input {
+    /// Reads the first message.
+    ///
+    /// # Errors
+    /// If there is none, or it has no descriptor.
+    pub async fn open(
+        messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+    ) -> Result<Self, Status> {
+        let mut messages = messages.boxed();
+        let Some(mut first) = messages.try_next().await? else {
+            return Err(Status::invalid_argument("the stream has no messages: the first has the descriptor"));
+        };
+        let descriptor = first.flight_descriptor.take();
+        let Some(descriptor) = descriptor.filter(|descriptor| descriptor.r#type() != DescriptorType::Unknown) else {
+            return Err(Status::invalid_argument("the first message has no descriptor"));
+        };
+        let messages = stream::iter([Ok(first)]).chain(messages).try_filter(|message| {
+            // Clients send the descriptor, or metadata of their own, in messages without data.
+            futures::future::ready(!message.data_header.is_empty())
+        });
+        Ok(Self { descriptor, messages: messages.boxed() })
+    }
+
+    /// The rows that follow, with their schema, once it has arrived.
+    ///
+    /// # Errors
+    /// If the stream ends before, or begins with another message.
+    pub async fn rows(self) -> Result<SendableRecordBatchStream, Status> {
+        let checked = self.messages.map(|message| {
+            let message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
+            check(&message)?;
+            Ok(message)
+        });
+        let mut peekable = checked.boxed().peekable();
+        let schema: SchemaRef = match std::pin::Pin::new(&mut peekable).peek().await {
+            None => return Err(Status::invalid_argument("the stream ended before its schema")),
+            Some(Ok(first)) => {
+                // The conversion panics at types that there are none of.
+                let schema = std::panic::catch_unwind(|| Schema::try_from(first));
+                let schema = schema.unwrap_or_else(|_| Err(ArrowError::SchemaError("a type is not known".to_string())));
+                Arc::new(schema.map_err(|error| Status::invalid_argument(format!("no schema comes first: {error}")))?)
+            }
+            Some(Err(_)) => {
+                let failed = peekable.next().await.and_then(Result::err).map(Status::from);
+                return Err(failed.unwrap_or_else(|| Status::invalid_argument("the stream has no schema")));
+            }
+        };
+        // What the checks let pass and the decoder still fails at ends this stream, and nothing else.
+        let decoded = AssertUnwindSafe(FlightRecordBatchStream::new_from_flight_data(peekable)).catch_unwind();
+        let rows = decoded.map(|rows| match rows {
+            Ok(rows) => rows.map_err(rows_error),
+            Err(_) => Err(rows_error(FlightError::DecodeError("a message contradicts itself".to_string()))),
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    /// Whether rows follow, or the stream is only the descriptor.
+    pub async fn batches(self) -> Result<Vec<arrow::array::RecordBatch>, Status> {
+        let mut messages = self.messages.peekable();
+        if std::pin::Pin::new(&mut messages).peek().await.is_none() {
+            return Ok(Vec::new());
+        }
+        let rows = Self { descriptor: self.descriptor, messages: messages.boxed() }.rows().await?;
+        rows.try_collect().await.map_err(|error| crate::status::status_of(&error, |_| None, ""))
+    }
+}
+
+/// The client's data is to blame, unless the connection is.
+fn rows_error(error: FlightError) -> DataFusionError {
+    match error {
+        FlightError::Tonic(status) => DataFusionError::External(status),
+        error => {
+            let status = Status::invalid_argument(format!("the stream cannot be decoded: {error}"));
+            DataFusionError::External(Box::new(status))
+        }
+    }
+}
+
+/// Refuses what the decoder takes for granted: buffers lie within the message, counts are no less than zero, and what is
+/// compressed does not claim to become much larger than the message; memory is taken before it is decompressed.
+fn check(message: &FlightData) -> Result<(), FlightError> {
+    let refuse = |reason: &str| FlightError::Arrow(ArrowError::IpcError(reason.to_string()));
+    let header = root_as_message(&message.data_header).map_err(|error| refuse(&format!("no message: {error}")))?;
+    let batch = match header.header_type() {
+        MessageHeader::RecordBatch => header.header_as_record_batch(),
+        MessageHeader::DictionaryBatch => header.header_as_dictionary_batch().and_then(|dictionary| dictionary.data()),
+        _ => None,
+    };
+    let Some(batch) = batch else { return Ok(()) };
+    let counts = |length: i64, nulls: i64| (0..=length).contains(&nulls) && length <= i64::from(i32::MAX);
+    if !counts(batch.length(), 0)
+        || batch.nodes().into_iter().flatten().any(|node| !counts(node.length(), node.null_count()))
+    {
+        return Err(refuse("a batch has impossible numbers of rows or nulls"));
+    }
+    let body = &message.data_body;
+    let allowed = (body.len() as u64 + (1 << 20)).saturating_mul(EXPANSION);
+    let mut total = 0_u64;
+    for buffer in batch.buffers().into_iter().flatten() {
+        let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
+        let bytes = range.and_then(|(start, length)| body.get(start..start.checked_add(length)?));
+        let Some(bytes) = bytes else { return Err(refuse("a buffer lies outside its message")) };
+        if let Some(prefix) = bytes.first_chunk::<8>().filter(|_| batch.compression().is_some()) {
+            // -1 says that the buffer is not compressed.
+            total = total.saturating_add(u64::try_from(i64::from_le_bytes(*prefix)).unwrap_or(0));
+        }
+    }
+    if total > allowed {
+        return Err(refuse("the buffers of a batch are said to become too large"));
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Serves a DataFusion session over Arrow Flight and Flight SQL.
+//!
+//! [`Server::bind`] takes any [`SessionContext`](datafusion::prelude::SessionContext): its catalogs and schemas are there for
+//! everyone, to be read; each client has a session with a schema `public` of its own. What is not a query comes in as an
+//! [`Action`].
+
+mod actions;
+mod auth;
+mod error;
+mod exchange;
+mod flights;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+mod ingest;
+mod input;
+mod limits;
+pub mod logs;
+mod metadata;
+mod metrics;
+mod options;
+mod poll;
+mod prepared;
+mod put;
+mod queries;
+mod results;
+mod server;
+mod service;
+mod session;
+mod statements;
+mod status;
+mod stream;
+mod tables;
+mod tls;
+mod wire;
+
+pub use actions::{Action, ActionCall, ActionStream};
+pub use auth::{Credentials, hash_password, new_token};
+pub use error::ServeError;
+pub use limits::Limits;
+pub use server::{Server, ServerConfig, TlsFiles};
+pub use status::Classify;
+pub use tonic::Code;

@@ -1,0 +1,214 @@
+//! PollFlightInfo: a query is computed without anybody fetching it, its progress told, its rows kept on disk until they are
+//! asked for.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use arrow_flight::flight_descriptor::DescriptorType;
+use arrow_flight::sql::Command;
+use arrow_flight::{FlightDescriptor, PollInfo};
+use datafusion::common::stats::Precision;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::disk_manager::DiskManager;
+use datafusion::execution::spill_file::SpillFile;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{StreamExt, stream};
+use tokio::sync::Notify;
+use tonic::Status;
+
+use crate::queries::{Query, cancelled};
+use crate::results::{asked, handle};
+use crate::service::{Asked, Call, State, packed};
+use crate::session::locked;
+use crate::stream::too_late;
+use crate::wire::Pieces;
+
+/// How long a poll waits for the end before it tells the progress.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The rows of a query on disk.
+pub(crate) struct Spool {
+    schema: SchemaRef,
+    file: Arc<dyn SpillFile>,
+    ended: AtomicBool,
+    failure: Mutex<Option<Status>>,
+    changed: Notify,
+}
+
+impl Spool {
+    fn new(schema: SchemaRef, disk: &Arc<DiskManager>) -> Result<Self> {
+        let file = disk.create_tmp_file("keeping a result until it is fetched")?;
+        let (ended, failure) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self { schema, file, ended, failure, changed: Notify::new() })
+    }
+
+    /// Writes the rows; a file that was not written to its end is never read.
+    async fn fill(&self, mut rows: SendableRecordBatchStream) -> Result<()> {
+        let mut file = self.file.open_writer()?;
+        let mut writer = StreamWriter::try_new(&mut file, &self.schema)?;
+        while let Some(batch) = rows.next().await {
+            for piece in Pieces::new(batch?, Arc::clone(&self.schema)) {
+                writer.write(&piece?)?;
+            }
+        }
+        writer.finish()?;
+        drop(writer);
+        file.finish()
+    }
+
+    fn end(&self, failure: Option<Status>) {
+        *locked(&self.failure) = failure;
+        self.ended.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether all rows are there.
+    async fn wait(&self) -> Result<bool, Status> {
+        let changed = self.changed.notified();
+        if !self.ended.load(Ordering::Acquire) {
+            let _ = tokio::time::timeout(PATIENCE, changed).await;
+        }
+        match locked(&self.failure).as_ref() {
+            Some(status) => Err(status.clone()),
+            None => Ok(self.ended.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Reads the rows.
+    pub fn rows(&self) -> Result<SendableRecordBatchStream> {
+        if !self.ended.load(Ordering::Acquire) {
+            let early = Status::failed_precondition("the result is not computed yet: poll until it is");
+            return Err(DataFusionError::External(Box::new(early)));
+        }
+        let Some(path) = self.file.path() else {
+            return Err(DataFusionError::NotImplemented("results that are kept elsewhere than on disk".to_string()));
+        };
+        let reader = StreamReader::try_new(BufReader::with_capacity(1 << 20, File::open(path)?), None)?;
+        // The file lives as long as the reader does.
+        let file = Arc::clone(&self.file);
+        let rows = stream::iter(reader).map(move |batch| {
+            let _ = &file;
+            batch.map_err(DataFusionError::from)
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
+    }
+}
+
+impl State {
+    /// Begins a query, or tells how far one that was begun has come.
+    pub async fn poll(self: &Arc<Self>, call: &Call, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
+        let sql = match asked(&descriptor)? {
+            Asked::Sql(sql) => sql,
+            Asked::Command(Command::CommandStatementQuery(command)) => command.query,
+            Asked::Command(Command::CommandPreparedStatementQuery(command)) => {
+                let query = self.query_prepared(call, &command.prepared_statement_handle).await?;
+                return self.begin(call, query, descriptor).await;
+            }
+            Asked::Command(Command::TicketStatementQuery(ticket)) => {
+                let (query, _) = self.find(call, &ticket)?;
+                return self.progress(&query, descriptor).await;
+            }
+            Asked::Command(_) => {
+                let info = self.flight_info(call, descriptor).await?;
+                return Ok(PollInfo { info: Some(info), progress: Some(1.0), ..Default::default() });
+            }
+        };
+        let plan = self.plan(call, &sql).await?;
+        let query = self.query(call, plan, &sql).await?;
+        self.begin(call, query, descriptor).await
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        call: &Call,
+        query: Arc<Query>,
+        descriptor: FlightDescriptor,
+    ) -> Result<PollInfo, Status> {
+        let disk = Arc::clone(&call.session.ctx.runtime_env().disk_manager);
+        let spool = Spool::new(Arc::clone(&query.schema), &disk).map_err(|error| self.status(&error, &query.sql))?;
+        let spool = Arc::new(spool);
+        let work = Arc::clone(self).compute(Arc::clone(&query), Arc::clone(&spool));
+        if query.spool.set(spool).is_ok() {
+            self.threads.spawn(work);
+        }
+        self.progress(&query, descriptor).await
+    }
+
+    /// Computes a query to its end, for whoever fetches it later.
+    async fn compute(self: Arc<Self>, query: Arc<Query>, spool: Arc<Spool>) {
+        let work = async {
+            let _place = query.admit(&self.admission).await?;
+            let deadline = query.deadline(&self.limits);
+            let filled = async {
+                let rows = query.computed().await?;
+                spool.fill(rows).await
+            };
+            tokio::select! {
+                biased;
+                () = query.cancelled.cancelled() => Err(cancelled()),
+                () = tokio::time::sleep_until(deadline.into()) => Err(too_late()),
+                filled = filled => filled.map_err(|error| self.status(&error, &query.sql)),
+            }
+        };
+        let result: Result<(), Status> = work.await;
+        query.touch();
+        spool.end(result.err());
+    }
+
+    async fn progress(&self, query: &Query, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
+        query.touch();
+        let ended = match query.spool.get() {
+            Some(spool) => spool.wait().await?,
+            None => true,
+        };
+        let mut info = self.info(query, descriptor)?;
+        if ended {
+            return Ok(PollInfo {
+                info: Some(info),
+                flight_descriptor: None,
+                progress: Some(1.0),
+                expiration_time: Some(self.expiration()),
+            });
+        }
+        let again = FlightDescriptor {
+            r#type: DescriptorType::Cmd.into(),
+            cmd: packed(&handle(&query.id, 0)),
+            path: Vec::new(),
+        };
+        info.endpoint.clear();
+        info.flight_descriptor = Some(again.clone());
+        Ok(PollInfo {
+            info: Some(info),
+            flight_descriptor: Some(again),
+            progress: read(query.physical()),
+            expiration_time: Some(self.expiration()),
+        })
+    }
+}
+
+/// Which part of the rows that a plan reads it has read; `None` if it is not known how many there are.
+fn read(plan: &Arc<dyn ExecutionPlan>) -> Option<f64> {
+    let (mut done, mut total) = (0, 0);
+    count(plan, &mut done, &mut total)?;
+    (total > 0).then(|| (done as f64 / total as f64).min(1.0))
+}
+
+fn count(plan: &Arc<dyn ExecutionPlan>, done: &mut usize, total: &mut usize) -> Option<()> {
+    let children = plan.children();
+    if children.is_empty() {
+        let statistics = plan.statistics_from_inputs(&[], &StatisticsArgs::new()).ok()?;
+        let (Precision::Exact(rows) | Precision::Inexact(rows)) = statistics.num_rows else { return None };
+        *total += rows;
+        *done += plan.metrics().and_then(|metrics| metrics.output_rows()).unwrap_or(0);
+    }
+    children.into_iter().try_for_each(|child| count(child, done, total))
+}

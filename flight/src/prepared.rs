@@ -1,0 +1,188 @@
+//! Prepared statements and what is bound to their parameters.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_flight::sql::{
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
+};
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::queries::Query;
+use crate::service::{Call, State, schema_bytes};
+use crate::session::locked;
+use crate::statements::has_effect;
+use crate::wire::wire_schema;
+
+/// Rows that may be bound to a query; each is a query of its own.
+const BOUND_ROWS: usize = 1000;
+
+/// A statement that is planned once and run with different values.
+pub(crate) struct Prepared {
+    sql: String,
+    plan: LogicalPlan,
+    bound: Mutex<Vec<RecordBatch>>,
+}
+
+/// The prepared statements of a session.
+pub(crate) struct Statements {
+    limit: usize,
+    open: Mutex<HashMap<Uuid, Arc<Prepared>>>,
+}
+
+impl Statements {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, open: Mutex::default() }
+    }
+
+    fn insert(&self, prepared: Prepared) -> Result<Uuid, Status> {
+        let mut open = locked(&self.open);
+        if open.len() >= self.limit {
+            return Err(Status::resource_exhausted(format!(
+                "statements: this session has {} prepared statements; close some",
+                open.len()
+            )));
+        }
+        let id = Uuid::new_v4();
+        open.insert(id, Arc::new(prepared));
+        Ok(id)
+    }
+
+    fn get(&self, handle: &[u8]) -> Result<Arc<Prepared>, Status> {
+        let prepared = Uuid::from_slice(handle).ok().and_then(|id| locked(&self.open).get(&id).cloned());
+        prepared.ok_or_else(|| Status::not_found("no such prepared statement: it was closed, or its session ended"))
+    }
+
+    pub fn len(&self) -> usize {
+        locked(&self.open).len()
+    }
+}
+
+impl State {
+    pub async fn create_prepared(
+        &self,
+        call: &Call,
+        request: ActionCreatePreparedStatementRequest,
+    ) -> Result<ActionCreatePreparedStatementResult, Status> {
+        no_transaction(request.transaction_id.as_ref())?;
+        let sql = request.query;
+        let plan = self.plan(call, &sql).await?;
+        // A driver tells updates from queries by whether there are columns.
+        let dataset = if has_effect(&plan) { Arc::new(Schema::empty()) } else { wire_schema(plan.schema().as_arrow()) };
+        let parameters = parameter_schema(&plan).map_err(|error| self.status(&error, &sql))?;
+        let id = call.session.statements.insert(Prepared { sql, plan, bound: Mutex::default() })?;
+        Ok(ActionCreatePreparedStatementResult {
+            prepared_statement_handle: id.as_bytes().to_vec().into(),
+            dataset_schema: schema_bytes(&dataset)?,
+            parameter_schema: schema_bytes(&parameters)?,
+        })
+    }
+
+    pub fn close_prepared(&self, call: &Call, request: &ActionClosePreparedStatementRequest) {
+        if let Ok(id) = Uuid::from_slice(&request.prepared_statement_handle) {
+            locked(&call.session.statements.open).remove(&id);
+        }
+    }
+
+    /// Binds values to the parameters of the next execution.
+    pub fn bind(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<(), Status> {
+        *locked(&call.session.statements.get(handle)?.bound) = values;
+        Ok(())
+    }
+
+    /// The result of a prepared query with the values bound to it. Of several rows of values, the results one after the other.
+    pub async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
+        let prepared = call.session.statements.get(handle)?;
+        let plan = self.bound_plan(&prepared)?;
+        self.query(call, plan, &prepared.sql).await
+    }
+
+    /// The schema of a prepared query's result.
+    pub fn prepared_schema(&self, call: &Call, handle: &[u8]) -> Result<SchemaRef, Status> {
+        Ok(wire_schema(call.session.statements.get(handle)?.plan.schema().as_arrow()))
+    }
+
+    fn bound_plan(&self, prepared: &Prepared) -> Result<LogicalPlan, Status> {
+        let bound = locked(&prepared.bound).clone();
+        let rows = bound.iter().map(RecordBatch::num_rows).sum::<usize>();
+        if rows > BOUND_ROWS {
+            return Err(Status::invalid_argument(format!(
+                "{rows} rows are bound to a query, {BOUND_ROWS} are allowed"
+            )));
+        }
+        let failed = |error| self.status(&error, &prepared.sql);
+        let mut plans = Vec::with_capacity(rows.max(1));
+        for values in each_row(&bound) {
+            let values = values.map_err(failed)?;
+            plans.push(prepared.plan.clone().replace_params_with_values(&values).map_err(failed)?);
+        }
+        let mut plans = plans.into_iter();
+        let Some(first) = plans.next() else {
+            return match parameter_schema(&prepared.plan).map_err(failed)?.fields().len() {
+                0 => Ok(prepared.plan.clone()),
+                wanted => {
+                    Err(Status::invalid_argument(format!("the statement has {wanted} parameters, none is bound")))
+                }
+            };
+        };
+        plans
+            .try_fold(LogicalPlanBuilder::from(first), |all, next| all.union(next))
+            .and_then(LogicalPlanBuilder::build)
+            .map_err(failed)
+    }
+
+    /// Executes a prepared update once for each row of values; without parameters, once.
+    pub async fn update_prepared(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<i64, Status> {
+        let prepared = call.session.statements.get(handle)?;
+        let failed = |error| self.status(&error, &prepared.sql);
+        let bound = if values.is_empty() { locked(&prepared.bound).clone() } else { values };
+        let wanted = parameter_schema(&prepared.plan).map_err(failed)?.fields().len();
+        if wanted == 0 {
+            return self.update(call, prepared.plan.clone(), &prepared.sql).await;
+        }
+        if bound.is_empty() {
+            return Err(Status::invalid_argument(format!("the statement has {wanted} parameters, none is bound")));
+        }
+        let mut changed = 0;
+        for values in each_row(&bound) {
+            let plan = prepared.plan.clone().replace_params_with_values(&values.map_err(failed)?).map_err(failed)?;
+            changed += self.update(call, plan, &prepared.sql).await?;
+        }
+        Ok(changed)
+    }
+}
+
+/// Refuses transactions, which there are none of.
+pub(crate) fn no_transaction(id: Option<&bytes::Bytes>) -> Result<(), Status> {
+    match id {
+        Some(id) if !id.is_empty() => Err(Status::unimplemented("there are no transactions on this server")),
+        _ => Ok(()),
+    }
+}
+
+/// The parameters `$1`, `$2`, ... in this order; text where the statement does not say.
+fn parameter_schema(plan: &LogicalPlan) -> datafusion::error::Result<SchemaRef> {
+    let mut parameters: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
+    let number = |name: &str| name.trim_start_matches('$').parse::<usize>().unwrap_or(usize::MAX);
+    parameters.sort_by(|(a, _), (b, _)| number(a).cmp(&number(b)).then_with(|| a.cmp(b)));
+    let fields = parameters
+        .into_iter()
+        .map(|(name, data_type)| Field::new(name, data_type.unwrap_or(DataType::Utf8), true))
+        .collect::<Vec<_>>();
+    Ok(wire_schema(&Schema::new(fields)))
+}
+
+/// The values of each bound row, by position.
+fn each_row(bound: &[RecordBatch]) -> impl Iterator<Item = datafusion::error::Result<ParamValues>> {
+    bound.iter().flat_map(|batch| {
+        (0..batch.num_rows()).map(|row| {
+            let values = batch.columns().iter().map(|column| ScalarValue::try_from_array(column, row));
+            Ok(ParamValues::from(values.collect::<datafusion::error::Result<Vec<_>>>()?))
+        })
+    })
+}

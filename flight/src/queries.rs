@@ -1,0 +1,311 @@
+//! Results that were announced and are fetched piece by piece, and what is allowed to run at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::common::{Result, exec_err};
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::poll::Spool;
+use crate::session::locked;
+use crate::wire::wire_schema;
+
+/// A planned query: nothing of it runs until its first partition is fetched.
+pub(crate) struct Query {
+    pub id: Uuid,
+    /// What the client asked, for messages and logs.
+    pub sql: String,
+    /// The schema announced and streamed.
+    pub schema: SchemaRef,
+    pub cancelled: CancellationToken,
+    plan: Arc<dyn ExecutionPlan>,
+    /// What to plan again where a partition is fetched a second time: a physical plan runs once.
+    again: Option<(SessionState, LogicalPlan)>,
+    state: SessionState,
+    /// The result, where polling had it computed beforehand.
+    pub spool: OnceLock<Arc<Spool>>,
+    fetched: Mutex<Vec<bool>>,
+    used: Mutex<Instant>,
+    started: OnceLock<Instant>,
+    running: Mutex<Weak<Permit>>,
+}
+
+impl Query {
+    /// A query of a session, planned.
+    pub async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
+        let plan = physical(&state, &logical).await?;
+        Ok(Self::new(state.clone(), plan, Some((state, logical)), sql))
+    }
+
+    /// What an executed statement gave.
+    pub fn of_result(state: SessionState, plan: Arc<dyn ExecutionPlan>, sql: String) -> Self {
+        Self::new(state, plan, None, sql)
+    }
+
+    fn new(
+        state: SessionState,
+        plan: Arc<dyn ExecutionPlan>,
+        again: Option<(SessionState, LogicalPlan)>,
+        sql: String,
+    ) -> Self {
+        let partitions = plan.output_partitioning().partition_count();
+        Self {
+            id: Uuid::new_v4(),
+            sql,
+            schema: wire_schema(&plan.schema()),
+            cancelled: CancellationToken::new(),
+            plan,
+            again,
+            state,
+            spool: OnceLock::new(),
+            fetched: Mutex::new(vec![false; partitions]),
+            used: Mutex::new(Instant::now()),
+            started: OnceLock::new(),
+            running: Mutex::new(Weak::new()),
+        }
+    }
+
+    /// How many partitions can be fetched.
+    pub fn endpoints(&self) -> usize {
+        if self.spool.get().is_some() { 1 } else { self.plan.output_partitioning().partition_count() }
+    }
+
+    /// Whether the rows have an order that the endpoints, read one after the other, keep.
+    pub fn ordered(&self) -> bool {
+        self.endpoints() == 1 && self.plan.output_ordering().is_some()
+    }
+
+    /// The physical plan.
+    pub fn physical(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.plan
+    }
+
+    /// The rows of a partition, or of all, one after the other.
+    pub async fn rows(&self, partition: Option<usize>) -> Result<SendableRecordBatchStream> {
+        self.touch();
+        match (self.spool.get(), partition) {
+            (Some(spool), _) => spool.rows(),
+            (None, Some(partition)) => self.partition(partition).await,
+            (None, None) => self.computed().await,
+        }
+    }
+
+    /// The rows of all partitions, one after the other, as the plan gives them.
+    pub async fn computed(&self) -> Result<SendableRecordBatchStream> {
+        let partitions = 0..self.plan.output_partitioning().partition_count();
+        let streams = futures::future::try_join_all(partitions.map(|partition| self.partition(partition))).await?;
+        let rows = futures::stream::iter(streams).flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.plan.schema(), rows)))
+    }
+
+    async fn partition(&self, partition: usize) -> Result<SendableRecordBatchStream> {
+        let seen = {
+            let mut fetched = locked(&self.fetched);
+            let Some(fetched) = fetched.get_mut(partition) else {
+                return exec_err!("the result has no partition {partition}");
+            };
+            std::mem::replace(fetched, true)
+        };
+        let plan = match (&self.again, seen) {
+            (Some((state, logical)), true) => physical(state, logical).await?,
+            _ => Arc::clone(&self.plan),
+        };
+        if partition >= plan.output_partitioning().partition_count() {
+            return exec_err!("the tables of this query have changed: ask for it anew");
+        }
+        plan.execute(partition, self.state.task_ctx())
+    }
+
+    pub fn touch(&self) {
+        *locked(&self.used) = Instant::now();
+    }
+
+    fn is_over(&self) -> bool {
+        self.cancelled.is_cancelled() || locked(&self.fetched).iter().all(|&fetched| fetched)
+    }
+
+    /// Whether any part of it is being computed or delivered.
+    pub fn runs(&self) -> bool {
+        locked(&self.running).strong_count() > 0
+    }
+
+    /// The moment from which it is too late.
+    pub fn deadline(&self, limits: &Limits) -> Instant {
+        *self.started.get_or_init(Instant::now) + limits.query_timeout
+    }
+
+    /// The permission to run, which all partitions of a query share.
+    pub async fn admit(&self, admission: &Admission) -> Result<Arc<Permit>, Status> {
+        if let Some(permit) = locked(&self.running).upgrade() {
+            return Ok(permit);
+        }
+        let permit = tokio::select! {
+            permit = admission.enter() => Arc::new(permit?),
+            () = self.cancelled.cancelled() => return Err(cancelled()),
+        };
+        let mut running = locked(&self.running);
+        // Another partition of the same query may have come first: one place is enough.
+        if let Some(other) = running.upgrade() {
+            return Ok(other);
+        }
+        *running = Arc::downgrade(&permit);
+        Ok(permit)
+    }
+}
+
+/// What a cancelled query ends with.
+pub(crate) fn cancelled() -> Status {
+    Status::cancelled("the query was cancelled")
+}
+
+async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    let plan = state.create_physical_plan(logical).await?;
+    Ok(if feeds_itself(&plan) { gathered(plan) } else { plan })
+}
+
+/// Whether partitions depend on each other's being read: whoever reads them one after the other would make the server hold
+/// all the others.
+fn feeds_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.output_partitioning().partition_count() > 1
+        && (plan.is::<RepartitionExec>() || plan.children().into_iter().any(feeds_itself))
+}
+
+fn gathered(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    match plan.output_ordering().cloned() {
+        Some(ordering) => Arc::new(SortPreservingMergeExec::new(ordering, plan)),
+        None => Arc::new(CoalescePartitionsExec::new(plan)),
+    }
+}
+
+/// The results of a session.
+pub(crate) struct Queries {
+    limit: usize,
+    open: Mutex<HashMap<Uuid, Arc<Query>>>,
+}
+
+impl Queries {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, open: Mutex::default() }
+    }
+
+    /// Keeps a result until it is fetched. Where there are too many, those that were fetched go first.
+    pub fn insert(&self, query: Query) -> Result<Arc<Query>, Status> {
+        let mut open = locked(&self.open);
+        if open.len() >= self.limit {
+            open.retain(|_, query| !query.is_over() || query.runs());
+        }
+        if open.len() >= self.limit {
+            return Err(Status::resource_exhausted(format!(
+                "statements: this session has {} results that were not fetched; fetch or cancel them",
+                open.len()
+            )));
+        }
+        let query = Arc::new(query);
+        open.insert(query.id, Arc::clone(&query));
+        Ok(query)
+    }
+
+    pub fn get(&self, id: &Uuid) -> Option<Arc<Query>> {
+        locked(&self.open).get(id).cloned()
+    }
+
+    /// Stops a query and forgets its result.
+    pub fn cancel(&self, id: &Uuid) -> bool {
+        let query = locked(&self.open).remove(id);
+        if let Some(query) = &query {
+            query.cancelled.cancel();
+        }
+        query.is_some()
+    }
+
+    pub fn cancel_all(&self) {
+        for (_, query) in locked(&self.open).drain() {
+            query.cancelled.cancel();
+        }
+    }
+
+    pub fn sweep(&self, lifetime: Duration) {
+        locked(&self.open).retain(|_, query| query.runs() || locked(&query.used).elapsed() < lifetime);
+    }
+
+    pub fn any_runs(&self) -> bool {
+        locked(&self.open).values().any(|query| query.runs())
+    }
+
+    pub fn len(&self) -> usize {
+        locked(&self.open).len()
+    }
+}
+
+/// Who may run, and who waits.
+pub(crate) struct Admission {
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    running: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
+
+/// The place of a running query, given back when it is dropped.
+pub(crate) struct Permit {
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.metrics.queries_running.dec();
+    }
+}
+
+impl Admission {
+    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        let running = Arc::new(Semaphore::new(limits.concurrent_queries));
+        let waiting = Arc::new(Semaphore::new(limits.queued_queries));
+        Self { limits, metrics, running, waiting }
+    }
+
+    /// A place, at once or after waiting for one.
+    pub async fn enter(&self) -> Result<Permit, Status> {
+        let place = match Arc::clone(&self.running).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => self.wait().await?,
+        };
+        self.metrics.queries_running.inc();
+        Ok(Permit { metrics: Arc::clone(&self.metrics), _place: place })
+    }
+
+    async fn wait(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let Limits { concurrent_queries, queued_queries, queue_timeout, .. } = self.limits;
+        let Ok(_waiting) = self.waiting.try_acquire() else {
+            return Err(Status::resource_exhausted(format!(
+                "concurrent_queries: {concurrent_queries} queries run and {queued_queries} wait; try again later"
+            )));
+        };
+        self.metrics.queries_queued.inc();
+        let place = tokio::time::timeout(queue_timeout, Arc::clone(&self.running).acquire_owned()).await;
+        self.metrics.queries_queued.dec();
+        match place {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => Err(Status::unavailable("the server stops")),
+            Err(_) => Err(Status::resource_exhausted(format!(
+                "queue_timeout: {concurrent_queries} queries (concurrent_queries) ran for {} s; try again later",
+                queue_timeout.as_secs_f64()
+            ))),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! SQL statements: planned, checked against what the caller may do, and either executed at once (what changes something) or
+//! kept as a result to be fetched.
+
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt64Type;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::error::DataFusionError;
+use datafusion::execution::context::SQLOptions;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement};
+use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use tonic::Status;
+
+use crate::queries::Query;
+use crate::service::{Call, State};
+use crate::session::Session;
+use crate::stream::too_late;
+
+impl State {
+    /// The logical plan of a statement that the caller may run.
+    pub async fn plan(&self, call: &Call, sql: &str) -> Result<LogicalPlan, Status> {
+        self.plan_in(call, call.session.ctx.clone(), sql).await
+    }
+
+    /// The same in a context that has more tables than the caller's session.
+    pub async fn plan_in(&self, call: &Call, ctx: SessionContext, sql: &str) -> Result<LogicalPlan, Status> {
+        let limit = self.limits.statement_bytes;
+        if sql.len() > limit {
+            return Err(Status::resource_exhausted(format!(
+                "statement_bytes: the statement has {} bytes, {limit} are allowed",
+                sql.len()
+            )));
+        }
+        check_length(sql)?;
+        let text = sql.to_string();
+        let plan = self.on_threads(async move { ctx.state().create_logical_plan(&text).await }).await?;
+        let plan = plan.map_err(|error| self.status(&error, sql))?;
+        self.check(call, &plan)?;
+        Ok(plan)
+    }
+
+    /// Refuses what the caller may not do.
+    fn check(&self, call: &Call, plan: &LogicalPlan) -> Result<(), Status> {
+        let reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        if reads.verify_plan(plan).is_err() {
+            self.permit_write(call)?;
+        }
+        match plan {
+            LogicalPlan::Statement(Statement::SetVariable(set)) => check_option(&set.variable, &set.value),
+            LogicalPlan::Statement(Statement::ResetVariable(reset)) => check_option(&reset.variable, ""),
+            LogicalPlan::Ddl(
+                DdlStatement::CreateCatalog(_) | DdlStatement::CreateCatalogSchema(_) | DdlStatement::CreateFunction(_),
+            ) => Err(Status::unimplemented("catalogs, schemas and functions cannot be created on this server")),
+            _ => Ok(()),
+        }
+    }
+
+    /// A statement as a result that can be fetched. What changes something is executed now.
+    pub async fn query(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<Arc<Query>, Status> {
+        let query = if has_effect(&plan) {
+            let batches = self.execute(call, plan, sql).await?;
+            let state = call.session.ctx.state();
+            let schema =
+                batches.first().map_or_else(|| Arc::new(arrow::datatypes::Schema::empty()), RecordBatch::schema);
+            let rows = MemorySourceConfig::try_new_exec(&[batches], schema, None);
+            Query::of_result(state, rows.map_err(|error| self.status(&error, sql))?, sql.to_string())
+        } else {
+            let (state, text) = (call.session.ctx.state(), sql.to_string());
+            let query = self.on_threads(Query::plan(state, plan, text)).await?;
+            query.map_err(|error| self.status(&error, sql))?
+        };
+        call.session.queries.insert(query)
+    }
+
+    /// Runs a statement to its end; gives the number of rows it changed.
+    pub async fn update(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<i64, Status> {
+        let changes = has_effect(&plan);
+        let batches = self.execute(call, plan, sql).await?;
+        Ok(if changes { changed(&batches) } else { -1 })
+    }
+
+    /// Runs a statement to its end, under the limits of a query; dropped, it stops.
+    async fn execute(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<Vec<RecordBatch>, Status> {
+        let _place = self.admission.enter().await?;
+        let started = std::time::Instant::now();
+        let session = Arc::clone(&call.session);
+        let work = self.on_threads(run(session, plan));
+        let result = match tokio::time::timeout(self.limits.query_timeout, work).await {
+            Ok(result) => result?.map_err(|error| self.status(&error, sql)),
+            Err(_) => Err(too_late()),
+        };
+        let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        self.metrics.query(code, started.elapsed().as_secs_f64());
+        tracing::info!(user = %call.caller.user, code = ?code, sql = sql.get(..400).unwrap_or(sql), "statement");
+        result
+    }
+}
+
+/// Words and signs of a statement. What plans it descends as deep as there are operators in a row.
+const TOKENS: usize = 50_000;
+
+fn check_length(sql: &str) -> Result<(), Status> {
+    // One that cannot be cut into tokens is refused by the parser, with a better message.
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
+    let counted = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))).count();
+    if counted > TOKENS {
+        return Err(Status::resource_exhausted(format!(
+            "statement_bytes: the statement has {counted} words and signs, {TOKENS} are allowed"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a statement does something besides giving rows.
+pub(crate) fn has_effect(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_))
+}
+
+/// Options that would take more than a session's share, with the most that is allowed.
+const BOUNDED: [(&str, u64); 2] =
+    [("datafusion.execution.batch_size", 8192), ("datafusion.execution.target_partitions", 256)];
+
+/// Refuses options that are the server's, not the session's, and values that would take too much.
+pub(crate) fn check_option(name: &str, value: &str) -> Result<(), Status> {
+    let name = name.to_ascii_lowercase();
+    if name.starts_with("datafusion.runtime") {
+        return Err(Status::permission_denied(format!("'{name}' is set by this server's limits")));
+    }
+    let bound = BOUNDED.iter().find(|(bounded, _)| *bounded == name);
+    match (bound, value.trim().parse::<u64>()) {
+        (Some((_, most)), Ok(value)) if value > *most => {
+            Err(Status::permission_denied(format!("'{name}' may be at most {most} on this server, not {value}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn run(session: Arc<Session>, plan: LogicalPlan) -> Result<Vec<RecordBatch>, DataFusionError> {
+    match plan {
+        LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
+            session.tables.create(&session.ctx, create).await?;
+            Ok(Vec::new())
+        }
+        plan => session.ctx.execute_logical_plan(plan).await?.collect().await,
+    }
+}
+
+/// The rows that DataFusion says were changed.
+fn changed(batches: &[RecordBatch]) -> i64 {
+    batches
+        .iter()
+        .filter_map(|batch| batch.column_by_name("count"))
+        .filter_map(|count| count.as_primitive_opt::<UInt64Type>())
+        .flat_map(|count| count.values().iter())
+        .map(|&rows| i64::try_from(rows).unwrap_or(i64::MAX))
+        .sum()
+}

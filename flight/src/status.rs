@@ -1,0 +1,161 @@
+//! Errors of DataFusion as gRPC statuses: the right code, one line, and nothing of the server's file system.
+
+use std::error::Error;
+
+use arrow::error::ArrowError;
+use datafusion::error::DataFusionError;
+use tonic::{Code, Status};
+
+use crate::ingest::IngestError;
+
+/// The code of an error that is not DataFusion's own; `None` if it is not known.
+pub type Classify = fn(&(dyn Error + 'static)) -> Option<Code>;
+
+/// The status of an error. Absolute paths in its message that `request`, the text the client sent, does not hold are
+/// shortened to their last part.
+pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &str) -> Status {
+    if let Some(status) = carried(error) {
+        return status;
+    }
+    let (code, message) = classified(error, classify);
+    let message = match code {
+        Code::ResourceExhausted if message.contains("max_temp_directory_size") => format!("spill_mb: {message}"),
+        Code::ResourceExhausted => format!("memory_mb: {message}"),
+        _ => message,
+    };
+    Status::new(code, without_paths(&message, request))
+}
+
+/// A status that passed through a query as an error.
+fn carried(error: &DataFusionError) -> Option<Status> {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(status) = error.downcast_ref::<Status>() {
+            return Some(Status::new(status.code(), status.message()));
+        }
+        next = match error.downcast_ref::<DataFusionError>() {
+            Some(DataFusionError::External(inner)) => Some(inner.as_ref()),
+            _ => error.source(),
+        };
+    }
+    None
+}
+
+fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
+    match error {
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => classified(inner, classify),
+        DataFusionError::Shared(inner) => classified(inner, classify),
+        DataFusionError::Collection(errors) => match errors.first() {
+            Some(first) => classified(first, classify),
+            None => (Code::Internal, "unknown error".to_string()),
+        },
+        DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
+            ArrowError::ExternalError(inner) => foreign(inner.as_ref(), classify),
+            ArrowError::IoError(..) => (Code::Internal, inner.to_string()),
+            ArrowError::NotYetImplemented(message) => (Code::Unimplemented, message.clone()),
+            _ => (Code::InvalidArgument, inner.to_string()),
+        },
+        DataFusionError::External(inner) => foreign(inner.as_ref(), classify),
+        DataFusionError::SQL(inner, _) => (Code::InvalidArgument, inner.to_string()),
+        DataFusionError::Plan(message) | DataFusionError::Configuration(message) => {
+            (Code::InvalidArgument, message.clone())
+        }
+        DataFusionError::SchemaError(inner, _) => (Code::InvalidArgument, inner.to_string()),
+        DataFusionError::Execution(message) => (Code::InvalidArgument, message.clone()),
+        DataFusionError::NotImplemented(message) => (Code::Unimplemented, message.clone()),
+        DataFusionError::ResourcesExhausted(message) => (Code::ResourceExhausted, message.clone()),
+        DataFusionError::ObjectStore(inner) => {
+            let code = match inner.as_ref() {
+                object_store::Error::NotFound { .. } => Code::NotFound,
+                object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
+                object_store::Error::AlreadyExists { .. } => Code::AlreadyExists,
+                object_store::Error::Generic { source, .. } => return foreign(source.as_ref(), classify),
+                _ => Code::Internal,
+            };
+            (code, inner.to_string())
+        }
+        DataFusionError::IoError(inner) => foreign(inner, classify),
+        DataFusionError::ParquetError(inner) => foreign(inner.as_ref(), classify),
+        other => (Code::Internal, other.strip_backtrace()),
+    }
+}
+
+/// An error that came through DataFusion from elsewhere: the innermost reason that has a code tells it best.
+fn foreign(error: &(dyn Error + 'static), classify: Classify) -> (Code, String) {
+    if let Some(inner) = error.downcast_ref::<DataFusionError>() {
+        return classified(inner, classify);
+    }
+    if let Some(inner) = error.downcast_ref::<IngestError>() {
+        return (inner.code(), inner.to_string());
+    }
+    if let Some(inner) = reason(error) {
+        let (code, message) = foreign(inner, classify);
+        if code != Code::Internal {
+            return (code, message);
+        }
+    }
+    (classify(error).unwrap_or(Code::Internal), error.to_string())
+}
+
+/// What an error was made of. That of an I/O error is not its source, but its source's source may be it.
+fn reason<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) => error.get_ref().map(|inner| inner as _),
+        None => error.source(),
+    }
+}
+
+/// A message in which absolute paths that the client did not write are their last part alone.
+fn without_paths(message: &str, request: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find('/') {
+        let (before, path) = rest.split_at(at);
+        shown.push_str(before);
+        let end = path.find(|c: char| c.is_whitespace() || "'\"`:,;()[]{}<>|".contains(c)).unwrap_or(path.len());
+        let (path, after) = path.split_at(end);
+        // A path begins a word: what stands in the middle of one is a quotient or a relative path.
+        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || "._-/*".contains(c));
+        let parts = path.split('/').filter(|part| !part.is_empty()).count();
+        if begins && parts >= 2 && !request.contains(path) {
+            shown.push_str(path.trim_end_matches('/').rsplit('/').next().unwrap_or_default());
+        } else {
+            shown.push_str(path);
+        }
+        rest = after;
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &(dyn Error + 'static)) -> Option<Code> {
+        None
+    }
+
+    #[test]
+    fn codes() {
+        let code = |error: DataFusionError| status_of(&error, nothing, "").code();
+        assert_eq!(code(DataFusionError::Plan("no table 'x'".into())), Code::InvalidArgument);
+        assert_eq!(code(DataFusionError::NotImplemented("MERGE".into())), Code::Unimplemented);
+        assert_eq!(code(DataFusionError::Internal("bug".into())), Code::Internal);
+        let pool = DataFusionError::ResourcesExhausted("pool".into());
+        let wrapped = DataFusionError::Context("while".into(), Box::new(pool));
+        let status = status_of(&wrapped, nothing, "");
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "memory_mb: pool"));
+        let carried = DataFusionError::External(Box::new(Status::deadline_exceeded("query_timeout: 1 s")));
+        assert_eq!(code(DataFusionError::Shared(std::sync::Arc::new(carried))), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn paths_of_the_server_are_shortened() {
+        let shown = |message| without_paths(message, "SELECT * FROM weights('/home/me/model')");
+        assert_eq!(shown("cannot open `/srv/models/a/x.safetensors`: gone"), "cannot open `x.safetensors`: gone");
+        assert_eq!(shown("no model at /home/me/model"), "no model at /home/me/model");
+        assert_eq!(shown("1/2 of a/b, and / too"), "1/2 of a/b, and / too");
+        assert_eq!(shown("file:///srv/models/x"), "file:x");
+    }
+}

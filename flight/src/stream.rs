@@ -1,0 +1,192 @@
+//! Results on their way to the client: computed on the query threads, a few messages ahead, and no further once the client is
+//! gone, the query is cancelled or its time is over.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use arrow_flight::FlightData;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+use tracing::Instrument;
+
+use crate::metrics::Metrics;
+use crate::queries::{Permit, cancelled};
+use crate::status::{Classify, status_of};
+use crate::wire::Pieces;
+
+/// Messages computed before the client takes them.
+const AHEAD: usize = 4;
+
+type Sender = mpsc::Sender<Result<FlightData, Status>>;
+
+/// What RPCs answer with.
+pub(crate) type Messages = BoxStream<'static, Result<FlightData, Status>>;
+
+/// What surrounds the computation of a result.
+pub(crate) struct Run {
+    /// A word for logs: the identifier of the query.
+    pub id: String,
+    pub user: Arc<str>,
+    pub sql: String,
+    pub schema: SchemaRef,
+    pub cancelled: CancellationToken,
+    pub deadline: Instant,
+    /// The query's place among those that run, given back at the end.
+    pub _place: Arc<Permit>,
+    pub metrics: Arc<Metrics>,
+    pub classify: Classify,
+}
+
+impl Run {
+    /// The rows of a stream as messages, computed on `threads`.
+    pub fn messages<F>(self, threads: &tokio::runtime::Handle, rows: F) -> Messages
+    where
+        F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let span = tracing::info_span!("query", id = %self.id);
+        let work = async move {
+            let started = Instant::now();
+            let (sent, code) = self.send(rows, &sender).await;
+            let seconds = started.elapsed().as_secs_f64();
+            self.metrics.query(code, seconds);
+            let Self { id, user, sql, .. } = &self;
+            let sql = sql.get(..400).unwrap_or(sql);
+            tracing::info!(query = %id, %user, rows = sent, seconds, code = ?code, sql, "query");
+        };
+        let task = threads.spawn(work.instrument(span));
+        Received { receiver, task: Some(task) }.boxed()
+    }
+
+    /// Sends all messages; gives the rows sent and how it ended.
+    async fn send<F>(&self, rows: F, sender: &Sender) -> (u64, Code)
+    where
+        F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>>,
+    {
+        let sent = Arc::new(AtomicU64::new(0));
+        let result = tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => Err(Some(cancelled())),
+            () = tokio::time::sleep_until(self.deadline.into()) => Err(Some(too_late())),
+            () = sender.closed() => Err(None),
+            result = self.forward(rows, sender, Arc::clone(&sent)) => result,
+        };
+        let code = match result {
+            Ok(()) => Code::Ok,
+            Err(None) => Code::Cancelled,
+            Err(Some(status)) => {
+                let code = status.code();
+                // Whoever is gone does not need to know.
+                let _ = sender.send(Err(status)).await;
+                code
+            }
+        };
+        (sent.load(Ordering::Relaxed), code)
+    }
+
+    /// Sends message by message; `None` as error if nobody takes them.
+    async fn forward<F>(&self, rows: F, sender: &Sender, sent: Arc<AtomicU64>) -> Result<(), Option<Status>>
+    where
+        F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>>,
+    {
+        let rows = rows.await.map_err(|error| Some(status_of(&error, self.classify, &self.sql)))?;
+        let total = self.metrics.rows_sent.clone();
+        let count = move |rows| {
+            total.inc_by(rows);
+            sent.fetch_add(rows, Ordering::Relaxed);
+        };
+        let mut messages = encoded(rows, Arc::clone(&self.schema), self.classify, self.sql.clone(), count);
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(Some)?;
+            self.metrics.bytes_sent.inc_by(message.data_body.len() as u64);
+            sender.send(Ok(message)).await.map_err(|_| None)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a query ends with that took too long.
+pub(crate) fn too_late() -> Status {
+    Status::deadline_exceeded("query_timeout: the query took longer than this server allows")
+}
+
+/// Rows as messages; `count` is told of each piece's rows.
+fn encoded(
+    rows: SendableRecordBatchStream,
+    schema: SchemaRef,
+    classify: Classify,
+    request: String,
+    count: impl Fn(u64) + Send + 'static,
+) -> Messages {
+    let wire = Arc::clone(&schema);
+    let pieces = rows.flat_map(move |batch| match batch {
+        Ok(batch) => stream::iter(Pieces::new(batch, Arc::clone(&wire)))
+            .map(|piece| piece.map_err(FlightError::from))
+            .left_stream(),
+        Err(error) => {
+            let status = status_of(&error, classify, &request);
+            stream::once(async { Err(FlightError::Tonic(Box::new(status))) }).right_stream()
+        }
+    });
+    let counted = pieces.inspect_ok(move |piece| count(piece.num_rows() as u64));
+    FlightDataEncoderBuilder::new()
+        .with_schema(schema)
+        // The pieces are of the right size already; the encoder would count the buffers they are slices of.
+        .with_max_flight_data_size(usize::MAX)
+        .build(counted)
+        .map_err(Status::from)
+        .boxed()
+}
+
+/// What a client is sent; dropped, it stops what computes it.
+struct Received {
+    receiver: mpsc::Receiver<Result<FlightData, Status>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Stream for Received {
+    type Item = Result<FlightData, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(message) = ready!(self.receiver.poll_recv(cx)) {
+            return Poll::Ready(Some(message));
+        }
+        // All is sent, or the task ended without a word: it panicked.
+        let Some(task) = self.task.as_mut() else { return Poll::Ready(None) };
+        let ended = ready!(Pin::new(task).poll(cx));
+        self.task = None;
+        let panicked = ended.is_err_and(|error| error.is_panic());
+        Poll::Ready(panicked.then(|| Err(Status::internal("the query failed, see the server's log"))))
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        // The task sees that nobody receives and stops at its next step, in which it counts the query as cancelled.
+        self.receiver.close();
+    }
+}
+
+/// A stream over batches that are there.
+pub(crate) fn of_batches(schema: SchemaRef, batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
+    Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batches.into_iter().map(Ok))))
+}
+
+/// Batches that are small and known as messages.
+pub(crate) fn small(schema: SchemaRef, batches: Vec<RecordBatch>, classify: Classify) -> Messages {
+    encoded(of_batches(Arc::clone(&schema), batches), schema, classify, String::new(), |_| ())
+}

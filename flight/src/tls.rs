@@ -1,0 +1,201 @@
+//! The certificates and keys of the transport.
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::error::ServeError;
+use crate::server::TlsFiles;
+
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Labels of PEM blocks that are certificates.
+const CERTIFICATES: &[&str] = &["CERTIFICATE"];
+
+/// Labels of PEM blocks that are private keys.
+const KEYS: &[&str] = &["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
+
+/// TLS with a server's certificate and key. With `client_ca`, clients must have a certificate that it signed.
+///
+/// # Errors
+///
+/// A file cannot be read or has not what it should have, or key and certificate are not of one another: the message
+/// names the files, and shows nothing of the key.
+pub(crate) fn server_tls(files: &TlsFiles) -> Result<ServerTlsConfig, ServeError> {
+    let certificate = pem_file(&files.certificate, "certificate", CERTIFICATES)?;
+    let key = pem_file(&files.key, "private key", KEYS)?;
+    let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE);
+    if let Some(path) = &files.client_ca {
+        let authority = pem_file(path, "certificate", CERTIFICATES)?;
+        config = config.client_ca_root(Certificate::from_pem(authority)).client_auth_optional(false);
+    }
+    match Server::builder().tls_config(config.clone()) {
+        Ok(_) => Ok(config),
+        Err(error) => Err(ServeError::Configuration(unusable(files, &error))),
+    }
+}
+
+/// What the transport says of files that are PEM.
+fn unusable(files: &TlsFiles, error: &tonic::transport::Error) -> String {
+    let mut reason: &dyn Error = error;
+    while let Some(source) = reason.source() {
+        reason = source;
+    }
+    let mut message =
+        format!("TLS cannot use the certificate {} with the key {}", files.certificate.display(), files.key.display());
+    if let Some(path) = &files.client_ca {
+        message = format!("{message} and the clients' authority {}", path.display());
+    }
+    format!("{message}: {reason}")
+}
+
+/// The bytes of a PEM file with at least one block of some labels.
+fn pem_file(path: &Path, what: &str, labels: &[&str]) -> Result<Vec<u8>, ServeError> {
+    let bytes = std::fs::read(path).map_err(|source| ServeError::io(path, source))?;
+    let text = String::from_utf8_lossy(&bytes);
+    match check_pem(&text, what, labels) {
+        Ok(()) => Ok(bytes),
+        Err(reason) => Err(ServeError::Configuration(format!("{}: {reason}", path.display()))),
+    }
+}
+
+fn check_pem(text: &str, what: &str, labels: &[&str]) -> Result<(), String> {
+    let blocks = blocks_of(text)?;
+    let wanted = |block: &&Block| labels.contains(&block.label);
+    let of_key = labels == KEYS;
+    if of_key && blocks.iter().any(|block| block.encrypted) {
+        return Err("the private key is encrypted: store it without a passphrase, readable by the server alone \
+                    (`openssl pkey -in FILE -out FILE`)"
+            .to_string());
+    }
+    if let Some(damaged) = blocks.iter().filter(wanted).find(|block| block.damaged) {
+        return Err(format!("the PEM block {} is damaged", damaged.label));
+    }
+    if blocks.iter().any(|block| wanted(&block)) {
+        return Ok(());
+    }
+    let mut found: Vec<&str> = blocks.iter().map(|block| block.label).collect();
+    found.dedup();
+    let found = match found.as_slice() {
+        [] => "no PEM block at all".to_string(),
+        labels => format!("PEM blocks {}", labels.join(", ")),
+    };
+    Err(format!("it has no {what} (`-----BEGIN {}-----`), but {found}", labels[0]))
+}
+
+/// A block of a PEM file.
+struct Block<'a> {
+    label: &'a str,
+    encrypted: bool,
+    damaged: bool,
+}
+
+/// The blocks of a PEM file; fails if one has no end.
+fn blocks_of(text: &str) -> Result<Vec<Block<'_>>, String> {
+    let mut blocks = Vec::new();
+    let mut lines = text.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(label) = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----")) else {
+            continue;
+        };
+        let end = format!("-----END {label}-----");
+        let mut body = String::new();
+        let mut encrypted = label.starts_with("ENCRYPTED");
+        loop {
+            match lines.next() {
+                Some(line) if line == end => break,
+                Some(line) if line.starts_with("-----") => return Err(format!("the PEM block {label} has no end")),
+                None => return Err(format!("the PEM block {label} has no end")),
+                // A header of an old key.
+                Some(line) if line.contains(':') => encrypted |= line.contains("ENCRYPTED"),
+                Some(line) if encrypted && line.is_empty() => {}
+                Some(line) => body.push_str(line),
+            }
+        }
+        let damaged = !encrypted && STANDARD.decode(&body).map_or(true, |der| der.is_empty());
+        blocks.push(Block { label, encrypted, damaged });
+    }
+    Ok(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Files {
+        directory: tempfile::TempDir,
+        certificate: String,
+        key: String,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            let made = rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            Self { directory, certificate: made.cert.pem(), key: made.signing_key.serialize_pem() }
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        }
+
+        fn of(&self, certificate: &str, key: &str, client_ca: Option<&str>) -> Result<ServerTlsConfig, String> {
+            let files = TlsFiles {
+                certificate: self.write("certificate.pem", certificate),
+                key: self.write("key.pem", key),
+                client_ca: client_ca.map(|text| self.write("authority.pem", text)),
+            };
+            server_tls(&files).map_err(|error| error.to_string())
+        }
+    }
+
+    #[test]
+    fn files_that_fit() {
+        let files = Files::new();
+        files.of(&files.certificate, &files.key, None).unwrap();
+        files.of(&files.certificate, &files.key, Some(&files.certificate)).unwrap();
+        let both = format!("a comment\n{}{}", files.key, files.certificate);
+        files.of(&both, &both, None).unwrap();
+    }
+
+    #[test]
+    fn files_that_do_not() {
+        let (files, others) = (Files::new(), Files::new());
+        let (certificate, key) = (&*files.certificate, &*files.key);
+        let damaged = certificate.replace("MII", "!!!");
+        let cut = &certificate[..certificate.len() / 2];
+        let encrypted = key.replace(" PRIVATE KEY", " ENCRYPTED PRIVATE KEY");
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n\
+                   -----END RSA PRIVATE KEY-----\n";
+        let begin = "-----BEGIN CERTIFICATE-----";
+        let cases = [
+            ("", key, None, "certificate.pem: it has no certificate"),
+            (key, key, None, "but PEM blocks PRIVATE KEY"),
+            (certificate, certificate, None, "key.pem: it has no private key (`-----BEGIN PRIVATE KEY-----`), but PEM"),
+            (certificate, "secret", None, "key.pem: it has no private key"),
+            (&*damaged, key, None, "certificate.pem: the PEM block CERTIFICATE is damaged"),
+            (cut, key, None, "certificate.pem: the PEM block CERTIFICATE has no end"),
+            (certificate, &*encrypted, None, "key.pem: the private key is encrypted"),
+            (certificate, old, None, "key.pem: the private key is encrypted"),
+            (certificate, &*others.key, None, "TLS cannot use the certificate "),
+            (certificate, key, Some("x"), "authority.pem: it has no certificate (`-----BEGIN CERT"),
+            (certificate, key, Some(begin), "authority.pem: the PEM block CERTIFICATE has no end"),
+        ];
+        for (certificate, key, authority, expected) in cases {
+            let message = files.of(certificate, key, authority).unwrap_err();
+            assert!(message.contains(expected), "{message}\n{expected}");
+            assert!(!message.contains('\n') && !message.contains("secret"), "{message}");
+        }
+        let missing = TlsFiles { certificate: PathBuf::from("nowhere.pem"), key: PathBuf::new(), client_ca: None };
+        assert!(server_tls(&missing).unwrap_err().to_string().starts_with("nowhere.pem: "));
+    }
+}
