@@ -15,7 +15,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// How much larger a batch may become than the message it came in, by decompression.
 const EXPANSION: u64 = 64;
@@ -34,7 +34,7 @@ impl Input {
     pub async fn open(
         messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
     ) -> Result<Self, Status> {
-        let mut messages = messages.boxed();
+        let mut messages = messages.map_err(limit_named).boxed();
         let Some(mut first) = messages.try_next().await? else {
             return Err(Status::invalid_argument("the stream has no messages: the first has the descriptor"));
         };
@@ -69,15 +69,18 @@ impl Input {
                 Arc::new(schema.map_err(|error| Status::invalid_argument(format!("no schema comes first: {error}")))?)
             }
             Some(Err(_)) => {
-                let failed = peekable.next().await.and_then(Result::err).map(Status::from);
+                let failed = peekable.next().await.and_then(Result::err).map(refused);
                 return Err(failed.unwrap_or_else(|| Status::invalid_argument("the stream has no schema")));
             }
         };
         // What the checks let pass and the decoder still fails at ends this stream, and nothing else.
         let decoded = AssertUnwindSafe(FlightRecordBatchStream::new_from_flight_data(peekable)).catch_unwind();
         let rows = decoded.map(|rows| match rows {
-            Ok(rows) => rows.map_err(rows_error),
-            Err(_) => Err(rows_error(FlightError::DecodeError("a message contradicts itself".to_string()))),
+            Ok(rows) => rows.map_err(|error| DataFusionError::External(Box::new(refused(error)))),
+            Err(_) => {
+                let status = Status::invalid_argument("the stream cannot be decoded: a message contradicts itself");
+                Err(DataFusionError::External(Box::new(status)))
+            }
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
@@ -93,14 +96,19 @@ impl Input {
     }
 }
 
+/// Tonic refuses messages that are too large as OUT_OF_RANGE.
+pub(crate) fn limit_named(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted("message_bytes: the message is larger than this server takes"),
+        _ => status,
+    }
+}
+
 /// The client's data is to blame, unless the connection is.
-fn rows_error(error: FlightError) -> DataFusionError {
+fn refused(error: FlightError) -> Status {
     match error {
-        FlightError::Tonic(status) => DataFusionError::External(status),
-        error => {
-            let status = Status::invalid_argument(format!("the stream cannot be decoded: {error}"));
-            DataFusionError::External(Box::new(status))
-        }
+        FlightError::Tonic(status) => *status,
+        error => Status::invalid_argument(format!("the stream cannot be decoded: {error}")),
     }
 }
 

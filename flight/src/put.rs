@@ -67,6 +67,7 @@ impl State {
             Ok(stored) => stored??.map_err(|error| self.status(&error, "")),
             Err(_) => Err(too_late()),
         };
+        call.session.queries.forget_fetched();
         tracing::info!(user = %call.caller.user, table = name, rows = stored.as_ref().ok(), "ingest");
         stored
     }

@@ -14,6 +14,7 @@ use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMerge
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use futures::StreamExt;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -207,7 +208,9 @@ impl Queries {
     pub fn insert(&self, query: Query) -> Result<Arc<Query>, Status> {
         let mut open = locked(&self.open);
         if open.len() >= self.limit {
-            open.retain(|_, query| !query.is_over() || query.runs());
+            drop(open);
+            self.forget_fetched();
+            open = locked(&self.open);
         }
         if open.len() >= self.limit {
             return Err(Status::resource_exhausted(format!(
@@ -243,6 +246,11 @@ impl Queries {
         locked(&self.open).retain(|_, query| query.runs() || locked(&query.used).elapsed() < lifetime);
     }
 
+    /// Forgets results that were fetched, and what they hold of tables: after a change they would not be the same again.
+    pub fn forget_fetched(&self) {
+        locked(&self.open).retain(|_, query| !query.is_over() || query.runs());
+    }
+
     pub fn any_runs(&self) -> bool {
         locked(&self.open).values().any(|query| query.runs())
     }
@@ -262,13 +270,23 @@ pub(crate) struct Admission {
 
 /// The place of a running query, given back when it is dropped.
 pub(crate) struct Permit {
-    metrics: Arc<Metrics>,
+    _counted: Counted,
     _place: OwnedSemaphorePermit,
 }
 
-impl Drop for Permit {
+/// One of those that a gauge counts, until it is dropped.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.metrics.queries_running.dec();
+        self.0.dec();
     }
 }
 
@@ -285,8 +303,7 @@ impl Admission {
             Ok(place) => place,
             Err(_) => self.wait().await?,
         };
-        self.metrics.queries_running.inc();
-        Ok(Permit { metrics: Arc::clone(&self.metrics), _place: place })
+        Ok(Permit { _counted: Counted::new(&self.metrics.queries_running), _place: place })
     }
 
     async fn wait(&self) -> Result<OwnedSemaphorePermit, Status> {
@@ -296,10 +313,9 @@ impl Admission {
                 "concurrent_queries: {concurrent_queries} queries run and {queued_queries} wait; try again later"
             )));
         };
-        self.metrics.queries_queued.inc();
-        let place = tokio::time::timeout(queue_timeout, Arc::clone(&self.running).acquire_owned()).await;
-        self.metrics.queries_queued.dec();
-        match place {
+        // Who leaves while waiting no longer waits.
+        let _counted = Counted::new(&self.metrics.queries_queued);
+        match tokio::time::timeout(queue_timeout, Arc::clone(&self.running).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(Status::unavailable("the server stops")),
             Err(_) => Err(Status::resource_exhausted(format!(

@@ -17,12 +17,15 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Code;
+use tonic::transport::ServerTlsConfig;
 use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Status};
+use tower::util::MapResponseLayer;
 
 use crate::actions::Action;
 use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
+use crate::input::limit_named;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::Admission;
@@ -77,6 +80,7 @@ pub struct TlsFiles {
 pub struct Server {
     state: Arc<State>,
     config: ServerConfig,
+    tls: Option<ServerTlsConfig>,
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
     _threads: QueryThreads,
@@ -123,6 +127,7 @@ impl Server {
         actions: Vec<Arc<dyn Action>>,
     ) -> Result<Self, ServeError> {
         check(&config)?;
+        let tls = config.tls.as_ref().map(tls::server_tls).transpose()?;
         if let Some(directory) = &config.ingest_directory {
             tables::clear_staging(directory)?;
         }
@@ -152,7 +157,7 @@ impl Server {
             jobs: Default::default(),
             draining: Default::default(),
         });
-        Ok(Self { state, config, listener, metrics_listener, _threads: threads })
+        Ok(Self { state, config, tls, listener, metrics_listener, _threads: threads })
     }
 
     /// Where clients connect.
@@ -170,7 +175,7 @@ impl Server {
     /// # Errors
     /// If the transport fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
-        let Self { state, config, listener, metrics_listener, _threads } = self;
+        let Self { state, config, tls, listener, metrics_listener, _threads } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FlightServiceServer<Flight>>().await;
         let reflection =
@@ -191,9 +196,10 @@ impl Server {
             .http2_max_header_list_size(u32::try_from(config.limits.metadata_bytes).unwrap_or(u32::MAX))
             // A client whose machine vanished is found out, and its queries end.
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(20)));
-        if let Some(files) = &config.tls {
-            builder = builder.tls_config(tls::server_tls(files)?)?;
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .layer(MapResponseLayer::new(with_limit_named));
+        if let Some(tls) = tls {
+            builder = builder.tls_config(tls)?;
         }
         let router = builder
             .add_service(flight)
@@ -231,6 +237,16 @@ impl Server {
         state.cancel_everything();
         result
     }
+}
+
+/// Messages that are too large are refused before we see them.
+fn with_limit_named<B>(mut response: http::Response<B>) -> http::Response<B> {
+    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() == Code::OutOfRange)
+    {
+        // The refusal stays as it was if its new text cannot be a header.
+        let _ = limit_named(status).add_header(response.headers_mut());
+    }
+    response
 }
 
 impl State {

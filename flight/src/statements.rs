@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
+use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use object_store::ObjectStoreExt;
 use tonic::Status;
 
 use crate::queries::Query;
@@ -34,7 +37,7 @@ impl State {
                 sql.len()
             )));
         }
-        check_length(sql)?;
+        check_operators(sql)?;
         let text = sql.to_string();
         let plan = self.on_threads(async move { ctx.state().create_logical_plan(&text).await }).await?;
         let plan = plan.map_err(|error| self.status(&error, sql))?;
@@ -92,6 +95,7 @@ impl State {
             Ok(result) => result?.map_err(|error| self.status(&error, sql)),
             Err(_) => Err(too_late()),
         };
+        call.session.queries.forget_fetched();
         let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
         self.metrics.query(code, started.elapsed().as_secs_f64());
         tracing::info!(user = %call.caller.user, code = ?code, sql = sql.get(..400).unwrap_or(sql), "statement");
@@ -99,19 +103,45 @@ impl State {
     }
 }
 
-/// Words and signs of a statement. What plans it descends as deep as there are operators in a row.
-const TOKENS: usize = 50_000;
+/// Operators of a statement. What plans it descends as deep as there are operators in a row, and takes the square of their
+/// number as long.
+const OPERATORS: usize = 2_000;
 
-fn check_length(sql: &str) -> Result<(), Status> {
+fn check_operators(sql: &str) -> Result<(), Status> {
     // One that cannot be cut into tokens is refused by the parser, with a better message.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
-    let counted = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))).count();
-    if counted > TOKENS {
+    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+    if operators > OPERATORS {
         return Err(Status::resource_exhausted(format!(
-            "statement_bytes: the statement has {counted} words and signs, {TOKENS} are allowed"
+            "statement_bytes: the statement has {operators} operators, {OPERATORS} are allowed; use IN or a join for lists"
         )));
     }
     Ok(())
+}
+
+/// Whether a token makes an expression or a set operation deeper. Lists have commas and may be long.
+fn is_operator(token: &Token) -> bool {
+    match token {
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::UNION
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+                | Keyword::JOIN
+        ),
+        Token::Plus
+        | Token::Minus
+        | Token::Mul
+        | Token::Div
+        | Token::Mod
+        | Token::StringConcat
+        | Token::DoubleColon => true,
+        Token::Caret | Token::Ampersand | Token::Pipe | Token::ShiftLeft | Token::ShiftRight => true,
+        _ => false,
+    }
 }
 
 /// Whether a statement does something besides giving rows.
@@ -144,7 +174,21 @@ async fn run(session: Arc<Session>, plan: LogicalPlan) -> Result<Vec<RecordBatch
             session.tables.create(&session.ctx, create).await?;
             Ok(Vec::new())
         }
-        plan => session.ctx.execute_logical_plan(plan).await?.collect().await,
+        plan => {
+            if let LogicalPlan::Copy(copy) = &plan {
+                check_output(&session.ctx, &copy.output_url).await?;
+            }
+            session.ctx.execute_logical_plan(plan).await?.collect().await
+        }
+    }
+}
+
+/// Asks the store of an output whether it lets it be looked at: writers do not say why they failed.
+async fn check_output(ctx: &SessionContext, url: &str) -> Result<(), DataFusionError> {
+    let url = ListingTableUrl::parse(url)?;
+    match ctx.runtime_env().object_store(&url)?.head(url.prefix()).await {
+        Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

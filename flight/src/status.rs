@@ -18,10 +18,11 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
         return status;
     }
     let (code, message) = classified(error, classify);
-    let message = match code {
-        Code::ResourceExhausted if message.contains("max_temp_directory_size") => format!("spill_mb: {message}"),
-        Code::ResourceExhausted => format!("memory_mb: {message}"),
-        _ => message,
+    // By its text: this one comes as an I/O error among others.
+    let (code, message) = match code {
+        _ if message.contains("max_temp_directory_size") => (Code::ResourceExhausted, format!("spill_mb: {message}")),
+        Code::ResourceExhausted => (code, format!("memory_mb: {message}")),
+        _ => (code, message),
     };
     Status::new(code, without_paths(&message, request))
 }

@@ -119,7 +119,6 @@ class Server:
         keywords = {getattr(DatabaseOptions, name, None) or name: value for name, value in options.items()}
         keywords = {getattr(name, "value", name): value for name, value in keywords.items()}
         connection = adbc_driver_flightsql.dbapi.connect(self.uri, keywords, autocommit=True)
-        connection.adbc_current_db_schema  # TEMPORARY
         self._closing.append(connection)
         return connection
 

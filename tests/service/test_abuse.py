@@ -294,12 +294,13 @@ DEEP = 5000
     ],
     ids=lambda sql: f"{sql[:24]!r}…{len(sql)}".encode("unicode_escape").decode(),
 )
-def test_sql_that_nobody_writes(writable, sql):
-    calls = writable.raw()
+def test_sql_that_nobody_writes(server, sql):
+    one = server()
+    calls = one.raw()
     code, details = refusal_or_none(lambda: calls.query(sql, timeout=25))
     assert code in {None, "INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED"}, (code, details[:500])
     assert len(details or "") < 20_000
-    serves(writable)
+    serves(one)
 
 
 def test_a_statement_of_many_megabytes(writable):
@@ -338,7 +339,7 @@ def test_ten_thousand_sessions(server):
     def begin(number):
         cookie = ("cookie", f"arrow_flight_session_id={number:032x}")
         options = {"metadata": [cookie]}
-        return refusal_or_none(lambda: calls.streamed("ListFlights", b"no such table", **options))
+        return refusal_or_none(lambda: calls.streamed("ListFlights", message((1, "no such table")), **options))
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(begin, range(10_000)))
@@ -506,16 +507,21 @@ def test_a_query_that_does_not_end_is_cancelled_at_the_end(server):
 
 def test_idle_connections_do_not_hold_up_the_end(server):
     one = server()
-    clients = [one.client() for _ in range(5)]
-    for client in clients:
+    for client in [one.client() for _ in range(5)]:
         client.do_get(flight.Ticket("SELECT 1")).read_all()
     with one.connect() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT 1")
         cursor.fetchall()
-        silent = socket.create_connection(one.address.split(":"))
+    one.connect()
+    one.terminate()
+    assert one.wait() == 0
+
+
+def test_a_connection_that_says_nothing_at_the_end(server):
+    one = server("--limit", "drain_timeout=0.3")
+    with socket.create_connection(one.address.split(":")):
         one.terminate()
         assert one.wait() == 0
-        silent.close()
 
 
 def test_an_action_that_runs_at_the_end(server, tmp_path):

@@ -74,6 +74,7 @@ def test_reflection(channel):
 
 
 def test_metrics_are_what_prometheus_reads(reading):
+    list(reading.raw().query("SELECT 1"))
     with urllib.request.urlopen(reading.metrics_url) as response:
         assert response.status == 200
         assert "text" in response.headers["content-type"]

@@ -37,7 +37,7 @@ pub(crate) fn schema_of(command: &Command) -> Option<SchemaRef> {
     })
 }
 
-/// The rows of a metadata command, sorted as Flight SQL demands. `read_only` tells whether the server refuses all writes.
+/// The rows of a metadata command, sorted as Flight SQL demands. `read_only`: whether the server refuses all writes.
 ///
 /// # Errors
 /// If a table that is asked for cannot be opened, or the command does not ask for metadata.
@@ -76,7 +76,7 @@ fn primary_keys_schema() -> SchemaRef {
     ]))
 }
 
-/// The schema of `CommandGetExportedKeys`, `CommandGetImportedKeys` and `CommandGetCrossReference` in `FlightSql.proto`.
+/// The schema of `CommandGetExportedKeys`, `-ImportedKeys` and `-CrossReference` in `FlightSql.proto`.
 fn foreign_keys_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("pk_catalog_name", DataType::Utf8, true),

@@ -82,7 +82,7 @@ fn append(builder: &mut GetTablesBuilder, name: [&str; 3], kind: TableType, colu
     builder.append(catalog, schema, table, type_name(kind), columns).map_err(failed)
 }
 
-/// The type of a table and, if wanted, its schema on the wire; `None` if its type is not wanted or it was dropped since.
+/// The type of a table and its schema on the wire, if wanted; `None` if the type is not wanted or the table is gone.
 async fn describe(
     provider: &dyn SchemaProvider,
     schema: &str,
@@ -130,7 +130,7 @@ fn schema_names(state: &SessionState, catalog: &str) -> Vec<String> {
     names
 }
 
-/// The names that a pattern matches: `%` stands for any characters, `_` for one, `\` takes the meaning of the next away.
+/// The names that a pattern matches: `%` is any characters, `_` is one, `\` takes the meaning of the next away.
 fn matching(names: Vec<String>, pattern: Option<&str>) -> Result<Vec<String>> {
     let Some(pattern) = pattern else { return Ok(names) };
     let candidates = StringArray::from_iter_values(&names);

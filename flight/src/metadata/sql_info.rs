@@ -111,9 +111,9 @@ fn keywords() -> Vec<String> {
     words.into_iter().collect()
 }
 
-/// The scalar functions by the section of DataFusion's reference they are in; those of no other kind are system functions.
+/// The scalar functions by their section in DataFusion's reference; those of no other kind are system functions.
 fn functions(state: &SessionState) -> [(SqlInfo, Vec<String>); 4] {
-    let [mut numeric, mut string, mut datetime, mut system] = [const { Vec::new() }; 4];
+    let [mut numeric, mut string, mut datetime, mut system] = <[Vec<String>; 4]>::default();
     for (name, function) in state.scalar_functions() {
         let section = function.documentation().map(|documentation| documentation.doc_section.label);
         let kind = match section {
@@ -177,11 +177,8 @@ fn add_abilities(builder: &mut SqlInfoDataBuilder, read_only: bool) {
 
 /// Sets of bits, each named by its number, and the conversions.
 fn add_sets(builder: &mut SqlInfoDataBuilder) {
-    let bits = |numbers: &[i32]| numbers.iter().fold(0, |bits, number| bits | 1 << number);
-    let group_by = bits(&[
-        SqlSupportedGroupBy::SqlGroupByUnrelated as i32,
-        SqlSupportedGroupBy::SqlGroupByBeyondSelect as i32,
-    ]);
+    let group_by =
+        bits(&[SqlSupportedGroupBy::SqlGroupByUnrelated as i32, SqlSupportedGroupBy::SqlGroupByBeyondSelect as i32]);
     // The specification calls it a number, but the drivers of JDBC and ODBC read bits.
     let outer_joins = bits(&[
         SqlOuterJoinsSupportLevel::SqlLimitedOuterJoins as i32,
@@ -205,7 +202,10 @@ fn add_sets(builder: &mut SqlInfoDataBuilder) {
         (SqlInfo::SqlOuterJoinsSupportLevel, outer_joins),
         (SqlInfo::SqlSupportedSubqueries, subqueries),
         (SqlInfo::SqlSupportedUnions, unions),
-        (SqlInfo::SqlSupportedTransactionsIsolationLevels, bits(&[SqlTransactionIsolationLevel::SqlTransactionNone as i32])),
+        (
+            SqlInfo::SqlSupportedTransactionsIsolationLevels,
+            bits(&[SqlTransactionIsolationLevel::SqlTransactionNone as i32]),
+        ),
         (SqlInfo::SqlSupportedResultSetTypes, forward_only),
         (SqlInfo::SqlSupportedConcurrenciesForResultSetForwardOnly, read),
         (SqlInfo::SqlSupportedConcurrenciesForResultSetUnspecified, 0),
@@ -219,6 +219,11 @@ fn add_sets(builder: &mut SqlInfoDataBuilder) {
         builder.append(info, value);
     }
     builder.append(SqlInfo::SqlSupportsConvert, conversions());
+}
+
+/// The bits of these numbers.
+fn bits(numbers: &[i32]) -> i32 {
+    numbers.iter().fold(0, |bits, number| bits | (1_i32 << number))
 }
 
 /// What CAST converts each type to.

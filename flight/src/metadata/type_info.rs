@@ -54,10 +54,8 @@ fn numbers() -> Vec<XdbcTypeInfo> {
         maximum_scale: Some(0),
         ..number(name, data_type, digits, 10)
     };
-    let unsigned = |name, data_type, digits| XdbcTypeInfo {
-        unsigned_attribute: Some(true),
-        ..integer(name, data_type, digits)
-    };
+    let unsigned =
+        |name, data_type, digits| XdbcTypeInfo { unsigned_attribute: Some(true), ..integer(name, data_type, digits) };
     let decimal = |name, data_type| XdbcTypeInfo {
         create_params: parameters(&["precision", "scale"]),
         minimum_scale: Some(0),
