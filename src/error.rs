@@ -106,6 +106,25 @@ impl QuantError {
         }
     }
 
+    /// The same, telling of a file by the path it was asked for rather than by the one it lies at.
+    pub(crate) fn as_asked(mut self, at: &Path, asked: &Path) -> Self {
+        let said = |message: &mut String| *message = message.replace(&*at.to_string_lossy(), &asked.to_string_lossy());
+        match &mut self {
+            Self::Configuration { message, .. }
+            | Self::ModelNotFound { message, .. }
+            | Self::Metadata { message, .. } => {
+                said(message);
+            }
+            Self::Io { path, .. } => {
+                if let Ok(rest) = path.strip_prefix(at) {
+                    *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
+                }
+            }
+            _ => {}
+        }
+        self
+    }
+
     /// A failed operation on a file.
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }

@@ -2,7 +2,7 @@
 //! clause, and
 //! `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -36,9 +36,12 @@ pub(crate) fn table_functions(allowed: Option<Arc<AllowedPaths>>) -> Vec<Arc<Tab
 struct Files(Option<Arc<AllowedPaths>>);
 
 impl Files {
-    /// The path to open, for a path of a statement.
-    fn path(&self, path: &str) -> crate::Result<PathBuf> {
-        self.0.as_ref().map_or_else(|| Ok(PathBuf::from(path)), |allowed| allowed.check_input(Path::new(path)))
+    /// Opens what is at a path of a statement.
+    fn open<T>(&self, path: &str, open: impl FnOnce(&Path) -> crate::Result<T>) -> crate::Result<T> {
+        let asked = Path::new(path);
+        let Some(allowed) = &self.0 else { return open(asked) };
+        let real = allowed.check_input(asked)?;
+        open(&real).map_err(|error| error.as_asked(&real, asked))
     }
 }
 
@@ -66,7 +69,7 @@ impl TableFunctionImpl for TimeGroups {
         if options.len() > 2 {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
-        let calibration = Calibration::open(self.0.path(path)?, config.calibration_samples)?;
+        let calibration = self.0.open(path, |path| Calibration::open(path, config.calibration_samples))?;
         Ok(table_of(calibration.activations(config.grouping()?)?)?)
     }
 }
@@ -83,7 +86,7 @@ impl TableFunctionImpl for Importance {
             return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
         };
         let samples = DiffusionQuantConfig::default().calibration_samples;
-        let calibration = Calibration::open(self.0.path(path)?, samples)?;
+        let calibration = self.0.open(path, |path| Calibration::open(path, samples))?;
         Ok(table_of(calibration.importance()?)?)
     }
 }
@@ -116,7 +119,7 @@ impl Table {
     }
 
     fn open(self, files: &Files, path: &str) -> crate::Result<Arc<dyn TableProvider>> {
-        let model = AnyModel::open(&files.path(path)?)?;
+        let model = files.open(path, AnyModel::open)?;
         let path = Path::new(path);
         let name = default_name(path);
         match self {
@@ -171,7 +174,7 @@ impl TableProviderFactory for SafetensorsFactory {
         let [location] = command.locations.as_slice() else {
             return plan_err!("{}: a SAFETENSORS table has one location, a file or model directory", command.name);
         };
-        let model = AnyModel::open(&self.0.path(location)?)?;
+        let model = self.0.open(location, AnyModel::open)?;
         Ok(model.weights(command.name.table())?)
     }
 }

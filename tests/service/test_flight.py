@@ -127,7 +127,11 @@ def test_put_replaces(client):
 
 def test_put_of_dictionaries_and_views(client):
     words = pa.array(["a", "b", "a"]).dictionary_encode()
-    put(client, "words", pa.table({"d": words, "v": pa.array(["x", None, "a text of more than 12 bytes"], pa.string_view())}))
+    put(
+        client,
+        "words",
+        pa.table({"d": words, "v": pa.array(["x", None, "a text of more than 12 bytes"], pa.string_view())}),
+    )
     table = fetched(client, client.get_flight_info(path("words")))
     assert table.to_pydict() == {"d": ["a", "b", "a"], "v": ["x", None, "a text of more than 12 bytes"]}
 
@@ -245,7 +249,9 @@ def test_exchange_joins_tables(client):
 
 
 def test_exchange_of_lists_of_floats(client):
-    table = pa.table({"tensor": ["a"] * 3, "weights": pa.array([[float(i) for i in range(256)]] * 3, pa.list_(pa.float32()))})
+    table = pa.table(
+        {"tensor": ["a"] * 3, "weights": pa.array([[float(i) for i in range(256)]] * 3, pa.list_(pa.float32()))}
+    )
     sql = "SELECT tensor, sqnr(weights, dequantize(quantize(weights, 8, 64))) AS db FROM input"
     result = exchanged(client, sql, table.to_batches(max_chunksize=1))
     assert result.num_rows == 3 and min(result["db"].to_pylist()) > 40
@@ -363,7 +369,9 @@ def test_quantize_and_validate_a_model(client, allowed):
         assert done == sorted(done) and done[-1] <= step[-1]["total"]
     assert steps and last["result"]["model"] == "dit" and last["result"]["output"] == str(out)
     # It is a model of this server now, and for the command.
-    table = client.do_get(flight.Ticket("SELECT DISTINCT get_field(quantized, 'bits') AS bits FROM int4.quantized")).read_all()
+    table = client.do_get(
+        flight.Ticket("SELECT DISTINCT get_field(quantized, 'bits') AS bits FROM int4.quantized")
+    ).read_all()
     assert 4 in table["bits"].to_pylist()
     done = run("validate", "--json", MODEL, out)
     assert done.returncode == 0, done.stderr

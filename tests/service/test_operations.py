@@ -80,7 +80,9 @@ def test_metrics_are_what_prometheus_reads(reading):
         assert "text" in response.headers["content-type"]
         text = response.read().decode()
     for line in text.splitlines():
-        assert re.fullmatch(r"# (HELP|TYPE|UNIT|EOF).*|[a-z_]+(\{([a-z_]+=\"[^\"]*\",?)+\})? [-+0-9.eE]+(inf)?", line), line
+        assert re.fullmatch(
+            r"# (HELP|TYPE|UNIT|EOF).*|[a-z_]+(\{([a-z_]+=\"[^\"]*\",?)+\})? [-+0-9.eE]+(inf)?", line
+        ), line
     for name in (
         "queries_running",
         "queries_queued",
@@ -242,7 +244,13 @@ def test_files_that_are_not_understood(tmp_path, config, says):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("READ_WRITE", "perhaps"), ("THREADS", "many"), ("LISTEN", "here"), ("LIMIT_QUERY_TIMEOUT", "soon"), ("LIMIT_SESIONS", "3")],
+    [
+        ("READ_WRITE", "perhaps"),
+        ("THREADS", "many"),
+        ("LISTEN", "here"),
+        ("LIMIT_QUERY_TIMEOUT", "soon"),
+        ("LIMIT_SESIONS", "3"),
+    ],
 )
 def test_variables_that_are_not_understood(name, value):
     done = run("serve", "--metrics-listen", "127.0.0.1:0", env={f"ARROW_QUANT_SERVE_{name}": value})
@@ -287,5 +295,14 @@ def test_new_token(server, tmp_path):
 def test_help():
     done = run("serve", "--help")
     assert done.returncode == 0
-    for flag in ("--listen", "--model", "--config", "--allow", "--read-write", "--credentials", "--tls-certificate", "--limit"):
+    for flag in (
+        "--listen",
+        "--model",
+        "--config",
+        "--allow",
+        "--read-write",
+        "--credentials",
+        "--tls-certificate",
+        "--limit",
+    ):
         assert flag in done.stdout

@@ -92,7 +92,12 @@ def test_an_authority_that_did_not_sign(server, authority, stranger):
 def test_plain_text_to_a_port_of_tls(server, authority):
     one = server(*authority.flags)
     assert refusal(one.raw().unary, "GetSchema", by_path("dit", "tensors"))[0] == "UNAVAILABLE"
-    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes(range(256)) * 20, b"\x16\x03\x01"):
+    for garbage in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        bytes(range(256)) * 20,
+        b"\x16\x03\x01",
+    ):
         with socket.create_connection(one.address.split(":"), timeout=5) as connection:
             connection.sendall(garbage)
     assert one.client(tls_root_certs=authority.root).do_get(flight.Ticket("SELECT 1")).read_all().num_rows == 1
@@ -113,9 +118,12 @@ def test_mutual_tls(server, authority, stranger):
     client = one.client(tls_root_certs=authority.root, cert_chain=certificate, private_key=key)
     client.do_get(flight.Ticket("CREATE TABLE mine AS SELECT 1 AS x")).read_all()
     assert client.do_get(flight.Ticket("SELECT x FROM mine")).read_all().num_rows == 1
-    with one.connect(
-        TLS_ROOT_CERTS=authority.root.decode(), MTLS_CERT_CHAIN=certificate.decode(), MTLS_PRIVATE_KEY=key.decode()
-    ) as connection, connection.cursor() as cursor:
+    with (
+        one.connect(
+            TLS_ROOT_CERTS=authority.root.decode(), MTLS_CERT_CHAIN=certificate.decode(), MTLS_PRIVATE_KEY=key.decode()
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("SELECT 1")
         assert cursor.fetchall() == [(1,)]
     # Another certificate is another user.
@@ -164,9 +172,10 @@ def test_handshake(guarded, authority):
     assert header[0] == b"authorization" and header[1].startswith(b"Bearer ")
     options = flight.FlightCallOptions(headers=[header])
     assert client.do_get(flight.Ticket("SELECT 1"), options).read_all().num_rows == 1
-    with guarded.connect(
-        TLS_ROOT_CERTS=authority.root.decode(), username="ada", password="lovelace"
-    ) as connection, connection.cursor() as cursor:
+    with (
+        guarded.connect(TLS_ROOT_CERTS=authority.root.decode(), username="ada", password="lovelace") as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("SELECT 1")
         assert cursor.fetchall() == [(1,)]
 
@@ -199,9 +208,12 @@ def test_bearer(guarded, authority, name):
     header = (b"authorization", f"Bearer {TOKENS[name]}".encode())
     options = flight.FlightCallOptions(headers=[header])
     assert client.do_get(flight.Ticket("SELECT 1"), options).read_all().num_rows == 1
-    with guarded.connect(
-        TLS_ROOT_CERTS=authority.root.decode(), AUTHORIZATION_HEADER=f"Bearer {TOKENS[name]}"
-    ) as connection, connection.cursor() as cursor:
+    with (
+        guarded.connect(
+            TLS_ROOT_CERTS=authority.root.decode(), AUTHORIZATION_HEADER=f"Bearer {TOKENS[name]}"
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("SELECT 1")
         assert cursor.fetchall() == [(1,)]
 
@@ -379,7 +391,8 @@ def test_a_read_only_server_still_serves(reading):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "user"), [(basic("bob", "builder"), "bob"), (bearer(TOKENS["machine"]), "machine"), (bearer(TOKENS["ada"]), "ada")]
+    ("metadata", "user"),
+    [(basic("bob", "builder"), "bob"), (bearer(TOKENS["machine"]), "machine"), (bearer(TOKENS["ada"]), "ada")],
 )
 def test_users_that_may_not_write(calls, metadata, user):
     for sql in ("CREATE TABLE t (x INT)", "SET datafusion.execution.batch_size = 1"):
@@ -464,7 +477,9 @@ def test_reading_outside(bounded, places, escape):
     assert not (places[0] / "never").exists()
 
 
-@pytest.mark.parametrize("escape", [f"{escape}/new" for escape in ESCAPES if "safetensors" not in escape and "passwd" not in escape])
+@pytest.mark.parametrize(
+    "escape", [f"{escape}/new" for escape in ESCAPES if "safetensors" not in escape and "passwd" not in escape]
+)
 def test_writing_outside(bounded, places, escape):
     path = escape.format(inside=places[0], outside=places[1])
     calls = bounded.raw()
@@ -479,7 +494,11 @@ def test_writing_outside(bounded, places, escape):
 def test_reading_and_writing_inside(bounded, places):
     inside, _ = places
     calls = bounded.raw()
-    for path in (inside / "model.safetensors", f"{inside}/sub/../model.safetensors", f"file://{inside}/model.safetensors"):
+    for path in (
+        inside / "model.safetensors",
+        f"{inside}/sub/../model.safetensors",
+        f"file://{inside}/model.safetensors",
+    ):
         assert list(calls.query(f"SELECT count(*) FROM weights('{path}')")), path
     list(calls.query(f"CREATE EXTERNAL TABLE w STORED AS SAFETENSORS LOCATION '{inside}/model.safetensors'"))
     assert list(calls.query("SELECT count(*) FROM w"))
@@ -506,7 +525,10 @@ def test_nothing_is_allowed_by_default(server):
     code, details = refusal(calls.query, f"SELECT * FROM weights('{MODEL}')")
     assert code == "PERMISSION_DENIED" and str(MODEL) in details
     # Names of files are no tables either.
-    assert refusal(calls.query, f"SELECT * FROM '{MODEL}/calibration.parquet'")[0] in ("INVALID_ARGUMENT", "PERMISSION_DENIED")
+    assert refusal(calls.query, f"SELECT * FROM '{MODEL}/calibration.parquet'")[0] in (
+        "INVALID_ARGUMENT",
+        "PERMISSION_DENIED",
+    )
     # What the operator serves is served.
     assert list(calls.query("SELECT count(*) FROM dit.weights"))
 

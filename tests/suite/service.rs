@@ -178,9 +178,10 @@ async fn ingest_in_all_modes() {
     let append = command(TableExistsOption::Append, TableNotExistOption::Fail);
     assert_eq!(client.execute_ingest(append, batch(vec![4])).await.unwrap(), 1);
     assert_eq!(number(&mut client, "SELECT sum(n) FROM numbers").await, 10);
-    let failing = batch(vec![50]).chain(stream::iter([Err(FlightError::ProtocolError("the client broke".into()))]));
     let either = command(TableExistsOption::Append, TableNotExistOption::Create);
-    assert!(client.execute_ingest(either.clone(), failing).await.is_err());
+    // A client that goes away in the middle.
+    let unfinished = client.execute_ingest(either.clone(), batch(vec![50]).chain(stream::pending()));
+    assert!(tokio::time::timeout(Duration::from_millis(300), unfinished).await.is_err());
     assert_eq!(number(&mut client, "SELECT sum(n) FROM numbers").await, 10);
     assert_eq!(client.execute_ingest(either, batch(vec![5])).await.unwrap(), 1);
     let replace = command(TableExistsOption::Replace, TableNotExistOption::Create);
@@ -198,7 +199,7 @@ async fn ingest_in_all_modes() {
 async fn a_client_that_leaves_stops_its_query() {
     let service = Service::of_digits(&["--limit=concurrent_queries=1", "--limit=queued_queries=0"]);
     let mut client = service.connect().await;
-    let endless = "SELECT a.value FROM generate_series(1, 1000000000) a, generate_series(1, 1000) b";
+    let endless = "SELECT value FROM generate_series(1, 1000000000000)";
     let info = client.execute(endless.to_string(), None).await.unwrap();
     let mut stream = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
     assert!(stream.next().await.unwrap().unwrap().num_rows() > 0);
