@@ -6,6 +6,7 @@
 
 mod actions;
 mod auth;
+mod bounds;
 mod error;
 mod exchange;
 mod flights;

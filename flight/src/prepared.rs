@@ -53,9 +53,8 @@ impl Statements {
         Ok(id)
     }
 
-    fn get(&self, handle: &[u8]) -> Result<Arc<Prepared>, Status> {
-        let prepared = Uuid::from_slice(handle).ok().and_then(|id| locked(&self.open).get(&id).cloned());
-        prepared.ok_or_else(|| Status::not_found("no such prepared statement: it was closed, or its session ended"))
+    fn get(&self, handle: &[u8]) -> Option<Arc<Prepared>> {
+        Uuid::from_slice(handle).ok().and_then(|id| locked(&self.open).get(&id).cloned())
     }
 
     pub fn len(&self) -> usize {
@@ -83,28 +82,40 @@ impl State {
         })
     }
 
+    /// A prepared statement of any of the user's sessions: the first call of a client that keeps cookies is made in another session
+    /// than those that follow.
+    fn prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Prepared>, Status> {
+        let own = call.session.statements.get(handle);
+        let others =
+            || self.sessions.of_user(&call.caller.user).iter().find_map(|session| session.statements.get(handle));
+        own.or_else(others)
+            .ok_or_else(|| Status::not_found("no such prepared statement: it was closed, or its session ended"))
+    }
+
     pub fn close_prepared(&self, call: &Call, request: &ActionClosePreparedStatementRequest) {
         if let Ok(id) = Uuid::from_slice(&request.prepared_statement_handle) {
-            locked(&call.session.statements.open).remove(&id);
+            for session in self.sessions.of_user(&call.caller.user) {
+                locked(&session.statements.open).remove(&id);
+            }
         }
     }
 
     /// Binds values to the parameters of the next execution.
     pub fn bind(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<(), Status> {
-        *locked(&call.session.statements.get(handle)?.bound) = values;
+        *locked(&self.prepared(call, handle)?.bound) = values;
         Ok(())
     }
 
     /// The result of a prepared query with the values bound to it. Of several rows of values, the results one after the other.
     pub async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
-        let prepared = call.session.statements.get(handle)?;
+        let prepared = self.prepared(call, handle)?;
         let plan = self.bound_plan(&prepared)?;
         self.query(call, plan, &prepared.sql).await
     }
 
     /// The schema of a prepared query's result.
     pub fn prepared_schema(&self, call: &Call, handle: &[u8]) -> Result<SchemaRef, Status> {
-        Ok(wire_schema(call.session.statements.get(handle)?.plan.schema().as_arrow()))
+        Ok(wire_schema(self.prepared(call, handle)?.plan.schema().as_arrow()))
     }
 
     fn bound_plan(&self, prepared: &Prepared) -> Result<LogicalPlan, Status> {
@@ -138,7 +149,7 @@ impl State {
 
     /// Executes a prepared update once for each row of values; without parameters, once.
     pub async fn update_prepared(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<i64, Status> {
-        let prepared = call.session.statements.get(handle)?;
+        let prepared = self.prepared(call, handle)?;
         let failed = |error| self.status(&error, &prepared.sql);
         let bound = if values.is_empty() { locked(&prepared.bound).clone() } else { values };
         let wanted = parameter_schema(&prepared.plan).map_err(failed)?.fields().len();

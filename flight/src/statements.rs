@@ -11,12 +11,10 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement};
 use datafusion::prelude::SessionContext;
-use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use object_store::ObjectStoreExt;
 use tonic::Status;
 
+use crate::bounds;
 use crate::queries::Query;
 use crate::service::{Call, State};
 use crate::session::Session;
@@ -37,10 +35,17 @@ impl State {
                 sql.len()
             )));
         }
-        check_operators(sql)?;
+        bounds::check_text(sql)?;
         let text = sql.to_string();
-        let plan = self.on_threads(async move { ctx.state().create_logical_plan(&text).await }).await?;
+        let plan = self.on_threads(async move {
+            let state = ctx.state();
+            let statement = state.sql_to_statement(&text, &state.config_options().sql_parser.dialect)?;
+            bounds::check_statement(&statement).map_err(|status| DataFusionError::External(Box::new(status)))?;
+            state.statement_to_plan(statement).await
+        });
+        let plan = plan.await?;
         let plan = plan.map_err(|error| self.status(&error, sql))?;
+        bounds::check_plan(&plan)?;
         self.check(call, &plan)?;
         Ok(plan)
     }
@@ -100,47 +105,6 @@ impl State {
         self.metrics.query(code, started.elapsed().as_secs_f64());
         tracing::info!(user = %call.caller.user, code = ?code, sql = sql.get(..400).unwrap_or(sql), "statement");
         result
-    }
-}
-
-/// Operators of a statement. What plans it descends as deep as there are operators in a row, and takes the square of their
-/// number as long.
-const OPERATORS: usize = 2_000;
-
-fn check_operators(sql: &str) -> Result<(), Status> {
-    // One that cannot be cut into tokens is refused by the parser, with a better message.
-    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
-    let operators = tokens.iter().filter(|token| is_operator(token)).count();
-    if operators > OPERATORS {
-        return Err(Status::resource_exhausted(format!(
-            "statement_bytes: the statement has {operators} operators, {OPERATORS} are allowed; use IN or a join for lists"
-        )));
-    }
-    Ok(())
-}
-
-/// Whether a token makes an expression or a set operation deeper. Lists have commas and may be long.
-fn is_operator(token: &Token) -> bool {
-    match token {
-        Token::Word(word) => matches!(
-            word.keyword,
-            Keyword::AND
-                | Keyword::OR
-                | Keyword::NOT
-                | Keyword::UNION
-                | Keyword::EXCEPT
-                | Keyword::INTERSECT
-                | Keyword::JOIN
-        ),
-        Token::Plus
-        | Token::Minus
-        | Token::Mul
-        | Token::Div
-        | Token::Mod
-        | Token::StringConcat
-        | Token::DoubleColon => true,
-        Token::Caret | Token::Ampersand | Token::Pipe | Token::ShiftLeft | Token::ShiftRight => true,
-        _ => false,
     }
 }
 

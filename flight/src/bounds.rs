@@ -1,0 +1,226 @@
+//! Bounds of statements. Planning cannot be interrupted and takes memory that no pool counts, so what would take long is refused
+//! before it begins.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::sql::parser::{CopyToSource, CopyToStatement, Statement};
+use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, Query, Visit, Visitor};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use tonic::Status;
+
+/// Operators. What plans descends as deep as there are operators in a row, and takes the square of their number as long.
+const OPERATORS: usize = 2_000;
+
+/// Joins, after common table expressions are put in where they are named: few lines can name each other a billion times.
+const JOINS: usize = 100;
+
+/// Tables that are read.
+const RELATIONS: usize = 2_000;
+
+/// Scans, filters, projections and so on, counted alike. Five hundred models in one UNION ALL are a quarter of it.
+const NODES: usize = 10_000;
+
+/// Refuses a text that would be planned for too long.
+pub(crate) fn check_text(sql: &str) -> Result<(), Status> {
+    // One that cannot be cut into tokens is refused by the parser, with a better message.
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
+    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+    if operators > OPERATORS {
+        return Err(Status::resource_exhausted(format!(
+            "statement: it has {operators} operators, {OPERATORS} are allowed; lists of values are IN or a join"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a token makes an expression or a set operation deeper. Lists may be long.
+fn is_operator(token: &Token) -> bool {
+    match token {
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND
+                | Keyword::OR
+                | Keyword::XOR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::SIMILAR
+                | Keyword::BETWEEN
+                | Keyword::IN
+                | Keyword::AT
+                | Keyword::COLLATE
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+        ),
+        Token::Number(..)
+        | Token::SingleQuotedString(_)
+        | Token::Whitespace(_)
+        | Token::Comma
+        | Token::Period
+        | Token::LParen
+        | Token::RParen
+        | Token::LBrace
+        | Token::RBrace
+        | Token::RBracket
+        | Token::SemiColon
+        | Token::Placeholder(_)
+        | Token::EOF => false,
+        _ => true,
+    }
+}
+
+/// Refuses a statement that names tables too often, common table expressions counted as often as they are named: they are
+/// planned anew each time.
+pub(crate) fn check_statement(statement: &Statement) -> Result<(), Status> {
+    let mut relations = Relations { frames: vec![Frame::default()] };
+    let walked = match statement {
+        Statement::Statement(statement) => statement.visit(&mut relations),
+        Statement::CopyTo(CopyToStatement { source: CopyToSource::Query(query), .. }) => query.visit(&mut relations),
+        Statement::Explain(explain) => return check_statement(&explain.statement),
+        _ => return Ok(()),
+    };
+    if walked.is_break() {
+        return Err(Status::resource_exhausted(format!(
+            "statement: it reads more than {RELATIONS} tables, common table expressions counted as often as they are named"
+        )));
+    }
+    Ok(())
+}
+
+/// Counts the tables that a statement reads, innermost queries first.
+struct Relations {
+    frames: Vec<Frame>,
+}
+
+/// A query that is being walked.
+#[derive(Default)]
+struct Frame {
+    /// The queries of its common table expressions, by where they lie, with their names.
+    expressions: HashMap<*const Query, String>,
+    /// The tables that those before read.
+    known: HashMap<String, usize>,
+    tables: usize,
+}
+
+impl Relations {
+    fn add(&mut self, tables: usize) -> ControlFlow<()> {
+        if let Some(frame) = self.frames.last_mut() {
+            frame.tables += tables;
+            if frame.tables > RELATIONS {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Visitor for Relations {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let named = query.with.iter().flat_map(|with| &with.cte_tables);
+        let expressions = named.map(|cte| (&raw const *cte.query, cte.alias.name.value.to_lowercase())).collect();
+        self.frames.push(Frame { expressions, ..Frame::default() });
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        let tables = self.frames.pop().map_or(0, |frame| frame.tables);
+        if let Some(frame) = self.frames.last_mut()
+            && let Some(name) = frame.expressions.get(&(&raw const *query))
+        {
+            frame.known.insert(name.clone(), tables.max(1));
+            return ControlFlow::Continue(());
+        }
+        self.add(tables)
+    }
+
+    fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
+        let name = match relation.0.as_slice() {
+            [ObjectNamePart::Identifier(name)] => Some(name.value.to_lowercase()),
+            _ => None,
+        };
+        let known = name.and_then(|name| self.frames.iter().rev().find_map(|frame| frame.known.get(&name).copied()));
+        self.add(known.unwrap_or(1))
+    }
+}
+
+/// Refuses a plan that would be optimized for too long. It stops counting where there is too much.
+pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), Status> {
+    let (mut nodes, mut joins) = (0, 0);
+    let counted = plan.apply_with_subqueries(|node| {
+        nodes += 1;
+        joins += usize::from(matches!(node, LogicalPlan::Join(_)));
+        Ok(if nodes > NODES || joins > JOINS { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    counted.map_err(|error| Status::internal(format!("the plan cannot be counted: {}", error.strip_backtrace())))?;
+    if joins > JOINS {
+        return Err(Status::resource_exhausted(format!("statement: it has more than {JOINS} joins")));
+    }
+    if nodes > NODES {
+        return Err(Status::resource_exhausted(format!("statement: its plan has more than {NODES} nodes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    #[test]
+    fn operators_count_and_lists_do_not() {
+        assert!(check_text(&format!("SELECT 1{}", " + 1".repeat(2000))).is_ok());
+        for operator in ["+ 1", "= 1", "OR true", "AT TIME ZONE 'UTC'", "< 2", "~ 'a'", "XOR true", "IS NULL", "::INT"]
+        {
+            let refused = check_text(&format!("SELECT 1 {}", format!("{operator} ").repeat(2001)));
+            assert!(refused.is_err_and(|status| status.message().contains("operators")), "{operator}");
+        }
+        let values: Vec<_> = (0..20_000).map(|i| format!("({i}, 'a')")).collect();
+        assert!(check_text(&format!("INSERT INTO t VALUES {}", values.join(", "))).is_ok());
+    }
+
+    fn statement(sql: &str) -> Statement {
+        let state = SessionContext::new().state();
+        state.sql_to_statement(sql, &state.config_options().sql_parser.dialect).expect("parses")
+    }
+
+    #[test]
+    fn doubling_is_found_without_unfolding_it() {
+        let doubled = |nested: bool| {
+            let mut sql = "WITH t0 AS (SELECT 1 AS x)".to_string();
+            for level in 1..=40 {
+                let before = level - 1;
+                sql += &match nested {
+                    false => format!(", t{level} AS (SELECT a.x FROM t{before} a, T{before} b)"),
+                    true => format!(", t{level} AS (WITH i AS (SELECT * FROM t{before}) SELECT a.x FROM i a, i b)"),
+                };
+            }
+            format!("{sql} SELECT * FROM t40")
+        };
+        for sql in [doubled(false), doubled(true), format!("EXPLAIN {}", doubled(true))] {
+            let refused = check_statement(&statement(&sql));
+            assert!(refused.is_err_and(|status| status.message().contains("tables")), "{sql}");
+        }
+        let union = vec!["SELECT x FROM t WHERE true"; 500].join(" UNION ALL ");
+        assert!(check_statement(&statement(&union)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn joins_and_nodes_are_counted() {
+        let state = SessionContext::new().state();
+        let tables: Vec<_> = (0..150).map(|i| format!("(SELECT 1) AS a{i}")).collect();
+        let plan = state.create_logical_plan(&format!("SELECT 1 FROM {}", tables.join(", "))).await.expect("plans");
+        assert!(check_plan(&plan).is_err_and(|status| status.message().contains("joins")));
+        let union = vec!["SELECT 1 AS x WHERE true"; 500].join(" UNION ALL ");
+        let plan = state.create_logical_plan(&union).await.expect("plans");
+        assert!(check_plan(&plan).is_ok());
+    }
+}
