@@ -107,7 +107,7 @@ impl QuantError {
     }
 
     /// The same, telling of a file by the path it was asked for rather than by the one it lies at.
-    pub(crate) fn as_asked(mut self, at: &Path, asked: &Path) -> Self {
+    pub(crate) fn told_as(mut self, at: &Path, asked: &Path) -> Self {
         let said = |message: &mut String| *message = message.replace(&*at.to_string_lossy(), &asked.to_string_lossy());
         match &mut self {
             Self::Configuration { message, .. }

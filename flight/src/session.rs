@@ -99,13 +99,16 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The name of a user.
+type User = Arc<str>;
+
 /// All sessions of a server.
 pub(crate) struct Sessions {
     base: SessionContext,
     ingest_directory: Option<PathBuf>,
     limits: Limits,
-    open: Mutex<HashMap<(Arc<str>, SessionKey), Arc<Session>>>,
-    stored: Mutex<HashMap<Arc<str>, Arc<UserTables>>>,
+    open: Mutex<HashMap<(User, SessionKey), Arc<Session>>>,
+    stored: Mutex<HashMap<User, Arc<UserTables>>>,
 }
 
 impl Sessions {

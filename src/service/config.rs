@@ -262,7 +262,7 @@ impl ServiceLayers {
         }
         for (name, value) in &self.flags {
             let setting = named(name, "").map_err(|message| QuantError::field(name, message))?;
-            set(&mut config, setting, value, &flag(setting)).map_err(Refusal::into_error)?;
+            set(&mut config, setting, value, flag(setting)).map_err(Refusal::into_error)?;
         }
         for (index, model) in self.models.iter().enumerate() {
             let NamedModel { name, path } = model;

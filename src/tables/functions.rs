@@ -41,7 +41,7 @@ impl Files {
         let asked = Path::new(path);
         let Some(allowed) = &self.0 else { return open(asked) };
         let real = allowed.check_input(asked)?;
-        open(&real).map_err(|error| error.as_asked(&real, asked))
+        open(&real).map_err(|error| error.told_as(&real, asked))
     }
 }
 
