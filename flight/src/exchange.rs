@@ -14,6 +14,7 @@ use datafusion::physical_plan::execution_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::stream;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
@@ -23,7 +24,7 @@ use crate::results::asked;
 use crate::service::{Asked, Call, State};
 use crate::session::locked;
 use crate::statements::has_effect;
-use crate::stream::{Messages, Run};
+use crate::stream::{Messages, Run, too_late};
 use crate::wire::wire_schema;
 
 /// What the query calls the client's rows.
@@ -33,7 +34,9 @@ impl State {
     /// The result of the descriptor's SQL, in which the table `input` is the stream that the client sends. Rows keep their
     /// order where the query does not change it; neither the stream nor the result is ever held as a whole.
     pub async fn exchange(self: Arc<Self>, call: Call, messages: Streaming<FlightData>) -> Result<Messages, Status> {
-        let input = Input::open(messages).await?;
+        let deadline = Instant::now() + self.limits.query_timeout;
+        let late = |_| too_late();
+        let input = timeout_at(deadline.into(), Input::open(messages)).await.map_err(late)??;
         let sql = match asked(&input.descriptor)? {
             Asked::Sql(sql) => sql,
             Asked::Command(Command::CommandStatementQuery(command)) => command.query,
@@ -41,9 +44,9 @@ impl State {
                 return Err(Status::invalid_argument("DoExchange takes a SELECT over the table 'input'"));
             }
         };
+        // Who has sent nothing yet takes no place.
+        let rows = timeout_at(deadline.into(), input.rows()).await.map_err(late)??;
         let permit = Arc::new(self.admission.enter().await?);
-        let rows = input.rows().await?;
-        let deadline = Instant::now() + self.limits.query_timeout;
         let table = Sent { schema: rows.schema(), rows: Mutex::new(Some(rows)) };
         let failed = |error: DataFusionError| self.status(&error, &sql);
         let provider = StreamingTable::try_new(Arc::clone(&table.schema), vec![Arc::new(table)]).map_err(failed)?;
