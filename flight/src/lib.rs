@@ -16,6 +16,7 @@ mod ingest;
 mod input;
 mod limits;
 pub mod logs;
+mod memory;
 mod metadata;
 mod metrics;
 mod options;

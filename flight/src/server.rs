@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::{tables, tls};
+use crate::{memory, tables, tls};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -295,14 +295,19 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
 }
 
-/// Ends sessions and results that nobody used for longer than they live.
+/// How often freed memory is given back.
+const GIVE_BACK: Duration = Duration::from_secs(10);
+
+/// Ends sessions and results that nobody used for longer than they live, and gives their memory back.
 async fn sweep(state: Arc<State>) {
     let shortest = state.limits.session_lifetime.min(state.limits.result_lifetime);
-    let interval = (shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(30));
-    let mut ticks = tokio::time::interval(interval);
+    let mut sweeps = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(30)));
+    let mut give_backs = tokio::time::interval(GIVE_BACK);
     loop {
-        ticks.tick().await;
-        state.sessions.sweep();
+        tokio::select! {
+            _ = sweeps.tick() => state.sessions.sweep(),
+            _ = give_backs.tick() => drop(tokio::task::spawn_blocking(memory::give_back).await),
+        }
     }
 }
 
