@@ -23,7 +23,7 @@ const JOINS: usize = 100;
 const RELATIONS: usize = 2_000;
 
 /// Scans, filters, projections and so on, counted alike. Five hundred models in one UNION ALL are a quarter of it.
-const NODES: usize = 10_000;
+pub(crate) const NODES: usize = 10_000;
 
 /// Refuses a text that would be planned for too long.
 pub(crate) fn check_text(sql: &str) -> Result<(), Status> {
@@ -167,6 +167,16 @@ pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), Status> {
         return Err(Status::resource_exhausted(format!("statement: its plan has more than {NODES} nodes")));
     }
     Ok(())
+}
+
+/// The nodes of a plan, up to one more than are allowed.
+pub(crate) fn nodes(plan: &LogicalPlan) -> usize {
+    let mut nodes = 0;
+    let counted = plan.apply_with_subqueries(|_| {
+        nodes += 1;
+        Ok(if nodes > NODES { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    if counted.is_err() { NODES + 1 } else { nodes }
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::stream;
 use tokio::time::timeout_at;
-use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
@@ -64,7 +63,7 @@ impl State {
             user: Arc::clone(&call.caller.user),
             sql: sql.clone(),
             schema: wire_schema(&plan.schema()),
-            cancelled: CancellationToken::new(),
+            cancelled: call.session.cancelled.child_token(),
             deadline,
             _place: permit,
             metrics: Arc::clone(&self.metrics),

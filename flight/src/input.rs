@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::{MessageHeader, root_as_message};
@@ -17,8 +18,13 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tonic::{Code, Status};
 
+use crate::status::status_of;
+
 /// How much larger a batch may become than the message it came in, by decompression.
 const EXPANSION: u64 = 64;
+
+/// Bytes of values that can be bound to a statement.
+const VALUES_BYTES: usize = 16 << 20;
 
 /// A stream of which the descriptor was read.
 pub(crate) struct Input {
@@ -85,14 +91,25 @@ impl Input {
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 
-    /// Whether rows follow, or the stream is only the descriptor.
-    pub async fn batches(self) -> Result<Vec<arrow::array::RecordBatch>, Status> {
+    /// The values that are bound to a statement; none, if the stream is only the descriptor.
+    pub async fn values(self) -> Result<Vec<RecordBatch>, Status> {
         let mut messages = self.messages.peekable();
         if std::pin::Pin::new(&mut messages).peek().await.is_none() {
             return Ok(Vec::new());
         }
-        let rows = Self { descriptor: self.descriptor, messages: messages.boxed() }.rows().await?;
-        rows.try_collect().await.map_err(|error| crate::status::status_of(&error, |_| None, ""))
+        let mut rows = Self { descriptor: self.descriptor, messages: messages.boxed() }.rows().await?;
+        let (mut batches, mut bytes) = (Vec::new(), 0);
+        while let Some(batch) = rows.next().await {
+            let batch = batch.map_err(|error| status_of(&error, |_| None, ""))?;
+            bytes += batch.get_array_memory_size();
+            if bytes > VALUES_BYTES {
+                return Err(Status::resource_exhausted(format!(
+                    "statement: the values bound to it have more than {VALUES_BYTES} bytes; ingest them as a table"
+                )));
+            }
+            batches.push(batch);
+        }
+        Ok(batches)
     }
 }
 

@@ -73,6 +73,7 @@ pub(crate) struct CloseSessionResult {
 
 const NO_SUCH_OPTION: i32 = 1;
 const NO_SUCH_VALUE: i32 = 2;
+const NOT_SETTABLE: i32 = 3;
 
 /// What `catalog` and `schema` are called in DataFusion.
 const NAMES: [(&str, &str); 2] =
@@ -115,13 +116,13 @@ fn set_option(call: &Call, name: &str, value: SessionOptionValue) -> Result<(), 
         Some(OptionValue::Float(value)) => value.to_string(),
         Some(OptionValue::Texts(_)) | None => return Err(NO_SUCH_VALUE),
     };
-    check_option(long, &text).map_err(|_| NO_SUCH_VALUE)?;
     let ctx = &call.session.ctx;
     let state = ctx.state();
     let known = state.config_options().entries().iter().any(|entry| entry.key == long);
-    let names_nothing = match name {
-        "catalog" => state.catalog_list().catalog(&text).is_none(),
-        "schema" => {
+    let short = NAMES.iter().find(|(_, other)| *other == long).map(|(short, _)| *short);
+    let names_nothing = match short {
+        Some("catalog") => state.catalog_list().catalog(&text).is_none(),
+        Some("schema") => {
             let catalog = state.catalog_list().catalog(&state.config_options().catalog.default_catalog);
             catalog.is_none_or(|catalog| catalog.schema(&text).is_none())
         }
@@ -130,6 +131,7 @@ fn set_option(call: &Call, name: &str, value: SessionOptionValue) -> Result<(), 
     if !known {
         return Err(NO_SUCH_OPTION);
     }
+    check_option(long, &text).map_err(|_| NOT_SETTABLE)?;
     if names_nothing {
         return Err(NO_SUCH_VALUE);
     }

@@ -146,8 +146,8 @@ impl State {
     /// Computes a query to its end, for whoever fetches it later.
     async fn compute(self: Arc<Self>, query: Arc<Query>, spool: Arc<Spool>) {
         let work = async {
-            let _place = query.admit(&self.admission).await?;
-            let deadline = query.deadline(&self.limits);
+            let place = query.admit(&self.admission).await?;
+            let deadline = place.deadline(&self.limits);
             let filled = async {
                 let rows = query.computed().await?;
                 spool.fill(rows).await

@@ -8,24 +8,23 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
 };
-use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::common::{ParamValues, ScalarValue, plan_err};
+use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::bounds;
 use crate::queries::Query;
 use crate::service::{Call, State, schema_bytes};
 use crate::session::locked;
 use crate::statements::has_effect;
 use crate::wire::wire_schema;
 
-/// Rows that may be bound to a query; each is a query of its own.
-const BOUND_ROWS: usize = 1000;
-
-/// A statement that is planned once and run with different values.
+/// A statement that is run with different values. It is planned anew each time: the tables it names may be others by then.
 pub(crate) struct Prepared {
     sql: String,
-    plan: LogicalPlan,
+    schema: SchemaRef,
     bound: Mutex<Vec<RecordBatch>>,
 }
 
@@ -74,7 +73,8 @@ impl State {
         // A driver tells updates from queries by whether there are columns.
         let dataset = if has_effect(&plan) { Arc::new(Schema::empty()) } else { wire_schema(plan.schema().as_arrow()) };
         let parameters = parameter_schema(&plan).map_err(|error| self.status(&error, &sql))?;
-        let id = call.session.statements.insert(Prepared { sql, plan, bound: Mutex::default() })?;
+        let prepared = Prepared { sql, schema: Arc::clone(&dataset), bound: Mutex::default() };
+        let id = call.session.statements.insert(prepared)?;
         Ok(ActionCreatePreparedStatementResult {
             prepared_statement_handle: id.as_bytes().to_vec().into(),
             dataset_schema: schema_bytes(&dataset)?,
@@ -109,63 +109,58 @@ impl State {
     /// The result of a prepared query with the values bound to it. Of several rows of values, the results one after the other.
     pub async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
         let prepared = self.prepared(call, handle)?;
-        let plan = self.bound_plan(&prepared)?;
+        let plan = self.plan(call, &prepared.sql).await?;
+        let bound = locked(&prepared.bound).clone();
+        let plan = self.on_threads(async move { bound_plan(plan, &bound) }).await?;
+        let plan = plan.map_err(|error| self.status(&error, &prepared.sql))?;
+        bounds::check_plan(&plan)?;
         self.query(call, plan, &prepared.sql).await
     }
 
     /// The schema of a prepared query's result.
     pub fn prepared_schema(&self, call: &Call, handle: &[u8]) -> Result<SchemaRef, Status> {
-        Ok(wire_schema(self.prepared(call, handle)?.plan.schema().as_arrow()))
-    }
-
-    fn bound_plan(&self, prepared: &Prepared) -> Result<LogicalPlan, Status> {
-        let bound = locked(&prepared.bound).clone();
-        let rows = bound.iter().map(RecordBatch::num_rows).sum::<usize>();
-        if rows > BOUND_ROWS {
-            return Err(Status::invalid_argument(format!(
-                "{rows} rows are bound to a query, {BOUND_ROWS} are allowed"
-            )));
-        }
-        let failed = |error| self.status(&error, &prepared.sql);
-        let mut plans = Vec::with_capacity(rows.max(1));
-        for values in each_row(&bound) {
-            let values = values.map_err(failed)?;
-            plans.push(prepared.plan.clone().replace_params_with_values(&values).map_err(failed)?);
-        }
-        let mut plans = plans.into_iter();
-        let Some(first) = plans.next() else {
-            return match parameter_schema(&prepared.plan).map_err(failed)?.fields().len() {
-                0 => Ok(prepared.plan.clone()),
-                wanted => {
-                    Err(Status::invalid_argument(format!("the statement has {wanted} parameters, none is bound")))
-                }
-            };
-        };
-        plans
-            .try_fold(LogicalPlanBuilder::from(first), |all, next| all.union(next))
-            .and_then(LogicalPlanBuilder::build)
-            .map_err(failed)
+        Ok(Arc::clone(&self.prepared(call, handle)?.schema))
     }
 
     /// Executes a prepared update once for each row of values; without parameters, once.
     pub async fn update_prepared(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<i64, Status> {
         let prepared = self.prepared(call, handle)?;
         let failed = |error| self.status(&error, &prepared.sql);
+        let plan = self.plan(call, &prepared.sql).await?;
         let bound = if values.is_empty() { locked(&prepared.bound).clone() } else { values };
-        let wanted = parameter_schema(&prepared.plan).map_err(failed)?.fields().len();
+        let wanted = parameter_schema(&plan).map_err(failed)?.fields().len();
         if wanted == 0 {
-            return self.update(call, prepared.plan.clone(), &prepared.sql).await;
+            return self.update(call, plan, &prepared.sql).await;
         }
         if bound.is_empty() {
-            return Err(Status::invalid_argument(format!("the statement has {wanted} parameters, none is bound")));
+            return Err(self.status(&nothing_bound(wanted), ""));
         }
         let mut changed = 0;
         for values in each_row(&bound) {
-            let plan = prepared.plan.clone().replace_params_with_values(&values.map_err(failed)?).map_err(failed)?;
+            let plan = plan.clone().replace_params_with_values(&values.map_err(failed)?).map_err(failed)?;
             changed += self.update(call, plan, &prepared.sql).await?;
         }
         Ok(changed)
     }
+}
+
+fn nothing_bound(wanted: usize) -> DataFusionError {
+    DataFusionError::Plan(format!("the statement has {wanted} parameters, none is bound"))
+}
+
+/// A query with the values bound to its parameters: of several rows of values, the results one after the other.
+fn bound_plan(plan: LogicalPlan, bound: &[RecordBatch]) -> datafusion::error::Result<LogicalPlan> {
+    let rows = bound.iter().map(RecordBatch::num_rows).sum::<usize>();
+    if rows.saturating_mul(bounds::nodes(&plan)) > bounds::NODES {
+        return plan_err!("{rows} rows are bound to the query: bind fewer, or join with a table of values");
+    }
+    let wanted = parameter_schema(&plan)?.fields().len();
+    if rows == 0 {
+        return if wanted == 0 { Ok(plan) } else { Err(nothing_bound(wanted)) };
+    }
+    let mut plans = each_row(bound).map(|values| plan.clone().replace_params_with_values(&values?));
+    let Some(first) = plans.next() else { return Ok(plan) };
+    plans.try_fold(LogicalPlanBuilder::from(first?), |all, next| all.union(next?))?.build()
 }
 
 /// Refuses transactions, which there are none of.

@@ -12,6 +12,7 @@ use tonic::{Status, Streaming};
 use crate::ingest::{self, Mode, Target};
 use crate::input::Input;
 use crate::prepared::no_transaction;
+use crate::queries::cancelled;
 use crate::results::table;
 use crate::service::{Asked, Call, State};
 use crate::stream::too_late;
@@ -36,12 +37,12 @@ impl State {
             }
             Asked::Command(Command::CommandPreparedStatementQuery(command)) => {
                 let handle = command.prepared_statement_handle;
-                self.bind(call, &handle, input.batches().await?)?;
+                self.bind(call, &handle, input.values().await?)?;
                 let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
                 Ok(PutResult { app_metadata: result.encode_to_vec().into() })
             }
             Asked::Command(Command::CommandPreparedStatementUpdate(command)) => {
-                let values = input.batches().await?;
+                let values = input.values().await?;
                 self.update_prepared(call, &command.prepared_statement_handle, values).await.map(counted)
             }
             Asked::Command(other) => {
@@ -63,9 +64,10 @@ impl State {
             let rows = input.rows().await?;
             Ok::<_, Status>(ingest::ingest(&session.ctx, &session.tables, target, rows).await)
         });
-        let stored = match tokio::time::timeout(self.limits.query_timeout, work).await {
-            Ok(stored) => stored??.map_err(|error| self.status(&error, "")),
-            Err(_) => Err(too_late()),
+        let stored = tokio::select! {
+            stored = work => stored.flatten().and_then(|stored| stored.map_err(|error| self.status(&error, ""))),
+            () = tokio::time::sleep(self.limits.query_timeout) => Err(too_late()),
+            () = call.session.cancelled.cancelled() => Err(cancelled()),
         };
         call.session.queries.forget_fetched();
         tracing::info!(user = %call.caller.user, table = name, rows = stored.as_ref().ok(), "ingest");

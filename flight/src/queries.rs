@@ -42,7 +42,6 @@ pub(crate) struct Query {
     pub spool: OnceLock<Arc<Spool>>,
     fetched: Mutex<Vec<bool>>,
     used: Mutex<Instant>,
-    started: OnceLock<Instant>,
     running: Mutex<Weak<Permit>>,
 }
 
@@ -76,7 +75,6 @@ impl Query {
             spool: OnceLock::new(),
             fetched: Mutex::new(vec![false; partitions]),
             used: Mutex::new(Instant::now()),
-            started: OnceLock::new(),
             running: Mutex::new(Weak::new()),
         }
     }
@@ -143,11 +141,6 @@ impl Query {
     /// Whether any part of it is being computed or delivered.
     pub fn runs(&self) -> bool {
         locked(&self.running).strong_count() > 0
-    }
-
-    /// The moment from which it is too late.
-    pub fn deadline(&self, limits: &Limits) -> Instant {
-        *self.started.get_or_init(Instant::now) + limits.query_timeout
     }
 
     /// The permission to run, which all partitions of a query share.
@@ -270,8 +263,16 @@ pub(crate) struct Admission {
 
 /// The place of a running query, given back when it is dropped.
 pub(crate) struct Permit {
+    since: Instant,
     _counted: Counted,
     _place: OwnedSemaphorePermit,
+}
+
+impl Permit {
+    /// The moment from which it is too late.
+    pub fn deadline(&self, limits: &Limits) -> Instant {
+        self.since + limits.query_timeout
+    }
 }
 
 /// One of those that a gauge counts, until it is dropped.
@@ -303,7 +304,7 @@ impl Admission {
             Ok(place) => place,
             Err(_) => self.wait().await?,
         };
-        Ok(Permit { _counted: Counted::new(&self.metrics.queries_running), _place: place })
+        Ok(Permit { since: Instant::now(), _counted: Counted::new(&self.metrics.queries_running), _place: place })
     }
 
     async fn wait(&self) -> Result<OwnedSemaphorePermit, Status> {

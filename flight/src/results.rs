@@ -169,7 +169,7 @@ impl State {
             sql: query.sql.clone(),
             schema: Arc::clone(&query.schema),
             cancelled: query.cancelled.clone(),
-            deadline: query.deadline(&self.limits),
+            deadline: permit.deadline(&self.limits),
             _place: permit,
             metrics: Arc::clone(&self.metrics),
             classify: self.classify,

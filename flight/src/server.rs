@@ -252,7 +252,7 @@ fn with_limit_named<B>(mut response: http::Response<B>) -> http::Response<B> {
 impl State {
     fn cancel_everything(&self) {
         for session in self.sessions.all() {
-            session.queries.cancel_all();
+            session.cancel();
         }
         for (_, cancelled) in crate::session::locked(&self.jobs).values() {
             cancelled.cancel();

@@ -14,6 +14,7 @@ use datafusion::common::{Result, plan_err};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     pub tables: Arc<SessionSchema>,
     pub statements: Statements,
     pub queries: Queries,
+    /// Fires when the session ends, or the server.
+    pub cancelled: CancellationToken,
     used: Mutex<Instant>,
 }
 
@@ -62,6 +65,7 @@ impl Session {
             tables,
             statements: Statements::new(limit),
             queries: Queries::new(limit),
+            cancelled: CancellationToken::new(),
             used: Mutex::new(Instant::now()),
         })
     }
@@ -83,6 +87,12 @@ impl Session {
         }
         let state = SessionStateBuilder::new_from_existing(state).with_catalog_list(Arc::new(catalogs)).build();
         Ok(SessionContext::new_with_state(state))
+    }
+
+    /// Stops all that runs in it.
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+        self.queries.cancel_all();
     }
 
     fn touch(&self) {
@@ -169,7 +179,7 @@ impl Sessions {
         let key = (Arc::clone(&caller.user), Arc::clone(&caller.session));
         let session = locked(&self.open).remove(&key);
         if let Some(session) = &session {
-            session.queries.cancel_all();
+            session.cancel();
         }
         session.is_some()
     }

@@ -5,20 +5,23 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
+use datafusion::catalog::SchemaProvider;
+use datafusion::common::{TableReference, plan_err};
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement, TableType};
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use tonic::Status;
 
 use crate::bounds;
-use crate::queries::Query;
+use crate::queries::{Query, cancelled};
 use crate::service::{Call, State};
-use crate::session::Session;
-use crate::stream::too_late;
+use crate::session::{OWN_SCHEMA, Session};
+use crate::stream::{beginning, too_late};
 
 impl State {
     /// The logical plan of a statement that the caller may run.
@@ -59,9 +62,18 @@ impl State {
         match plan {
             LogicalPlan::Statement(Statement::SetVariable(set)) => check_option(&set.variable, &set.value),
             LogicalPlan::Statement(Statement::ResetVariable(reset)) => check_option(&reset.variable, ""),
+            LogicalPlan::Statement(Statement::TransactionStart(_) | Statement::TransactionEnd(_)) => {
+                Err(Status::unimplemented("there are no transactions on this server"))
+            }
+            LogicalPlan::Statement(_) => {
+                Err(Status::unimplemented("PREPARE and EXECUTE are those of Flight SQL here, not statements"))
+            }
             LogicalPlan::Ddl(
-                DdlStatement::CreateCatalog(_) | DdlStatement::CreateCatalogSchema(_) | DdlStatement::CreateFunction(_),
-            ) => Err(Status::unimplemented("catalogs, schemas and functions cannot be created on this server")),
+                DdlStatement::CreateCatalog(_)
+                | DdlStatement::CreateCatalogSchema(_)
+                | DdlStatement::CreateFunction(_)
+                | DdlStatement::DropFunction(_),
+            ) => Err(Status::unimplemented("catalogs, schemas and functions are those of this server")),
             _ => Ok(()),
         }
     }
@@ -96,36 +108,50 @@ impl State {
         let started = std::time::Instant::now();
         let session = Arc::clone(&call.session);
         let work = self.on_threads(run(session, plan));
-        let result = match tokio::time::timeout(self.limits.query_timeout, work).await {
-            Ok(result) => result?.map_err(|error| self.status(&error, sql)),
-            Err(_) => Err(too_late()),
+        let result = tokio::select! {
+            result = work => result.and_then(|result| result.map_err(|error| self.status(&error, sql))),
+            () = tokio::time::sleep(self.limits.query_timeout) => Err(too_late()),
+            () = call.session.cancelled.cancelled() => Err(cancelled()),
         };
         call.session.queries.forget_fetched();
         let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
         self.metrics.query(code, started.elapsed().as_secs_f64());
-        tracing::info!(user = %call.caller.user, code = ?code, sql = sql.get(..400).unwrap_or(sql), "statement");
+        tracing::info!(user = %call.caller.user, code = ?code, sql = beginning(sql), "statement");
         result
     }
 }
 
 /// Whether a statement does something besides giving rows.
 pub(crate) fn has_effect(plan: &LogicalPlan) -> bool {
-    matches!(plan, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_))
+    match plan {
+        LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_) => true,
+        // EXPLAIN ANALYZE executes what it explains.
+        LogicalPlan::Analyze(analyze) => has_effect(&analyze.input),
+        _ => false,
+    }
 }
 
-/// Options that would take more than a session's share, with the most that is allowed.
-const BOUNDED: [(&str, u64); 2] =
-    [("datafusion.execution.batch_size", 8192), ("datafusion.execution.target_partitions", 256)];
+/// The options that sessions set: their names' beginnings, and the most that is allowed. The others are the server's, for some of
+/// them keep one session from taking everything.
+const OPTIONS: [(&str, u64); 7] = [
+    ("datafusion.catalog.default_catalog", u64::MAX),
+    ("datafusion.catalog.default_schema", u64::MAX),
+    ("datafusion.execution.batch_size", 8192),
+    ("datafusion.execution.target_partitions", 256),
+    ("datafusion.execution.time_zone", u64::MAX),
+    ("datafusion.explain.", u64::MAX),
+    ("datafusion.format.", u64::MAX),
+];
 
 /// Refuses options that are the server's, not the session's, and values that would take too much.
 pub(crate) fn check_option(name: &str, value: &str) -> Result<(), Status> {
     let name = name.to_ascii_lowercase();
-    if name.starts_with("datafusion.runtime") {
-        return Err(Status::permission_denied(format!("'{name}' is set by this server's limits")));
-    }
-    let bound = BOUNDED.iter().find(|(bounded, _)| *bounded == name);
-    match (bound, value.trim().parse::<u64>()) {
-        (Some((_, most)), Ok(value)) if value > *most => {
+    let Some((_, most)) = OPTIONS.iter().find(|(option, _)| name.starts_with(option)) else {
+        let allowed = OPTIONS.map(|(option, _)| option.trim_end_matches('.')).join(", ");
+        return Err(Status::permission_denied(format!("'{name}' is set by this server; sessions set {allowed}")));
+    };
+    match value.trim().parse::<u64>() {
+        Ok(value) if value > *most => {
             Err(Status::permission_denied(format!("'{name}' may be at most {most} on this server, not {value}")))
         }
         _ => Ok(()),
@@ -138,12 +164,31 @@ async fn run(session: Arc<Session>, plan: LogicalPlan) -> Result<Vec<RecordBatch
             session.tables.create(&session.ctx, create).await?;
             Ok(Vec::new())
         }
-        plan => {
-            if let LogicalPlan::Copy(copy) = &plan {
-                check_output(&session.ctx, &copy.output_url).await?;
+        plan if has_effect(&plan) => {
+            match &plan {
+                LogicalPlan::Copy(copy) => check_output(&session.ctx, &copy.output_url).await?,
+                LogicalPlan::Ddl(DdlStatement::CreateView(view)) => check_view(&session, &view.name).await?,
+                _ => {}
             }
             session.ctx.execute_logical_plan(plan).await?.collect().await
         }
+        // Nobody asked for its rows.
+        plan => {
+            let mut rows = session.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+            while rows.try_next().await?.is_some() {}
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// A view replaces a view, never a table and its rows.
+async fn check_view(session: &Session, name: &TableReference) -> Result<(), DataFusionError> {
+    let own = name.schema().is_none_or(|schema| schema == OWN_SCHEMA);
+    match session.tables.table_type(name.table()).await? {
+        Some(kind) if own && kind != TableType::View => {
+            plan_err!("'{}' is a table: drop it first, or name the view otherwise", name.table())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,6 +8,9 @@ use tonic::{Code, Status};
 
 use crate::ingest::IngestError;
 
+/// Bytes of a message. Those that are not ASCII take three each in a header.
+const MESSAGE_BYTES: usize = 2 << 10;
+
 /// The code of an error that is not DataFusion's own; `None` if it is not known.
 pub type Classify = fn(&(dyn Error + 'static)) -> Option<Code>;
 
@@ -24,7 +27,13 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
         Code::ResourceExhausted => (code, format!("memory_mb: {message}")),
         _ => (code, message),
     };
-    Status::new(code, without_paths(&message, request))
+    let mut message = without_paths(&message, request);
+    // Statuses are headers, of which clients take 8 to 16 KiB.
+    if message.len() > MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES));
+        message.push('…');
+    }
+    Status::new(code, message)
 }
 
 /// A status that passed through a query as an error.

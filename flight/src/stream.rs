@@ -61,19 +61,28 @@ impl Run {
         let span = tracing::info_span!("query", id = %self.id);
         let work = async move {
             let started = Instant::now();
-            let (sent, code) = self.send(rows, &sender).await;
+            let (sent, result) = self.send(rows, &sender).await;
+            let code = match &result {
+                Ok(()) => Code::Ok,
+                Err(None) => Code::Cancelled,
+                Err(Some(status)) => status.code(),
+            };
             let seconds = started.elapsed().as_secs_f64();
             self.metrics.query(code, seconds);
             let Self { id, user, sql, .. } = &self;
-            let sql = sql.get(..400).unwrap_or(sql);
-            tracing::info!(query = %id, %user, rows = sent, seconds, code = ?code, sql, "query");
+            tracing::info!(query = %id, %user, rows = sent, seconds, code = ?code, sql = beginning(sql), "query");
+            // A client that takes nothing may never hear of it, and keeps no place meanwhile.
+            drop(self);
+            if let Err(Some(status)) = result {
+                let _ = sender.send(Err(status)).await;
+            }
         };
         let task = threads.spawn(work.instrument(span));
         Received { receiver, task: Some(task) }.boxed()
     }
 
-    /// Sends all messages; gives the rows sent and how it ended.
-    async fn send<F>(&self, rows: F, sender: &Sender) -> (u64, Code)
+    /// Sends all messages; gives the rows sent and how it ended: `None` if nobody takes them.
+    async fn send<F>(&self, rows: F, sender: &Sender) -> (u64, Result<(), Option<Status>>)
     where
         F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>>,
     {
@@ -85,17 +94,7 @@ impl Run {
             () = sender.closed() => Err(None),
             result = self.forward(rows, sender, Arc::clone(&sent)) => result,
         };
-        let code = match result {
-            Ok(()) => Code::Ok,
-            Err(None) => Code::Cancelled,
-            Err(Some(status)) => {
-                let code = status.code();
-                // Whoever is gone does not need to know.
-                let _ = sender.send(Err(status)).await;
-                code
-            }
-        };
-        (sent.load(Ordering::Relaxed), code)
+        (sent.load(Ordering::Relaxed), result)
     }
 
     /// Sends message by message; `None` as error if nobody takes them.
@@ -117,6 +116,11 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The beginning of a statement, for logs.
+pub(crate) fn beginning(sql: &str) -> &str {
+    &sql[..sql.floor_char_boundary(400)]
 }
 
 /// What a query ends with that took too long.

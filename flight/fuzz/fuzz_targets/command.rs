@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| arrow_quant_flight::fuzzing::command(bytes));
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| arrow_quant_flight::fuzzing::command(bytes));
