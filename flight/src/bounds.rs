@@ -153,13 +153,7 @@ impl Visitor for Relations {
 
 /// Refuses a plan that would be optimized for too long. It stops counting where there is too much.
 pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), Status> {
-    let (mut nodes, mut joins) = (0, 0);
-    let counted = plan.apply_with_subqueries(|node| {
-        nodes += 1;
-        joins += usize::from(matches!(node, LogicalPlan::Join(_)));
-        Ok(if nodes > NODES || joins > JOINS { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    });
-    counted.map_err(|error| Status::internal(format!("the plan cannot be counted: {}", error.strip_backtrace())))?;
+    let (nodes, joins) = count(plan);
     if joins > JOINS {
         return Err(Status::resource_exhausted(format!("statement: it has more than {JOINS} joins")));
     }
@@ -169,14 +163,16 @@ pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), Status> {
     Ok(())
 }
 
-/// The nodes of a plan, up to one more than are allowed.
-pub(crate) fn nodes(plan: &LogicalPlan) -> usize {
-    let mut nodes = 0;
-    let counted = plan.apply_with_subqueries(|_| {
+/// The nodes of a plan and the joins among them, each up to one more than are allowed.
+pub(crate) fn count(plan: &LogicalPlan) -> (usize, usize) {
+    let (mut nodes, mut joins) = (0, 0);
+    let counted = plan.apply_with_subqueries(|node| {
         nodes += 1;
-        Ok(if nodes > NODES { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        joins += usize::from(matches!(node, LogicalPlan::Join(_)));
+        Ok(if nodes > NODES || joins > JOINS { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });
-    if counted.is_err() { NODES + 1 } else { nodes }
+    // What cannot be walked to its end is as good as endless.
+    if counted.is_err() { (NODES + 1, joins) } else { (nodes, joins) }
 }
 
 #[cfg(test)]

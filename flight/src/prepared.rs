@@ -151,7 +151,7 @@ fn nothing_bound(wanted: usize) -> DataFusionError {
 /// A query with the values bound to its parameters: of several rows of values, the results one after the other.
 fn bound_plan(plan: LogicalPlan, bound: &[RecordBatch]) -> datafusion::error::Result<LogicalPlan> {
     let rows = bound.iter().map(RecordBatch::num_rows).sum::<usize>();
-    if rows.saturating_mul(bounds::nodes(&plan)) > bounds::NODES {
+    if rows.saturating_mul(bounds::count(&plan).0) > bounds::NODES {
         return plan_err!("{rows} rows are bound to the query: bind fewer, or join with a table of values");
     }
     let wanted = parameter_schema(&plan)?.fields().len();
