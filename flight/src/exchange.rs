@@ -19,6 +19,7 @@ use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use crate::input::Input;
+use crate::prepared::no_transaction;
 use crate::results::asked;
 use crate::service::{Asked, Call, State};
 use crate::session::locked;
@@ -38,7 +39,10 @@ impl State {
         let input = timeout_at(deadline.into(), Input::open(messages)).await.map_err(late)??;
         let sql = match asked(&input.descriptor)? {
             Asked::Sql(sql) => sql,
-            Asked::Command(Command::CommandStatementQuery(command)) => command.query,
+            Asked::Command(Command::CommandStatementQuery(command)) => {
+                no_transaction(command.transaction_id.as_ref())?;
+                command.query
+            }
             Asked::Command(_) => {
                 return Err(Status::invalid_argument("DoExchange takes a SELECT over the table 'input'"));
             }
@@ -57,7 +61,7 @@ impl State {
             return Err(Status::invalid_argument("DoExchange takes a query; to store rows, use DoPut"));
         }
         let state = ctx.state();
-        let plan = self.on_threads(async move { state.create_physical_plan(&plan).await }).await?.map_err(failed)?;
+        let plan = self.planned(async move { state.create_physical_plan(&plan).await }).await?.map_err(failed)?;
         let run = Run {
             id: Uuid::new_v4().to_string(),
             user: Arc::clone(&call.caller.user),

@@ -10,13 +10,15 @@ mod bounds;
 mod error;
 mod exchange;
 mod flights;
+mod functions;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gate;
+mod greeting;
 mod ingest;
 mod input;
 mod limits;
 pub mod logs;
-mod memory;
 mod metadata;
 mod metrics;
 mod options;

@@ -25,6 +25,7 @@ use futures::{StreamExt, stream};
 use tokio::sync::Notify;
 use tonic::Status;
 
+use crate::prepared::no_transaction;
 use crate::queries::{Query, cancelled};
 use crate::results::{asked, handle};
 use crate::service::{Asked, Call, State, packed};
@@ -108,7 +109,10 @@ impl State {
     pub async fn poll(self: &Arc<Self>, call: &Call, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
         let sql = match asked(&descriptor)? {
             Asked::Sql(sql) => sql,
-            Asked::Command(Command::CommandStatementQuery(command)) => command.query,
+            Asked::Command(Command::CommandStatementQuery(command)) => {
+                no_transaction(command.transaction_id.as_ref())?;
+                command.query
+            }
             Asked::Command(Command::CommandPreparedStatementQuery(command)) => {
                 let query = self.query_prepared(call, &command.prepared_statement_handle).await?;
                 return self.begin(call, query, descriptor).await;

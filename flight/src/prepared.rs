@@ -10,6 +10,7 @@ use arrow_flight::sql::{
 };
 use datafusion::common::{ParamValues, ScalarValue, plan_err};
 use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use tonic::Status;
 use uuid::Uuid;
@@ -25,7 +26,14 @@ use crate::wire::wire_schema;
 pub(crate) struct Prepared {
     sql: String,
     schema: SchemaRef,
-    bound: Mutex<Vec<RecordBatch>>,
+    bound: Mutex<Bound>,
+}
+
+/// Values, and the memory that is counted for them.
+#[derive(Default)]
+struct Bound {
+    values: Vec<RecordBatch>,
+    _memory: Option<MemoryReservation>,
 }
 
 /// The prepared statements of a session.
@@ -102,7 +110,11 @@ impl State {
 
     /// Binds values to the parameters of the next execution.
     pub fn bind(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<(), Status> {
-        *locked(&self.prepared(call, handle)?.bound) = values;
+        let prepared = self.prepared(call, handle)?;
+        let memory = MemoryConsumer::new("bound values").register(&call.session.ctx.runtime_env().memory_pool);
+        let taken = memory.try_grow(values.iter().map(RecordBatch::get_array_memory_size).sum());
+        taken.map_err(|error| self.status(&error, ""))?;
+        *locked(&prepared.bound) = Bound { values, _memory: Some(memory) };
         Ok(())
     }
 
@@ -110,8 +122,8 @@ impl State {
     pub async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
         let prepared = self.prepared(call, handle)?;
         let plan = self.plan(call, &prepared.sql).await?;
-        let bound = locked(&prepared.bound).clone();
-        let plan = self.on_threads(async move { bound_plan(plan, &bound) }).await?;
+        let bound = locked(&prepared.bound).values.clone();
+        let plan = self.planned(async move { bound_plan(plan, &bound) }).await?;
         let plan = plan.map_err(|error| self.status(&error, &prepared.sql))?;
         bounds::check_plan(&plan)?;
         self.query(call, plan, &prepared.sql).await
@@ -127,7 +139,7 @@ impl State {
         let prepared = self.prepared(call, handle)?;
         let failed = |error| self.status(&error, &prepared.sql);
         let plan = self.plan(call, &prepared.sql).await?;
-        let bound = if values.is_empty() { locked(&prepared.bound).clone() } else { values };
+        let bound = if values.is_empty() { locked(&prepared.bound).values.clone() } else { values };
         let wanted = parameter_schema(&plan).map_err(failed)?.fields().len();
         if wanted == 0 {
             return self.update(call, plan, &prepared.sql).await;

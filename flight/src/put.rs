@@ -19,7 +19,8 @@ use crate::stream::too_late;
 
 impl State {
     pub async fn put(&self, call: &Call, messages: Streaming<FlightData>) -> Result<PutResult, Status> {
-        let input = Input::open(messages).await?;
+        let opened = tokio::time::timeout(self.limits.query_timeout, Input::open(messages));
+        let input = opened.await.map_err(|_| too_late())??;
         if input.descriptor.r#type() == DescriptorType::Path {
             let target = Target::replacing(table(&input.descriptor.path)?);
             return self.store(call, target, input).await.map(counted);

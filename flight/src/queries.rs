@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::{Result, exec_err};
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -26,6 +27,11 @@ use crate::poll::Spool;
 use crate::session::locked;
 use crate::wire::wire_schema;
 
+/// What is counted for a plan: so much for each node, with its schema and properties, and for each byte of the statement, of which
+/// expressions are made.
+const NODE_BYTES: usize = 4 << 10;
+const TEXT_BYTES: usize = 64;
+
 /// A planned query: nothing of it runs until its first partition is fetched.
 pub(crate) struct Query {
     pub id: Uuid,
@@ -35,6 +41,8 @@ pub(crate) struct Query {
     pub schema: SchemaRef,
     pub cancelled: CancellationToken,
     plan: Arc<dyn ExecutionPlan>,
+    /// The memory of the plan, about.
+    _memory: MemoryReservation,
     /// What to plan again where a partition is fetched a second time: a physical plan runs once.
     again: Option<(SessionState, LogicalPlan)>,
     state: SessionState,
@@ -49,11 +57,11 @@ impl Query {
     /// A query of a session, planned.
     pub async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
         let plan = physical(&state, &logical).await?;
-        Ok(Self::new(state.clone(), plan, Some((state, logical)), sql))
+        Self::new(state.clone(), plan, Some((state, logical)), sql)
     }
 
     /// What an executed statement gave.
-    pub fn of_result(state: SessionState, plan: Arc<dyn ExecutionPlan>, sql: String) -> Self {
+    pub fn of_result(state: SessionState, plan: Arc<dyn ExecutionPlan>, sql: String) -> Result<Self> {
         Self::new(state, plan, None, sql)
     }
 
@@ -62,21 +70,24 @@ impl Query {
         plan: Arc<dyn ExecutionPlan>,
         again: Option<(SessionState, LogicalPlan)>,
         sql: String,
-    ) -> Self {
+    ) -> Result<Self> {
         let partitions = plan.output_partitioning().partition_count();
-        Self {
+        let memory = MemoryConsumer::new("results to be fetched").register(&state.runtime_env().memory_pool);
+        memory.try_grow(sql.len() * TEXT_BYTES + nodes(&plan) * NODE_BYTES)?;
+        Ok(Self {
             id: Uuid::new_v4(),
             sql,
             schema: wire_schema(&plan.schema()),
             cancelled: CancellationToken::new(),
             plan,
+            _memory: memory,
             again,
             state,
             spool: OnceLock::new(),
             fetched: Mutex::new(vec![false; partitions]),
             used: Mutex::new(Instant::now()),
             running: Mutex::new(Weak::new()),
-        }
+        })
     }
 
     /// How many partitions can be fetched.
@@ -179,6 +190,10 @@ fn feeds_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
         && (plan.is::<RepartitionExec>() || plan.children().into_iter().any(feeds_itself))
 }
 
+fn nodes(plan: &Arc<dyn ExecutionPlan>) -> usize {
+    1 + plan.children().into_iter().map(nodes).sum::<usize>()
+}
+
 fn gathered(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     match plan.output_ordering().cloned() {
         Some(ordering) => Arc::new(SortPreservingMergeExec::new(ordering, plan)),
@@ -258,6 +273,7 @@ pub(crate) struct Admission {
     limits: Limits,
     metrics: Arc<Metrics>,
     running: Arc<Semaphore>,
+    planning: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
 }
 
@@ -293,21 +309,32 @@ impl Drop for Counted {
 
 impl Admission {
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
-        let running = Arc::new(Semaphore::new(limits.concurrent_queries));
-        let waiting = Arc::new(Semaphore::new(limits.queued_queries));
-        Self { limits, metrics, running, waiting }
+        let places = |number| Arc::new(Semaphore::new(number));
+        let (running, planning) = (places(limits.concurrent_queries), places(limits.concurrent_queries));
+        let waiting = places(limits.queued_queries);
+        Self { limits, metrics, running, planning, waiting }
     }
 
-    /// A place, at once or after waiting for one.
+    /// A place to run, at once or after waiting for one.
     pub async fn enter(&self) -> Result<Permit, Status> {
-        let place = match Arc::clone(&self.running).try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => self.wait().await?,
-        };
+        let place = self.place(&self.running).await?;
         Ok(Permit { since: Instant::now(), _counted: Counted::new(&self.metrics.queries_running), _place: place })
     }
 
-    async fn wait(&self) -> Result<OwnedSemaphorePermit, Status> {
+    /// A place to plan. There are as many as to run, but they are others: results that clients are slow to take keep nobody from
+    /// planning.
+    pub async fn plan(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.place(&self.planning).await
+    }
+
+    async fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+        match Arc::clone(places).try_acquire_owned() {
+            Ok(place) => Ok(place),
+            Err(_) => self.wait(Arc::clone(places)).await,
+        }
+    }
+
+    async fn wait(&self, places: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
         let Limits { concurrent_queries, queued_queries, queue_timeout, .. } = self.limits;
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(Status::resource_exhausted(format!(
@@ -316,7 +343,7 @@ impl Admission {
         };
         // Who leaves while waiting no longer waits.
         let _counted = Counted::new(&self.metrics.queries_queued);
-        match tokio::time::timeout(queue_timeout, Arc::clone(&self.running).acquire_owned()).await {
+        match tokio::time::timeout(queue_timeout, places.acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(Status::unavailable("the server stops")),
             Err(_) => Err(Status::resource_exhausted(format!(

@@ -59,7 +59,10 @@ impl State {
     pub async fn schema(&self, call: &Call, descriptor: FlightDescriptor) -> Result<SchemaRef, Status> {
         let sql = match asked(&descriptor)? {
             Asked::Sql(sql) => sql,
-            Asked::Command(Command::CommandStatementQuery(command)) => command.query,
+            Asked::Command(Command::CommandStatementQuery(command)) => {
+                no_transaction(command.transaction_id.as_ref())?;
+                command.query
+            }
             Asked::Command(Command::CommandPreparedStatementQuery(command)) => {
                 return self.prepared_schema(call, &command.prepared_statement_handle);
             }
@@ -73,7 +76,7 @@ impl State {
             return Ok(Arc::new(Schema::empty()));
         }
         let state = call.session.ctx.state();
-        let physical = self.on_threads(async move { state.create_physical_plan(&plan).await }).await?;
+        let physical = self.planned(async move { state.create_physical_plan(&plan).await }).await?;
         Ok(wire_schema(&physical.map_err(|error| self.status(&error, &sql))?.schema()))
     }
 

@@ -13,6 +13,7 @@ use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::routing::get;
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
@@ -25,13 +26,15 @@ use tower::util::MapResponseLayer;
 use crate::actions::Action;
 use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
+use crate::gate::Gate;
+use crate::greeting::Greeted;
 use crate::input::limit_named;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::{memory, tables, tls};
+use crate::{functions, tables, tls};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -145,7 +148,7 @@ impl Server {
         let authenticator =
             Authenticator::new(config.credentials.clone(), config.read_only, client_certificates, &config.limits);
         let state = Arc::new(State {
-            sessions: Sessions::new(ctx, config.ingest_directory.clone(), config.limits.clone()),
+            sessions: Sessions::new(functions::bounded(&ctx), config.ingest_directory.clone(), config.limits.clone()),
             authenticator,
             admission: Admission::new(config.limits.clone(), Arc::clone(&metrics)),
             metrics,
@@ -185,9 +188,6 @@ impl Server {
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let flight = FlightServiceServer::new(Flight(Arc::clone(&state)))
-            .max_decoding_message_size(config.limits.message_bytes)
-            .max_encoding_message_size(usize::MAX);
         let mut builder = tonic::transport::Server::builder()
             .tcp_nodelay(true)
             .initial_stream_window_size(CALL_WINDOW)
@@ -202,7 +202,7 @@ impl Server {
             builder = builder.tls_config(tls)?;
         }
         let router = builder
-            .add_service(flight)
+            .add_service(Gate::new(Arc::clone(&state)))
             .add_service(health_service)
             .add_service(reflect().build_v1().map_err(reflection)?)
             .add_service(reflect().build_v1alpha().map_err(reflection)?);
@@ -229,6 +229,8 @@ impl Server {
             }))
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let greeted = stopping.clone();
+        let incoming = incoming.map_ok(move |stream| Greeted::new(stream, greeted.clone()));
         let served = router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
         let result = tokio::select! {
             result = served => result.map_err(ServeError::from),
@@ -295,19 +297,13 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
 }
 
-/// How often freed memory is given back.
-const GIVE_BACK: Duration = Duration::from_secs(10);
-
-/// Ends sessions and results that nobody used for longer than they live, and gives their memory back.
+/// Ends sessions and results that nobody used for longer than they live.
 async fn sweep(state: Arc<State>) {
     let shortest = state.limits.session_lifetime.min(state.limits.result_lifetime);
     let mut sweeps = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(30)));
-    let mut give_backs = tokio::time::interval(GIVE_BACK);
     loop {
-        tokio::select! {
-            _ = sweeps.tick() => state.sessions.sweep(),
-            _ = give_backs.tick() => drop(tokio::task::spawn_blocking(memory::give_back).await),
-        }
+        sweeps.tick().await;
+        state.sessions.sweep();
     }
 }
 

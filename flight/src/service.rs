@@ -19,9 +19,11 @@ use datafusion::error::DataFusionError;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
@@ -29,10 +31,10 @@ use crate::actions::Action;
 use crate::auth::{Authenticator, Caller};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::queries::Admission;
+use crate::queries::{Admission, cancelled};
 use crate::session::{Session, Sessions};
 use crate::status::{Classify, status_of};
-use crate::stream::Messages;
+use crate::stream::{Messages, too_late};
 
 /// The cookie that makes one connection's session its own.
 pub(crate) const COOKIE: &str = "arrow_flight_session_id";
@@ -76,24 +78,66 @@ impl State {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        AbortOnDropHandle::new(self.threads.spawn(work)).await.map_err(|error| {
-            tracing::error!(%error, "a query failed");
-            Status::internal("the query failed, see the server's log")
-        })
+        AbortOnDropHandle::new(self.threads.spawn(work)).await.map_err(|error| failed(&error))
     }
 
-    async fn caller(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Caller, Status> {
-        self.authenticator.caller(metadata, certificate(extensions).as_deref()).await
+    /// Plans something, on a thread that waits for nobody: planning cannot be interrupted between its steps, and others are answered
+    /// meanwhile. Its place is taken until it has really ended, even if nobody waits for it any more.
+    pub async fn planned<T, F>(&self, work: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let place = self.admission.plan().await?;
+        let (wanted, unwanted) = oneshot::channel::<()>();
+        let threads = self.threads.clone();
+        let planning = self.threads.spawn_blocking(move || {
+            let _place = place;
+            threads.block_on(async move {
+                tokio::select! {
+                    planned = work => Some(planned),
+                    _ = unwanted => None,
+                }
+            })
+        });
+        let planned = tokio::time::timeout(self.limits.query_timeout, planning).await;
+        drop(wanted);
+        match planned {
+            Err(_) => Err(too_late()),
+            Ok(Ok(Some(planned))) => Ok(planned),
+            Ok(Ok(None)) => Err(cancelled()),
+            Ok(Err(error)) => Err(failed(&error)),
+        }
     }
 
-    /// The caller and their session; refused once the server is being stopped.
-    async fn call(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Call, Status> {
-        let caller = self.caller(metadata, extensions).await?;
+    /// The caller that the gate let in, and their session; refused once the server is being stopped.
+    async fn call(&self, extensions: &Extensions) -> Result<Call, Status> {
+        let caller = caller(extensions)?;
         if self.draining.load(Ordering::Relaxed) {
             return Err(Status::unavailable("the server stops: nothing new is begun"));
         }
-        let session = self.sessions.of(&caller)?;
+        let session = self.sessions.of(&caller).await?;
         Ok(Call { caller, session })
+    }
+
+    /// Counts the requests that are refused, gives the answer of the others.
+    pub async fn counted_refusals<T>(
+        &self,
+        method: &'static str,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let result = work.await;
+        if let Err(status) = &result {
+            self.count(method, Some(status));
+        }
+        result
+    }
+
+    fn count(&self, method: &'static str, refused: Option<&Status>) {
+        self.metrics.request(method, refused.map_or(Code::Ok, Status::code));
+        if let Some(status) = refused {
+            tracing::debug!(method, code = ?status.code(), message = status.message(), "refused");
+        }
     }
 
     /// Counts a request and gives its answer. A panic is a status, not a broken connection.
@@ -106,17 +150,24 @@ impl State {
             tracing::error!(method, "a request panicked");
             Err(Status::internal("the request failed, see the server's log"))
         });
-        let code = result.as_ref().err().map_or(Code::Ok, Status::code);
-        self.metrics.request(method, code);
-        if let Err(status) = &result {
-            tracing::debug!(method, code = ?code, message = status.message(), "refused");
-        }
+        self.count(method, result.as_ref().err());
         result
     }
 }
 
+/// What is said of work that panicked.
+fn failed(error: &JoinError) -> Status {
+    tracing::error!(%error, "a query failed");
+    Status::internal("the query failed, see the server's log")
+}
+
+/// Who the gate found to call.
+fn caller(extensions: &Extensions) -> Result<Caller, Status> {
+    extensions.get().cloned().ok_or_else(|| Status::unauthenticated("nobody has said who calls"))
+}
+
 /// The peer's certificate, of a connection with mutual TLS.
-fn certificate(extensions: &Extensions) -> Option<Vec<u8>> {
+pub(crate) fn certificate(extensions: &http::Extensions) -> Option<Vec<u8>> {
     let tls = extensions.get::<tonic::transport::server::TlsConnectInfo<tonic::transport::server::TcpConnectInfo>>()?;
     Some(tls.peer_certs()?.first()?.to_vec())
 }
@@ -214,9 +265,9 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
-        let (metadata, extensions, criteria) = request.into_parts();
+        let (_, extensions, criteria) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             let flights = self.0.flights(&call, &criteria.expression).await?;
             Ok(with_cookie(&call, stream::iter(flights.into_iter().map(Ok)).boxed()))
         };
@@ -224,9 +275,9 @@ impl FlightService for Flight {
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        let (metadata, extensions, descriptor) = request.into_parts();
+        let (_, extensions, descriptor) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             let info = self.0.flight_info(&call, descriptor).await?;
             Ok(with_cookie(&call, info))
         };
@@ -234,9 +285,9 @@ impl FlightService for Flight {
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        let (metadata, extensions, descriptor) = request.into_parts();
+        let (_, extensions, descriptor) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             let info = self.0.poll(&call, descriptor).await?;
             Ok(with_cookie(&call, info))
         };
@@ -244,9 +295,9 @@ impl FlightService for Flight {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let (metadata, extensions, descriptor) = request.into_parts();
+        let (_, extensions, descriptor) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             let schema = self.0.schema(&call, descriptor).await?;
             Ok(with_cookie(&call, SchemaResult { schema: schema_bytes(&schema)? }))
         };
@@ -254,18 +305,18 @@ impl FlightService for Flight {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        let (metadata, extensions, ticket) = request.into_parts();
+        let (_, extensions, ticket) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             self.0.fetch(&call, &ticket.ticket).await.map(Response::new)
         };
         self.0.counted("DoGet", work).await
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        let (metadata, extensions, messages) = request.into_parts();
+        let (_, extensions, messages) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             self.0.put(&call, messages).await.map(|result| Response::new(once(result)))
         };
         self.0.counted("DoPut", work).await
@@ -275,22 +326,22 @@ impl FlightService for Flight {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        let (metadata, extensions, messages) = request.into_parts();
+        let (_, extensions, messages) = request.into_parts();
         let work = async {
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             Arc::clone(&self.0).exchange(call, messages).await.map(Response::new)
         };
         self.0.counted("DoExchange", work).await
     }
 
     async fn do_action(&self, request: Request<ActionRequest>) -> Result<Response<Self::DoActionStream>, Status> {
-        let (metadata, extensions, action) = request.into_parts();
+        let (_, extensions, action) = request.into_parts();
         let work = async {
-            let caller = self.0.caller(&metadata, &extensions).await?;
+            let caller = caller(&extensions)?;
             if action.r#type == "CloseSession" {
                 return Ok(Response::new(once(self.0.close_session(&caller))));
             }
-            let call = self.0.call(&metadata, &extensions).await?;
+            let call = self.0.call(&extensions).await?;
             let answers = self.0.act(&call, action).await?;
             Ok(with_cookie(&call, answers))
         };
@@ -298,9 +349,9 @@ impl FlightService for Flight {
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
-        let (metadata, extensions, _) = request.into_parts();
+        let (_, extensions, _) = request.into_parts();
         let work = async {
-            self.0.caller(&metadata, &extensions).await?;
+            caller(&extensions)?;
             Ok(Response::new(stream::iter(self.0.action_types().into_iter().map(Ok)).boxed()))
         };
         self.0.counted("ListActions", work).await

@@ -14,6 +14,7 @@ use datafusion::common::{Result, plan_err};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use crate::auth::{Caller, SessionKey};
 use crate::limits::Limits;
 use crate::prepared::Statements;
 use crate::queries::Queries;
-use crate::tables::{SessionSchema, UserTables};
+use crate::tables::{SessionSchema, UserTables, blocking};
 
 /// The schema of a session's own tables.
 pub(crate) const OWN_SCHEMA: &str = "public";
@@ -118,7 +119,7 @@ pub(crate) struct Sessions {
     ingest_directory: Option<PathBuf>,
     limits: Limits,
     open: Mutex<HashMap<(User, SessionKey), Arc<Session>>>,
-    stored: Mutex<HashMap<User, Arc<UserTables>>>,
+    stored: Mutex<HashMap<User, Arc<OnceCell<Arc<UserTables>>>>>,
 }
 
 impl Sessions {
@@ -132,12 +133,15 @@ impl Sessions {
     }
 
     /// The session of a caller, made if there is none.
-    pub fn of(&self, caller: &Caller) -> Result<Arc<Session>, Status> {
+    pub async fn of(&self, caller: &Caller) -> Result<Arc<Session>, Status> {
         if let Some(session) = self.existing(caller) {
             return Ok(session);
         }
-        let failed = |error| Status::internal(format!("a session cannot be made: {error}"));
-        let stored = self.stored(&caller.user).map_err(failed)?;
+        let failed = |error| {
+            tracing::error!(%error, user = %caller.user, "a session cannot be made");
+            Status::internal("a session cannot be made, see the server's log")
+        };
+        let stored = self.stored(&caller.user).await.map_err(failed)?;
         let mut open = locked(&self.open);
         if open.len() >= self.limits.sessions {
             return Err(Status::resource_exhausted(format!(
@@ -164,14 +168,14 @@ impl Sessions {
         Some(session)
     }
 
-    fn stored(&self, user: &Arc<str>) -> Result<Arc<UserTables>> {
-        let mut stored = locked(&self.stored);
-        if let Some(tables) = stored.get(user) {
-            return Ok(Arc::clone(tables));
-        }
-        let tables = Arc::new(UserTables::open(&self.base, self.ingest_directory.as_deref(), user)?);
-        stored.insert(Arc::clone(user), Arc::clone(&tables));
-        Ok(tables)
+    /// The tables that a user stored. Whoever comes first has them looked for; the others of this user wait for that.
+    async fn stored(&self, user: &User) -> Result<Arc<UserTables>> {
+        let known = Arc::clone(locked(&self.stored).entry(Arc::clone(user)).or_default());
+        let tables = known.get_or_try_init(|| {
+            let (base, directory, user) = (self.base.clone(), self.ingest_directory.clone(), Arc::clone(user));
+            blocking(move || UserTables::open(&base, directory.as_deref(), &user).map(Arc::new))
+        });
+        tables.await.cloned()
     }
 
     /// Ends a session: its queries are cancelled, its tables and statements are gone. False if there is none.

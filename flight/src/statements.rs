@@ -40,7 +40,7 @@ impl State {
         }
         bounds::check_text(sql)?;
         let text = sql.to_string();
-        let plan = self.on_threads(async move {
+        let plan = self.planned(async move {
             let state = ctx.state();
             let statement = state.sql_to_statement(&text, &state.config_options().sql_parser.dialect)?;
             bounds::check_statement(&statement).map_err(|status| DataFusionError::External(Box::new(status)))?;
@@ -86,13 +86,12 @@ impl State {
             let schema =
                 batches.first().map_or_else(|| Arc::new(arrow::datatypes::Schema::empty()), RecordBatch::schema);
             let rows = MemorySourceConfig::try_new_exec(&[batches], schema, None);
-            Query::of_result(state, rows.map_err(|error| self.status(&error, sql))?, sql.to_string())
+            rows.and_then(|rows| Query::of_result(state, rows, sql.to_string()))
         } else {
             let (state, text) = (call.session.ctx.state(), sql.to_string());
-            let query = self.on_threads(Query::plan(state, plan, text)).await?;
-            query.map_err(|error| self.status(&error, sql))?
+            self.planned(Query::plan(state, plan, text)).await?
         };
-        call.session.queries.insert(query)
+        call.session.queries.insert(query.map_err(|error| self.status(&error, sql))?)
     }
 
     /// Runs a statement to its end; gives the number of rows it changed.

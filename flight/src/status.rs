@@ -85,7 +85,11 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
             (code, inner.to_string())
         }
         DataFusionError::IoError(inner) => foreign(inner, classify),
-        DataFusionError::ParquetError(inner) => foreign(inner.as_ref(), classify),
+        DataFusionError::ParquetError(inner) => match foreign(inner.as_ref(), classify) {
+            // The file is to blame, whoever wrote it.
+            (Code::Internal, message) => (Code::InvalidArgument, message),
+            known => known,
+        },
         other => (Code::Internal, other.strip_backtrace()),
     }
 }
@@ -122,7 +126,11 @@ fn without_paths(message: &str, request: &str) -> String {
     while let Some(at) = rest.find('/') {
         let (before, path) = rest.split_at(at);
         shown.push_str(before);
-        let end = path.find(|c: char| c.is_whitespace() || "'\"`:,;()[]{}<>|".contains(c)).unwrap_or(path.len());
+        // One in quotes may have spaces.
+        let quote = before.chars().next_back().filter(|c| "'\"`".contains(*c));
+        let quoted = quote.and_then(|quote| path.find(quote));
+        let end = quoted.or_else(|| path.find(|c: char| c.is_whitespace() || "'\"`:,;()[]{}<>|".contains(c)));
+        let end = end.unwrap_or(path.len());
         let (path, after) = path.split_at(end);
         // A path begins a word: what stands in the middle of one is a quotient or a relative path.
         let begins = !before.ends_with(|c: char| c.is_alphanumeric() || "._-/*".contains(c));
@@ -167,5 +175,7 @@ mod tests {
         assert_eq!(shown("no model at /home/me/model"), "no model at /home/me/model");
         assert_eq!(shown("1/2 of a/b, and / too"), "1/2 of a/b, and / too");
         assert_eq!(shown("file:///srv/models/x"), "file:x");
+        assert_eq!(shown("'/srv/my models/a b.parquet': gone"), "'a b.parquet': gone");
+        assert_eq!(shown("it's at /srv/models/x, isn't it"), "it's at x, isn't it");
     }
 }

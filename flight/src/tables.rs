@@ -28,6 +28,7 @@ use crate::ingest::{Columns, IngestError, Mode};
 use crate::session::{OWN_SCHEMA, locked};
 use memory::{MemoryTable, Rows};
 
+pub(crate) use staged::blocking;
 pub(crate) use stored::{UserTables, clear_staging};
 
 /// Bytes of a table's name.

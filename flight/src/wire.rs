@@ -95,6 +95,13 @@ fn wire_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, Ar
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
 }
 
+/// The bytes of each value, about.
+pub(crate) fn value_bytes(array: &ArrayRef) -> Vec<usize> {
+    let mut sizes = vec![0; array.len()];
+    add_sizes(array, &mut sizes);
+    sizes
+}
+
 /// Adds the bytes of each value on the wire, about.
 fn add_sizes(array: &ArrayRef, sizes: &mut [usize]) {
     match array.data_type() {

@@ -1,11 +1,19 @@
 """Ways in which a server was once wrong."""
 
+import hashlib
+
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 
 from conftest import STREAMING, eventually
-from wire import by_command, refusal, statement
+from wire import action, by_command, by_path, flight_data, ipc_messages, packed, refusal, statement
+
+
+def most_resident(one):
+    """The most memory a server had so far, in MB."""
+    with open(f"/proc/{one.process.pid}/status") as status:
+        return int(status.read().split("VmHWM:")[1].split()[0]) / 1000
 
 
 def test_a_client_that_takes_nothing_keeps_no_place(server):
@@ -25,8 +33,7 @@ def test_an_update_that_is_a_query_holds_no_rows(server):
         statement_ = cursor.adbc_statement
         statement_.set_sql_query("SELECT repeat('x', 100000) FROM generate_series(1, 3000)")
         assert statement_.execute_update() == -1
-    rss = int(open(f"/proc/{one.process.pid}/status").read().split("VmHWM:")[1].split()[0])
-    assert rss < 250_000, "300 MB of rows were not held"
+    assert most_resident(one) < 250, "300 MB of rows were not held"
 
 
 def test_a_prepared_statement_means_the_table_there_is_now(writable):
@@ -105,3 +112,97 @@ def test_the_end_of_the_server_is_told_to_exchanges(server):
     with pytest.raises(flight.FlightCancelledError):
         reader.read_chunk()
     eventually(lambda: one.process.poll() == 0, "the end")
+
+
+@pytest.fixture
+def strict(server, tmp_path):
+    """A server that knows one token, and the metadata that presents it."""
+    file = tmp_path / "credentials.yaml"
+    token = "a-token-of-a-test"
+    file.write_text(f"tokens: [{{user: ci, write: true, sha256: {hashlib.sha256(token.encode()).hexdigest()}}}]")
+    return server("--read-write", "--credentials", file), [("authorization", f"Bearer {token}")]
+
+
+def test_strangers_are_refused_before_they_send(strict):
+    one, known = strict
+    large = b"x" * (64 << 20)
+    for method in ("GetFlightInfo", "GetSchema", "PollFlightInfo"):
+        assert refusal(one.raw().unary, method, by_command(large))[0] == "UNAUTHENTICATED"
+    for method, request in (("DoGet", by_command(large)), ("DoAction", action("x", large)), ("ListFlights", large)):
+        assert refusal(one.raw().streamed, method, request)[0] == "UNAUTHENTICATED"
+    (schema, _), *_ = ipc_messages(pa.table({"x": [1]}))
+    for method in ("DoPut", "DoExchange"):
+        messages = [flight_data(by_path("t"), schema, large)]
+        assert refusal(lambda: one.raw().exchanged(method, messages))[0] == "UNAUTHENTICATED"
+    assert most_resident(one) < 150
+    assert list(one.raw(metadata=known).query("SELECT 1"))
+
+
+def test_calls_without_batches_are_small(strict):
+    one, known = strict
+    calls = one.raw(metadata=known)
+    code, details = refusal(calls.unary, "GetFlightInfo", by_command(b" " * (8 << 20)))
+    assert code == "RESOURCE_EXHAUSTED" and "message_bytes" in details
+    code, details = refusal(lambda: one.raw().exchanged("Handshake", [b"x" * (1 << 20)]))
+    assert code == "RESOURCE_EXHAUSTED" and "message_bytes" in details
+    assert most_resident(one) < 150
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "length(lpad('a', 2000000000))",
+        "length(repeat('abcdefghij', 200000000))",
+        "cardinality(range(0, 400000000))",
+        "cardinality(range(0, 9000000000000000000))",
+        "cardinality(generate_series(TIMESTAMP '1970-01-01', TIMESTAMP '2020-01-01', INTERVAL '1 nanosecond'))",
+        "cardinality(array_repeat(1, 400000000))",
+        "length(replace(repeat('a', 1000000), 'a', repeat('b', 1000000)))",
+        "length(regexp_replace(repeat('a', 1000000), 'a', repeat('b', 1000000), 'g'))",
+        "length(concat_ws(repeat(',', 200000000)" + ", 'a'" * 20 + "))",
+        "length(array_to_string(range(0, 1000000), repeat(',', 1000000)))",
+    ],
+)
+def test_functions_that_make_much_of_little(server, expression):
+    one = server("--limit", "memory_mb=1000")
+    calls = one.raw()
+    code, details = refusal(calls.query, f"SELECT {expression}")
+    assert code == "RESOURCE_EXHAUSTED" and "memory_mb" in details
+    assert list(calls.query(f"EXPLAIN SELECT {expression}")), "planning computes none of it"
+    assert most_resident(one) < 600
+
+
+def test_a_row_of_a_gibibyte(server):
+    one = server("--limit", "memory_mb=4000")
+    table = one.client().do_get(flight.Ticket("SELECT repeat('x', 1073741824) AS t")).read_all()
+    assert pa.compute.binary_length(table["t"]).to_pylist() == [1 << 30]
+    # Arrow's text grows by doubling; a message is the text once more.
+    assert most_resident(one) < 4500
+
+
+def test_transactions_are_refused_everywhere(reading):
+    calls = reading.raw()
+    command = by_command(packed("CommandStatementQuery", (1, "SELECT 1"), (2, b"a transaction")))
+    for method in ("GetFlightInfo", "GetSchema", "PollFlightInfo"):
+        assert refusal(calls.unary, method, command)[0] == "UNIMPLEMENTED"
+    (schema, body), *_ = ipc_messages(pa.table({"x": [1]}))
+    exchange = [flight_data(command, schema, body)]
+    assert refusal(lambda: calls.exchanged("DoExchange", exchange))[0] == "UNIMPLEMENTED"
+
+
+def test_a_file_that_is_no_parquet(writable, allowed):
+    (allowed / "broken.parquet").write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    calls = writable.raw()
+    code, details = refusal(
+        calls.query, f"CREATE EXTERNAL TABLE broken STORED AS PARQUET LOCATION '{allowed / 'broken.parquet'}'"
+    )
+    assert code == "INVALID_ARGUMENT", details
+
+
+def test_kept_results_count(server):
+    one = server("--limit", "memory_mb=4")
+    calls = one.raw()
+    sql = "SELECT " + ", ".join(f"{i} AS c{i}" for i in range(1000))
+    with pytest.raises(Exception, match="memory_mb"):
+        for _ in range(10):
+            calls.tickets(sql)

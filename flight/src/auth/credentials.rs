@@ -106,7 +106,7 @@ impl Credentials {
         let mut sums = HashMap::new();
         let mut tokens = Vec::with_capacity(file.tokens.len());
         for (at, entry) in file.tokens.into_iter().enumerate() {
-            let token = parse_token(entry).map_err(|reason| format!("tokens[{at}]: {reason}"))?;
+            let token = parse_token(entry).map_err(|reason| format!("tokens[{at}]{reason}"))?;
             if let Some(first) = sums.insert(token.sum, at) {
                 return Err(format!("tokens[{at}]: `sha256` is that of tokens[{first}] already"));
             }
@@ -125,17 +125,18 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// A token, or else what follows its place in a message.
 fn parse_token(entry: TokenEntry) -> Result<Token, String> {
-    let user = valid_name(&entry.user).map_err(|reason| format!("`user` {reason}"))?;
+    let user = valid_name(&entry.user).map_err(|reason| format!(": `user` {reason}"))?;
     let sum = parse_sum(&entry.sha256).ok_or_else(|| {
         format!(
-            "('{user}'): `sha256` is not 64 hexadecimal digits: put the SHA-256 that `arrow-quant serve new-token` \
+            " ('{user}'): `sha256` is not 64 hexadecimal digits: put the SHA-256 that `arrow-quant serve new-token` \
              prints here, never the token itself"
         )
     })?;
     let expires = entry.expires.map(|text| {
         DateTime::parse_from_rfc3339(&text).map(|at| at.to_utc()).map_err(|error| {
-            format!("('{user}'): `expires` is not a time like 2027-01-31T00:00:00Z (RFC 3339): {error}")
+            format!(" ('{user}'): `expires` is not a time like 2027-01-31T00:00:00Z (RFC 3339): {error}")
         })
     });
     Ok(Token { user: Arc::clone(&user), sum, expires: expires.transpose()?, write: entry.write })

@@ -118,7 +118,7 @@ fn files_that_are_refused() {
         (format!("{}  write: s3cret", user("ada", &good)), "another value, expected a boolean"),
         (format!("{}  admin: true", user("ada", &good)), "unknown field `admin`"),
         ("users:\n- name: ada".to_string(), "missing field `password`"),
-        (token("sha256: s3cret"), "tokens[0]: ('ci'): `sha256` is not 64 hexadecimal digits"),
+        (token("sha256: s3cret"), "tokens[0] ('ci'): `sha256` is not 64 hexadecimal digits"),
         (token(&format!("sha256: {}", "g".repeat(64))), "is not 64 hexadecimal digits"),
         (token(&format!("sha256: {sum}\n  expires: tomorrow")), "`expires` is not a time like 2027-01-31T00:00:00Z"),
         (token(&format!("sha256: {sum}\n  expires: 2027-02-30T00:00:00Z")), "`expires` is not a time"),

@@ -160,7 +160,7 @@ pub(super) fn read_schema(path: &Path) -> Result<SchemaRef> {
 }
 
 /// Work of the disk, on a thread that may wait for it. It goes on if nobody waits for its result.
-pub(super) async fn blocking<T, F>(work: F) -> Result<T>
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T> + Send + 'static,

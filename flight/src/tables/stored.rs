@@ -69,10 +69,8 @@ pub(crate) struct UserTables {
 struct Place {
     /// Of the user.
     directory: PathBuf,
-    /// The directory's name.
-    user: String,
     staging: PathBuf,
-    /// The store of this user's queries. Its name is a secret, so that no other location leads to it.
+    /// The store of the directory, for this user's queries. Its name is a secret, so that no other location leads to it.
     store: ObjectStoreUrl,
 }
 
@@ -84,12 +82,12 @@ impl UserTables {
     pub fn open(base: &SessionContext, directory: Option<&Path>, user: &str) -> Result<Self> {
         let (mut place, mut tables) = (None, BTreeMap::new());
         if let Some(root) = directory {
-            fs::create_dir_all(root)?;
+            let directory = root.join(encoded(user));
+            fs::create_dir_all(&directory)?;
             let store = ObjectStoreUrl::parse(format!("ingest://{}", Uuid::new_v4().simple()))?;
-            let files = LocalFileSystem::new_with_prefix(root)?;
+            let files = LocalFileSystem::new_with_prefix(&directory)?;
             base.runtime_env().register_object_store(store.as_ref(), Arc::new(files));
-            let user = encoded(user);
-            let found = Place { directory: root.join(&user), user, staging: root.join(STAGING), store };
+            let found = Place { directory, staging: root.join(STAGING), store };
             tables = found.tables()?;
             place = Some(found);
         }
@@ -211,12 +209,8 @@ impl UserTables {
 impl Place {
     /// The tables in the user's directory.
     fn tables(&self) -> Result<BTreeMap<String, Arc<Stored>>> {
-        let entries = match fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-            entries => entries?,
-        };
         let mut tables = BTreeMap::new();
-        for entry in entries {
+        for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()).and_then(decoded) else { continue };
             match self.read(&name, &path) {
@@ -247,7 +241,7 @@ impl Place {
 
     fn part(&self, table: &str, file: &PartFile) -> Result<Part> {
         let table = encoded(table);
-        let location = ObjectPath::parse(format!("{}/{table}/{}", self.user, file.name))
+        let location = ObjectPath::parse(format!("{table}/{}", file.name))
             .map_err(|error| plan_datafusion_err!("the table cannot be stored: {error}"))?;
         Ok(Part {
             path: self.directory.join(table).join(&file.name),

@@ -31,6 +31,19 @@ use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 
+/// A server of many clients frees memory on other threads than took it, in pieces of all sizes: this allocator gives it back, where
+/// glibc's kept hundreds of megabytes after two minutes of two hundred clients.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The allocator's settings: what was freed a second ago goes back to the system, by a thread of the allocator's own.
+#[cfg(not(target_env = "msvc"))]
+// SAFETY: the allocator declares this symbol as a pointer to text that ends in a zero byte, which a reference to such an array is,
+// and reads it; nothing else in the program has its name.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static MALLOC_CONF: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
 /// The variable that bounds the cores where `--threads` does not.
 const THREADS_VARIABLE: &str = "ARROW_QUANT_NUM_THREADS";
 
