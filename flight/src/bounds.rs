@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::Result as PlanResult;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::parser::{CopyToSource, CopyToStatement, Statement};
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, Query, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -173,6 +174,26 @@ pub(crate) fn count(plan: &LogicalPlan) -> (usize, usize) {
     });
     // What cannot be walked to its end is as good as endless.
     if counted.is_err() { (NODES + 1, joins) } else { (nodes, joins) }
+}
+
+/// What is counted for each node of a plan, with its schema and properties, and for each expression without its value.
+const NODE_BYTES: usize = 4 << 10;
+const EXPRESSION_BYTES: usize = 512;
+
+/// The bytes that a plan takes, about, with the constants in it.
+pub(crate) fn bytes(plan: &LogicalPlan) -> PlanResult<usize> {
+    let mut bytes = 0_usize;
+    plan.apply_with_subqueries(|node| {
+        bytes = bytes.saturating_add(NODE_BYTES);
+        node.apply_expressions(|expression| {
+            expression.apply(|part| {
+                let value = if let Expr::Literal(value, _) = part { value.size() } else { 0 };
+                bytes = bytes.saturating_add(EXPRESSION_BYTES).saturating_add(value);
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -201,9 +201,8 @@ fn over(a: &[u64], b: &[u64], bytes: impl Fn(u64, u64) -> u64) -> u64 {
 }
 
 fn sum(args: &Arguments) -> Result<u64> {
-    (0..args.values.len()).try_fold(0_u64, |sum, argument| {
-        Ok(args.bytes(argument)?.into_iter().fold(sum, u64::saturating_add))
-    })
+    (0..args.values.len())
+        .try_fold(0_u64, |sum, argument| Ok(args.bytes(argument)?.into_iter().fold(sum, u64::saturating_add)))
 }
 
 fn joined(args: &Arguments) -> Result<u64> {

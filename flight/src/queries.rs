@@ -21,16 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::bounds;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::poll::Spool;
 use crate::session::locked;
 use crate::wire::wire_schema;
-
-/// What is counted for a plan: so much for each node, with its schema and properties, and for each byte of the statement, of which
-/// expressions are made.
-const NODE_BYTES: usize = 4 << 10;
-const TEXT_BYTES: usize = 64;
 
 /// A planned query: nothing of it runs until its first partition is fetched.
 pub(crate) struct Query {
@@ -56,24 +52,25 @@ pub(crate) struct Query {
 impl Query {
     /// A query of a session, planned.
     pub async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
-        let plan = physical(&state, &logical).await?;
-        Self::new(state.clone(), plan, Some((state, logical)), sql)
+        let (plan, bytes) = physical(&state, &logical).await?;
+        Self::new(state.clone(), plan, bytes, Some((state, logical)), sql)
     }
 
     /// What an executed statement gave.
     pub fn of_result(state: SessionState, plan: Arc<dyn ExecutionPlan>, sql: String) -> Result<Self> {
-        Self::new(state, plan, None, sql)
+        Self::new(state, plan, 0, None, sql)
     }
 
     fn new(
         state: SessionState,
         plan: Arc<dyn ExecutionPlan>,
+        bytes: usize,
         again: Option<(SessionState, LogicalPlan)>,
         sql: String,
     ) -> Result<Self> {
         let partitions = plan.output_partitioning().partition_count();
         let memory = MemoryConsumer::new("results to be fetched").register(&state.runtime_env().memory_pool);
-        memory.try_grow(sql.len() * TEXT_BYTES + nodes(&plan) * NODE_BYTES)?;
+        memory.try_grow(bytes)?;
         Ok(Self {
             id: Uuid::new_v4(),
             sql,
@@ -132,7 +129,7 @@ impl Query {
             std::mem::replace(fetched, true)
         };
         let plan = match (&self.again, seen) {
-            (Some((state, logical)), true) => physical(state, logical).await?,
+            (Some((state, logical)), true) => physical(state, logical).await?.0,
             _ => Arc::clone(&self.plan),
         };
         if partition >= plan.output_partitioning().partition_count() {
@@ -178,9 +175,12 @@ pub(crate) fn cancelled() -> Status {
     Status::cancelled("the query was cancelled")
 }
 
-async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
-    let plan = state.create_physical_plan(logical).await?;
-    Ok(if feeds_itself(&plan) { gathered(plan) } else { plan })
+/// What computes a plan, and the bytes of it.
+async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<(Arc<dyn ExecutionPlan>, usize)> {
+    let optimized = state.optimize(logical)?;
+    let bytes = bounds::bytes(&optimized)?;
+    let plan = state.query_planner().create_physical_plan(&optimized, state).await?;
+    Ok((if feeds_itself(&plan) { gathered(plan) } else { plan }, bytes))
 }
 
 /// Whether partitions depend on each other's being read: whoever reads them one after the other would make the server hold
@@ -188,10 +188,6 @@ async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<Arc<dyn
 fn feeds_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.output_partitioning().partition_count() > 1
         && (plan.is::<RepartitionExec>() || plan.children().into_iter().any(feeds_itself))
-}
-
-fn nodes(plan: &Arc<dyn ExecutionPlan>) -> usize {
-    1 + plan.children().into_iter().map(nodes).sum::<usize>()
 }
 
 fn gathered(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
