@@ -8,7 +8,7 @@ statements, exchange streams, cancel and leave in the middle of results, and som
 checked. Anything but an answer or a refusal by a limit is a failure. Before, a short run of the same warms the server up; after
 both, sessions and results expire, and memory and handles must be what they were. Status 1 if something does not hold.
 
-Needs pyarrow, adbc-driver-flightsql and adbc-driver-manager.
+Needs pyarrow, grpcio, adbc-driver-flightsql and adbc-driver-manager.
 """
 
 import json
@@ -32,6 +32,10 @@ from adbc_driver_flightsql import DatabaseOptions, dbapi
 from common import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests/service"))
+
+import wire  # noqa: E402
+
 COMMAND = os.environ.get("ARROW_QUANT", str(ROOT / "target/release/arrow-quant"))
 MODEL = ROOT / "tests/data/digits-dit"
 
@@ -123,8 +127,7 @@ class Client:
         if self.random.random() < 0.5:
             reader.cancel()
         else:
-            data = info.serialize()
-            body = b"\x0a" + varint(len(data)) + data
+            body = wire.message((1, info.serialize()))
             list(self.client.do_action(flight.Action("CancelFlightInfo", body), self.options))
         try:
             while True:
@@ -156,15 +159,6 @@ class Client:
             except Exception as error:
                 outcome = refusal(error)
             told(operation.__name__, outcome, time.perf_counter() - start)
-
-
-def varint(number):
-    """A number as protobuf writes it."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
 
 
 def refusal(error):
