@@ -196,6 +196,20 @@ pub(crate) fn bytes(plan: &LogicalPlan) -> PlanResult<usize> {
     Ok(bytes)
 }
 
+/// How often a plan names parameters.
+pub(crate) fn placeholders(plan: &LogicalPlan) -> PlanResult<usize> {
+    let mut named = 0;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expression| {
+            expression.apply(|part| {
+                named += usize::from(matches!(part, Expr::Placeholder(_)));
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(named)
+}
+
 #[cfg(test)]
 mod tests {
     use datafusion::prelude::SessionContext;

@@ -1,6 +1,9 @@
 //! Functions whose results can be far larger than their arguments. Here they take memory from the pool before they run, so that
-//! `SELECT lpad('a', 2000000000)` is refused like a sort that is too large, and they run with the query, never while it is planned.
+//! `SELECT lpad('a', 2000000000)` is refused like a sort that is too large. While a statement is planned, what would be large is left
+//! to the query: planning has no memory of its own, and its rules compare and copy constants again and again.
 
+use std::cell::Cell;
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -10,12 +13,11 @@ use arrow::compute::kernels::length::length;
 use arrow::datatypes::{
     DataType, FieldRef, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
 };
-use datafusion::common::Result;
+use datafusion::common::{Result, exec_err};
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    Volatility,
 };
 use datafusion::prelude::SessionContext;
 
@@ -25,14 +27,22 @@ use crate::wire::value_bytes;
 type Estimate = fn(&Arguments) -> Result<u64>;
 
 /// The functions, by their first names.
-const FUNCTIONS: [(&str, Estimate); 15] = [
+const FUNCTIONS: [(&str, Estimate); 23] = [
     ("array_concat", sum),
+    ("array_distinct", set),
+    ("array_except", set),
+    ("array_intersect", set),
     ("array_repeat", repeated_elements),
+    ("array_replace", replaced_elements),
+    ("array_replace_all", replaced_elements),
+    ("array_replace_n", replaced_elements),
     ("array_resize", resized),
     ("array_to_string", joined_elements),
+    ("array_union", set),
     ("concat", sum),
     ("concat_ws", joined),
     ("generate_series", series),
+    ("levenshtein", compared),
     ("lpad", padded),
     ("make_array", sum),
     ("named_struct", sum),
@@ -43,8 +53,25 @@ const FUNCTIONS: [(&str, Estimate); 15] = [
     ("rpad", padded),
 ];
 
-/// Results that are not counted: asking the pool would take longer.
+/// Results that are not counted, and that are computed while a statement is planned: asking the pool would take longer.
 const UNCOUNTED: u64 = 1 << 20;
+
+thread_local! {
+    static PLANNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does work on this thread during which no large constants are computed.
+pub(crate) fn while_planning<T>(work: impl FnOnce() -> T) -> T {
+    struct Planning;
+    impl Drop for Planning {
+        fn drop(&mut self) {
+            PLANNING.set(false);
+        }
+    }
+    PLANNING.set(true);
+    let _planning = Planning;
+    work()
+}
 
 /// The same session, in which these functions are bounded by its memory.
 pub(crate) fn bounded(ctx: &SessionContext) -> SessionContext {
@@ -53,26 +80,27 @@ pub(crate) fn bounded(ctx: &SessionContext) -> SessionContext {
     for (name, estimate) in FUNCTIONS {
         // A session may have been given fewer functions.
         if let Ok(function) = ctx.udf(name) {
-            bounded.register_udf(ScalarUDF::new_from_impl(Bounded::new(function, estimate, Arc::clone(pool))));
+            bounded.register_udf(ScalarUDF::new_from_impl(Bounded {
+                inner: function,
+                estimate,
+                pool: Arc::clone(pool),
+            }));
         }
     }
     bounded
 }
 
 /// A function that takes its result's memory from a pool while it computes it.
-#[derive(Debug)]
 struct Bounded {
     inner: Arc<ScalarUDF>,
-    signature: Signature,
     estimate: Estimate,
     pool: Arc<dyn MemoryPool>,
 }
 
-impl Bounded {
-    fn new(inner: Arc<ScalarUDF>, estimate: Estimate, pool: Arc<dyn MemoryPool>) -> Self {
-        // Of constants, the optimizer computes all others while it plans.
-        let signature = Signature { volatility: Volatility::Volatile, ..inner.signature().clone() };
-        Self { inner, signature, estimate, pool }
+/// Errors show expressions, of which clients see the name.
+impl fmt::Debug for Bounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.inner.name())
     }
 }
 
@@ -101,7 +129,7 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn signature(&self) -> &Signature {
-        &self.signature
+        self.inner.signature()
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
@@ -130,10 +158,15 @@ impl ScalarUDFImpl for Bounded {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let bytes = (self.estimate)(&Arguments::of(&args))?;
-        let reservation = MemoryConsumer::new(self.name()).register(&self.pool);
-        if bytes > UNCOUNTED {
-            reservation.try_grow(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        if bytes <= UNCOUNTED {
+            return self.inner.invoke_with_args(args);
         }
+        if PLANNING.get() {
+            // The optimizer leaves alone what fails.
+            return exec_err!("'{}' is computed with the query", self.name());
+        }
+        let reservation = MemoryConsumer::new(self.name()).register(&self.pool);
+        reservation.try_grow(usize::try_from(bytes).unwrap_or(usize::MAX))?;
         self.inner.invoke_with_args(args)
     }
 }
@@ -180,12 +213,12 @@ impl<'a> Arguments<'a> {
         self.each(argument, |array| counts(array))
     }
 
-    /// The whole numbers of an argument, `otherwise` where there is none.
-    fn numbers(&self, argument: Option<usize>, to: &DataType, otherwise: i64) -> Result<Vec<i64>> {
+    /// The whole numbers of an argument, NULL among them; `otherwise` if there is no such argument.
+    fn numbers(&self, argument: Option<usize>, to: &DataType, otherwise: i64) -> Result<Vec<Option<i64>>> {
         let value = argument.and_then(|argument| self.values.get(argument));
-        let Some(value) = value else { return Ok(vec![otherwise; self.rows]) };
+        let Some(value) = value else { return Ok(vec![Some(otherwise); self.rows]) };
         let array = cast(&cast(&value.to_array(self.rows)?, to)?, &DataType::Int64)?;
-        Ok(array.as_primitive::<Int64Type>().iter().map(|number| number.unwrap_or(otherwise)).collect())
+        Ok(array.as_primitive::<Int64Type>().iter().collect())
     }
 }
 
@@ -236,18 +269,76 @@ fn repeated_elements(args: &Arguments) -> Result<u64> {
     Ok(over(&args.bytes(0)?, &args.counts(1)?, u64::saturating_mul))
 }
 
+/// The sets that elements are put into take much more than they do.
+fn set(args: &Arguments) -> Result<u64> {
+    Ok(sum(args)?.saturating_mul(12))
+}
+
+/// Every element may be one that is replaced.
+fn replaced_elements(args: &Arguments) -> Result<u64> {
+    let new = over(&args.lengths(0)?, &args.bytes(2)?, u64::saturating_mul);
+    Ok(args.bytes(0)?.into_iter().fold(new, u64::saturating_add))
+}
+
 fn resized(args: &Arguments) -> Result<u64> {
     const EMPTY: u64 = 16;
+    let sizes = args.numbers(Some(1), &DataType::Int64, 0)?;
+    if let Some(size) = sizes.iter().flatten().find(|size| **size < 0) {
+        return exec_err!("array_resize: the size is {size}, allowed: 0 and more");
+    }
     let new = over(&args.counts(1)?, &args.bytes(2)?, |count, fill| count.saturating_mul(EMPTY + fill));
     Ok(args.bytes(0)?.into_iter().fold(new, u64::saturating_add))
 }
 
 fn joined_elements(args: &Arguments) -> Result<u64> {
-    // Of a number, as a rule.
-    const TEXT: u64 = 32;
-    let between: Vec<_> = args.lengths(1)?.iter().zip(args.lengths(2)?).map(|(by, null)| by + null + TEXT).collect();
-    let new = over(&args.lengths(0)?, &between, u64::saturating_mul);
+    let between: Vec<_> = args.lengths(1)?.iter().zip(args.lengths(2)?).map(|(by, null)| by + null).collect();
+    let (count, width) = (
+        args.each(0, |lists| Ok(each_list(lists, elements)))?,
+        args.each(0, |lists| Ok(vec![width(lists.data_type()); lists.len()]))?,
+    );
+    let between: Vec<_> = between.iter().zip(width).map(|(between, width)| between + width).collect();
+    let new = over(&count, &between, u64::saturating_mul);
     Ok(args.bytes(0)?.into_iter().fold(new, u64::saturating_add))
+}
+
+/// A number for each list of an array.
+fn each_list(lists: &ArrayRef, number: impl Fn(&ArrayRef) -> u64) -> Vec<u64> {
+    match lists.data_type() {
+        DataType::List(_) => lists.as_list::<i32>().iter().map(|list| list.as_ref().map_or(0, &number)).collect(),
+        DataType::LargeList(_) => lists.as_list::<i64>().iter().map(|list| list.as_ref().map_or(0, &number)).collect(),
+        DataType::FixedSizeList(..) => {
+            lists.as_fixed_size_list().iter().map(|list| list.as_ref().map_or(0, &number)).collect()
+        }
+        _ => vec![0; lists.len()],
+    }
+}
+
+/// The elements of a list, those of lists within it one by one.
+fn elements(list: &ArrayRef) -> u64 {
+    if list.data_type().is_nested() { each_list(list, elements).into_iter().sum() } else { list.len() as u64 }
+}
+
+/// The characters of an element that is no text: floats are written with all their digits.
+fn width(data_type: &DataType) -> u64 {
+    match data_type {
+        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) => {
+            width(field.data_type())
+        }
+        DataType::Float64 => 330,
+        DataType::Decimal256(..) => 80,
+        DataType::Float16 | DataType::Float32 | DataType::Decimal128(..) => 50,
+        _ => 32,
+    }
+}
+
+/// Nothing large, but each character of one text is compared with each of the other.
+fn compared(args: &Arguments) -> Result<u64> {
+    const MOST: u64 = 4_000_000_000;
+    let steps = over(&args.lengths(0)?, &args.lengths(1)?, u64::saturating_mul);
+    if steps > MOST {
+        return exec_err!("levenshtein: of these texts it would take {steps} steps, {MOST} are allowed");
+    }
+    Ok(steps / 100)
 }
 
 /// Of whole numbers, days or nanoseconds, eight bytes each.
@@ -263,30 +354,47 @@ fn series(args: &Arguments) -> Result<u64> {
     // One argument is the end.
     let (start, stop) = if args.values.len() == 1 { (None, Some(0)) } else { (Some(0), Some(1)) };
     let (start, stop) = (args.numbers(start, &to, 0)?, args.numbers(stop, &to, 0)?);
-    let steps: Vec<i128> = match args.values.get(2) {
-        Some(step) if matches!(step.data_type(), DataType::Interval(_)) => {
-            let steps = cast(&step.to_array(args.rows)?, &DataType::Interval(IntervalUnit::MonthDayNano))?;
-            let steps = steps.as_primitive::<IntervalMonthDayNanoType>();
-            // The shortest month, and the shortest day where clocks change.
-            let nanoseconds = |IntervalMonthDayNano { months, days, nanoseconds }| {
-                let days = i128::from(months) * 28 + i128::from(days);
-                days * i128::from(day) * 23 / 24 + i128::from(nanoseconds)
-            };
-            steps.iter().map(|step| step.map_or(0, nanoseconds)).collect()
-        }
-        _ => args.numbers(Some(2), &DataType::Int64, 1)?.into_iter().map(i128::from).collect(),
-    };
-    let rows = start.iter().zip(&stop).zip(&steps).map(|((&start, &stop), &step)| {
+    let rows = start.iter().zip(&stop).zip(steps(args, day)?).map(|((&start, &stop), step)| {
+        // A series of which something is not known is none, and the function says what is wrong with a step of nothing.
+        let (Some(start), Some(stop), Some(step)) = (start, stop, step) else { return 1 };
         let way = (i128::from(stop) - i128::from(start)) * i128::from(unit);
-        // The function says what is wrong with a step of nothing.
         if step == 0 || (way < 0) != (step < 0) { 1 } else { way / step + 1 }
     });
     let elements = rows.fold(0_u64, |sum, rows| sum.saturating_add(u64::try_from(rows).unwrap_or(u64::MAX)));
     Ok(elements.saturating_mul(8))
 }
 
+/// The steps of series; of intervals, in nanoseconds.
+fn steps(args: &Arguments, day: i64) -> Result<Vec<Option<i128>>> {
+    let Some(step) = args.values.get(2).filter(|step| matches!(step.data_type(), DataType::Interval(_))) else {
+        let steps = args.numbers(Some(2), &DataType::Int64, 1)?;
+        return Ok(steps.into_iter().map(|step| step.map(i128::from)).collect());
+    };
+    let steps = cast(&step.to_array(args.rows)?, &DataType::Interval(IntervalUnit::MonthDayNano))?;
+    let steps = steps.as_primitive::<IntervalMonthDayNanoType>();
+    // A month more and some days less may be no step at all, and the series would never end.
+    if let Some(step) = steps.iter().flatten().find(goes_both_ways) {
+        let IntervalMonthDayNano { months, days, nanoseconds } = step;
+        return exec_err!(
+            "the step of a series goes both ways: {months} months, {days} days and {nanoseconds} nanoseconds; give them one sign"
+        );
+    }
+    // The shortest month, and the shortest day where clocks change.
+    let nanoseconds = |IntervalMonthDayNano { months, days, nanoseconds }| {
+        let days = i128::from(months) * 28 + i128::from(days);
+        days * i128::from(day) * 23 / 24 + i128::from(nanoseconds)
+    };
+    Ok(steps.iter().map(|step| step.map(nanoseconds)).collect())
+}
+
+fn goes_both_ways(step: &IntervalMonthDayNano) -> bool {
+    let signs = [i64::from(step.months), i64::from(step.days), step.nanoseconds].map(i64::signum);
+    signs.contains(&1) && signs.contains(&-1)
+}
+
 #[cfg(test)]
 mod tests {
+    use datafusion::error::DataFusionError;
     use datafusion::execution::memory_pool::GreedyMemoryPool;
     use datafusion::execution::runtime_env::RuntimeEnvBuilder;
     use datafusion::prelude::SessionConfig;
@@ -306,12 +414,16 @@ mod tests {
     }
 
     /// Expressions whose results have between 2 and 8 MB.
-    const LARGE: [&str; 18] = [
+    const LARGE: [&str; 22] = [
         "array_concat(range(0, 200000), range(0, 200000))",
         "array_repeat('abcd', 500000)",
         "list_repeat(range(0, 1000), 500)",
+        "array_replace_all(array_repeat('a', 2000), 'a', repeat('b', 2000))",
         "array_resize([1], 500000, 2)",
         "array_to_string(range(0, 100000), 'a separator of some length')",
+        "array_to_string([array_repeat('', 100000), array_repeat('', 100000)], 'a separator of some')",
+        "array_to_string(array_repeat(1e308, 10000), '')",
+        "array_union(range(0, 200000), range(200000, 400000))",
         "concat(repeat('a', 1500000), repeat('b', 1500000))",
         "concat_ws(repeat('-', 500000), 'a', 'b', 'c', 'd', 'e', 'f')",
         "range(500000)",
@@ -349,13 +461,36 @@ mod tests {
         assert!(size(&ctx, &sql(200)).await.is_err());
     }
 
-    #[tokio::test]
-    async fn nothing_is_computed_while_it_is_planned() {
+    #[test]
+    fn nothing_large_is_computed_while_it_is_planned() {
         let ctx = session(1 << 20);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let planned = |sql: &str| {
+            let plan = async || Ok::<_, DataFusionError>(ctx.sql(sql).await?.into_optimized_plan()?.to_string());
+            while_planning(|| runtime.block_on(plan())).expect(sql)
+        };
         for expression in LARGE.iter().chain(&["range(0, 9000000000000)", "lpad('a', 2147483647)"]) {
-            let frame = ctx.sql(&format!("SELECT {expression} AS x")).await.expect(expression);
-            frame.create_physical_plan().await.expect(expression);
+            planned(&format!("SELECT {expression} AS x"));
         }
+        assert!(planned("SELECT lpad('a', 100000000) AS x").contains("lpad("));
+        assert!(planned("SELECT concat('a', 'b') AS x").contains("Utf8(\"ab\")"), "what is small is a constant");
+    }
+
+    #[tokio::test]
+    async fn what_would_never_end_is_refused() {
+        let ctx = session(1 << 20);
+        for sql in [
+            "SELECT generate_series(DATE '2020-02-01', DATE '2020-01-15', INTERVAL '1 month -31 day')",
+            "SELECT range(TIMESTAMP '2021-02-01', TIMESTAMP '2021-03-01', INTERVAL '1 month -28 day')",
+            "SELECT levenshtein(lpad('a', 100000), lpad('b', 100000))",
+            "SELECT array_resize([1, 2], -1)",
+        ] {
+            let refused = size(&ctx, sql).await.expect_err(sql);
+            assert!(matches!(refused.find_root(), DataFusionError::Execution(_)), "{refused}");
+        }
+        let nothing =
+            "SELECT range(NULL, 9000000000), range(v, 9000000000) FROM (VALUES (CAST(NULL AS BIGINT))) AS t(v)";
+        assert!(size(&ctx, nothing).await.is_ok());
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! Connections whose client has not yet said a word: they are not kept for long, and the end of the server does not wait for them.
+//! Connections whose client has not yet said a word: they are not kept for long, and the end of the server does not wait for them. One
+//! that has agreed on encryption has said enough here.
 
 use std::future::Future;
 use std::io;

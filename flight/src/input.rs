@@ -116,7 +116,7 @@ impl Input {
 /// Tonic refuses messages that are too large as OUT_OF_RANGE.
 pub(crate) fn limit_named(status: Status) -> Status {
     match status.code() {
-        Code::OutOfRange => Status::resource_exhausted("message_bytes: the message is larger than this server takes"),
+        Code::OutOfRange => Status::resource_exhausted(format!("message_bytes: {}", status.message())),
         _ => status,
     }
 }

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
 };
-use datafusion::common::{ParamValues, ScalarValue, plan_err};
+use datafusion::common::{ParamValues, ScalarValue, plan_err, resources_err};
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
@@ -21,6 +21,9 @@ use crate::service::{Call, State, schema_bytes};
 use crate::session::locked;
 use crate::statements::has_effect;
 use crate::wire::wire_schema;
+
+/// Bytes of bound values in a plan, counted as often as it names them.
+const COPIED_BYTES: usize = 64 << 20;
 
 /// A statement that is run with different values. It is planned anew each time: the tables it names may be others by then.
 pub(crate) struct Prepared {
@@ -148,8 +151,11 @@ impl State {
             return Err(self.status(&nothing_bound(wanted), ""));
         }
         let mut changed = 0;
+        let named = bounds::placeholders(&plan).map_err(failed)?;
         for values in each_row(&bound) {
-            let plan = plan.clone().replace_params_with_values(&values.map_err(failed)?).map_err(failed)?;
+            let values = values.map_err(failed)?;
+            check_values(named, bytes(&values)).map_err(failed)?;
+            let plan = plan.clone().replace_params_with_values(&values).map_err(failed)?;
             changed += self.update(call, plan, &prepared.sql).await?;
         }
         Ok(changed)
@@ -170,9 +176,28 @@ fn bound_plan(plan: LogicalPlan, bound: &[RecordBatch]) -> datafusion::error::Re
     if rows == 0 {
         return if wanted == 0 { Ok(plan) } else { Err(nothing_bound(wanted)) };
     }
+    check_values(bounds::placeholders(&plan)?, bound.iter().map(RecordBatch::get_array_memory_size).sum())?;
     let mut plans = each_row(bound).map(|values| plan.clone().replace_params_with_values(&values?));
     let Some(first) = plans.next() else { return Ok(plan) };
     plans.try_fold(LogicalPlanBuilder::from(first?), |all, next| all.union(next?))?.build()
+}
+
+/// Refuses values that the statement names so often that they would become too much: each name is a copy.
+fn check_values(named: usize, bytes: usize) -> datafusion::error::Result<()> {
+    let all = named.saturating_mul(bytes);
+    if all > COPIED_BYTES {
+        return resources_err!(
+            "the values bound to the statement have {bytes} bytes and are named {named} times, {COPIED_BYTES} bytes are allowed in all"
+        );
+    }
+    Ok(())
+}
+
+fn bytes(values: &ParamValues) -> usize {
+    match values {
+        ParamValues::List(values) => values.iter().map(|value| value.value().size()).sum(),
+        ParamValues::Map(values) => values.values().map(|value| value.value().size()).sum(),
+    }
 }
 
 /// Refuses transactions, which there are none of.

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::{Result, exec_err};
+use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
@@ -53,12 +55,16 @@ impl Query {
     /// A query of a session, planned.
     pub async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
         let (plan, bytes) = physical(&state, &logical).await?;
+        let bytes = bytes.saturating_add(bounds::bytes(&logical)?);
         Self::new(state.clone(), plan, bytes, Some((state, logical)), sql)
     }
 
     /// What an executed statement gave.
-    pub fn of_result(state: SessionState, plan: Arc<dyn ExecutionPlan>, sql: String) -> Result<Self> {
-        Self::new(state, plan, 0, None, sql)
+    pub fn of_result(state: SessionState, batches: Vec<RecordBatch>, sql: String) -> Result<Self> {
+        let schema = batches.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
+        let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+        let plan = MemorySourceConfig::try_new_exec(&[batches], schema, None)?;
+        Self::new(state, plan, bytes, None, sql)
     }
 
     fn new(
@@ -175,10 +181,10 @@ pub(crate) fn cancelled() -> Status {
     Status::cancelled("the query was cancelled")
 }
 
-/// What computes a plan, and the bytes of it.
+/// What computes a plan, and the bytes that it takes besides: the expressions of the optimized plan once more.
 async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<(Arc<dyn ExecutionPlan>, usize)> {
     let optimized = state.optimize(logical)?;
-    let bytes = bounds::bytes(&optimized)?;
+    let bytes = bounds::bytes(&optimized)?.saturating_mul(2);
     let plan = state.query_planner().create_physical_plan(&optimized, state).await?;
     Ok((if feeds_itself(&plan) { gathered(plan) } else { plan }, bytes))
 }
@@ -313,28 +319,29 @@ impl Admission {
 
     /// A place to run, at once or after waiting for one.
     pub async fn enter(&self) -> Result<Permit, Status> {
-        let place = self.place(&self.running).await?;
+        let place = self.place(&self.running, "run").await?;
         Ok(Permit { since: Instant::now(), _counted: Counted::new(&self.metrics.queries_running), _place: place })
     }
 
     /// A place to plan. There are as many as to run, but they are others: results that clients are slow to take keep nobody from
     /// planning.
     pub async fn plan(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.place(&self.planning).await
+        self.place(&self.planning, "are planned").await
     }
 
-    async fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+    async fn place(&self, places: &Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
         match Arc::clone(places).try_acquire_owned() {
             Ok(place) => Ok(place),
-            Err(_) => self.wait(Arc::clone(places)).await,
+            Err(_) => self.wait(Arc::clone(places), what).await,
         }
     }
 
-    async fn wait(&self, places: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
+    /// `what` the queries do that have the places.
+    async fn wait(&self, places: Arc<Semaphore>, what: &str) -> Result<OwnedSemaphorePermit, Status> {
         let Limits { concurrent_queries, queued_queries, queue_timeout, .. } = self.limits;
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(Status::resource_exhausted(format!(
-                "concurrent_queries: {concurrent_queries} queries run and {queued_queries} wait; try again later"
+                "concurrent_queries: {concurrent_queries} queries {what} and {queued_queries} wait; try again later"
             )));
         };
         // Who leaves while waiting no longer waits.
@@ -343,7 +350,7 @@ impl Admission {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(Status::unavailable("the server stops")),
             Err(_) => Err(Status::resource_exhausted(format!(
-                "queue_timeout: {concurrent_queries} queries (concurrent_queries) ran for {} s; try again later",
+                "queue_timeout: after {} s {concurrent_queries} queries (concurrent_queries) still {what}; try again later",
                 queue_timeout.as_secs_f64()
             ))),
         }

@@ -43,6 +43,9 @@ const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
 const CALL_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// Bytes of a message of those who ask for the server's health or methods, which everyone may.
+const PROBE_BYTES: usize = 4 << 10;
+
 /// How a server is found and what it demands.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -203,9 +206,9 @@ impl Server {
         }
         let router = builder
             .add_service(Gate::new(Arc::clone(&state)))
-            .add_service(health_service)
-            .add_service(reflect().build_v1().map_err(reflection)?)
-            .add_service(reflect().build_v1alpha().map_err(reflection)?);
+            .add_service(health_service.max_decoding_message_size(PROBE_BYTES))
+            .add_service(reflect().build_v1().map_err(reflection)?.max_decoding_message_size(PROBE_BYTES))
+            .add_service(reflect().build_v1alpha().map_err(reflection)?.max_decoding_message_size(PROBE_BYTES));
 
         let _metrics = metrics_listener.map(|listener| serve_metrics(Arc::clone(&state), listener));
         let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&state))));

@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use crate::actions::Action;
 use crate::auth::{Authenticator, Caller};
+use crate::functions::while_planning;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::{Admission, cancelled};
@@ -93,11 +94,13 @@ impl State {
         let threads = self.threads.clone();
         let planning = self.threads.spawn_blocking(move || {
             let _place = place;
-            threads.block_on(async move {
-                tokio::select! {
-                    planned = work => Some(planned),
-                    _ = unwanted => None,
-                }
+            while_planning(|| {
+                threads.block_on(async move {
+                    tokio::select! {
+                        planned = work => Some(planned),
+                        _ = unwanted => None,
+                    }
+                })
             })
         });
         let planned = tokio::time::timeout(self.limits.query_timeout, planning).await;

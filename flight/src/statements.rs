@@ -8,7 +8,6 @@ use arrow::datatypes::UInt64Type;
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::{TableReference, plan_err};
 use datafusion::datasource::listing::ListingTableUrl;
-use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement, TableType};
@@ -83,10 +82,7 @@ impl State {
         let query = if has_effect(&plan) {
             let batches = self.execute(call, plan, sql).await?;
             let state = call.session.ctx.state();
-            let schema =
-                batches.first().map_or_else(|| Arc::new(arrow::datatypes::Schema::empty()), RecordBatch::schema);
-            let rows = MemorySourceConfig::try_new_exec(&[batches], schema, None);
-            rows.and_then(|rows| Query::of_result(state, rows, sql.to_string()))
+            Query::of_result(state, batches, sql.to_string())
         } else {
             let (state, text) = (call.session.ctx.state(), sql.to_string());
             self.planned(Query::plan(state, plan, text)).await?

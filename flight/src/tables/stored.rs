@@ -23,6 +23,7 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
@@ -72,22 +73,27 @@ struct Place {
     staging: PathBuf,
     /// The store of the directory, for this user's queries. Its name is a secret, so that no other location leads to it.
     store: ObjectStoreUrl,
+    environment: Arc<RuntimeEnv>,
+    /// Whether the directory and the store are there.
+    begun: AtomicBool,
 }
 
 impl UserTables {
     /// The tables there are. One that cannot be read is left out, with a warning in the log.
     ///
     /// # Errors
-    /// If the directory cannot be made or read.
+    /// If the directory cannot be read.
     pub fn open(base: &SessionContext, directory: Option<&Path>, user: &str) -> Result<Self> {
         let (mut place, mut tables) = (None, BTreeMap::new());
         if let Some(root) = directory {
-            let directory = root.join(encoded(user));
-            fs::create_dir_all(&directory)?;
             let store = ObjectStoreUrl::parse(format!("ingest://{}", Uuid::new_v4().simple()))?;
-            let files = LocalFileSystem::new_with_prefix(&directory)?;
-            base.runtime_env().register_object_store(store.as_ref(), Arc::new(files));
-            let found = Place { directory, staging: root.join(STAGING), store };
+            let found = Place {
+                directory: root.join(encoded(user)),
+                staging: root.join(STAGING),
+                store,
+                environment: base.runtime_env(),
+                begun: AtomicBool::new(false),
+            };
             tables = found.tables()?;
             place = Some(found);
         }
@@ -157,6 +163,7 @@ impl UserTables {
         let appends = mode.appends(name, current.is_some())?;
         let directory = place.directory.join(encoded(name));
         fs::create_dir_all(&directory)?;
+        place.begin()?;
         let (generation, mut parts) = match &current {
             Some(stored) if appends => {
                 if stored.schema != staged.schema {
@@ -207,10 +214,25 @@ impl UserTables {
 }
 
 impl Place {
-    /// The tables in the user's directory.
+    /// Makes the directory a store.
+    fn begin(&self) -> Result<()> {
+        if !self.begun.load(Ordering::Relaxed) {
+            let files = LocalFileSystem::new_with_prefix(&self.directory)?;
+            self.environment.register_object_store(self.store.as_ref(), Arc::new(files));
+            self.begun.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The tables in the user's directory, which is made with the first of them.
     fn tables(&self) -> Result<BTreeMap<String, Arc<Stored>>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            entries => entries?,
+        };
+        self.begin()?;
         let mut tables = BTreeMap::new();
-        for entry in fs::read_dir(&self.directory)? {
+        for entry in entries {
             let path = entry?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()).and_then(decoded) else { continue };
             match self.read(&name, &path) {
