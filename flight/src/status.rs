@@ -74,16 +74,7 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
         DataFusionError::Execution(message) => (Code::InvalidArgument, message.clone()),
         DataFusionError::NotImplemented(message) => (Code::Unimplemented, message.clone()),
         DataFusionError::ResourcesExhausted(message) => (Code::ResourceExhausted, message.clone()),
-        DataFusionError::ObjectStore(inner) => {
-            let code = match inner.as_ref() {
-                object_store::Error::NotFound { .. } => Code::NotFound,
-                object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
-                object_store::Error::AlreadyExists { .. } => Code::AlreadyExists,
-                object_store::Error::Generic { source, .. } => return foreign(source.as_ref(), classify),
-                _ => Code::Internal,
-            };
-            (code, inner.to_string())
-        }
+        DataFusionError::ObjectStore(inner) => of_store(inner, classify),
         DataFusionError::IoError(inner) => foreign(inner, classify),
         DataFusionError::ParquetError(inner) => match foreign(inner.as_ref(), classify) {
             // The file is to blame, whoever wrote it.
@@ -102,6 +93,9 @@ fn foreign(error: &(dyn Error + 'static), classify: Classify) -> (Code, String) 
     if let Some(inner) = error.downcast_ref::<IngestError>() {
         return (inner.code(), inner.to_string());
     }
+    if let Some(inner) = error.downcast_ref::<object_store::Error>() {
+        return of_store(inner, classify);
+    }
     if let Some(inner) = reason(error) {
         let (code, message) = foreign(inner, classify);
         if code != Code::Internal {
@@ -109,6 +103,20 @@ fn foreign(error: &(dyn Error + 'static), classify: Classify) -> (Code, String) 
         }
     }
     (classify(error).unwrap_or(Code::Internal), error.to_string())
+}
+
+/// An error of an object store. Their messages hold whole paths.
+fn of_store(error: &object_store::Error, classify: Classify) -> (Code, String) {
+    let file = |path: &str| path.rsplit('/').next().unwrap_or_default().to_string();
+    match error {
+        object_store::Error::NotFound { path, .. } => (Code::NotFound, format!("there is no file '{}'", file(path))),
+        object_store::Error::AlreadyExists { path, .. } => {
+            (Code::AlreadyExists, format!("the file '{}' is there already", file(path)))
+        }
+        object_store::Error::PermissionDenied { .. } => (Code::PermissionDenied, error.to_string()),
+        object_store::Error::Generic { source, .. } => foreign(source.as_ref(), classify),
+        _ => (Code::Internal, error.to_string()),
+    }
 }
 
 /// What an error was made of. That of an I/O error is not its source, but its source's source may be it.
@@ -166,6 +174,17 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "memory_mb: pool"));
         let carried = DataFusionError::External(Box::new(Status::deadline_exceeded("query_timeout: 1 s")));
         assert_eq!(code(DataFusionError::Shared(std::sync::Arc::new(carried))), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn files_that_are_gone_are_named_without_their_directory() {
+        let path = "srv/my models/part 1.parquet".to_string();
+        let gone = || object_store::Error::NotFound { path: path.clone(), source: "os error 2".into() };
+        let parquet = datafusion::parquet::errors::ParquetError::External(Box::new(gone()));
+        for error in [DataFusionError::from(gone()), DataFusionError::ParquetError(Box::new(parquet))] {
+            let status = status_of(&error, nothing, "");
+            assert_eq!((status.code(), status.message()), (Code::NotFound, "there is no file 'part 1.parquet'"));
+        }
     }
 
     #[test]
