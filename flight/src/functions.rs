@@ -291,13 +291,10 @@ fn resized(args: &Arguments) -> Result<u64> {
 }
 
 fn joined_elements(args: &Arguments) -> Result<u64> {
-    let between: Vec<_> = args.lengths(1)?.iter().zip(args.lengths(2)?).map(|(by, null)| by + null).collect();
-    let (count, width) = (
-        args.each(0, |lists| Ok(each_list(lists, elements)))?,
-        args.each(0, |lists| Ok(vec![width(lists.data_type()); lists.len()]))?,
-    );
-    let between: Vec<_> = between.iter().zip(width).map(|(between, width)| between + width).collect();
-    let new = over(&count, &between, u64::saturating_mul);
+    let width = args.values.first().map_or(0, |lists| width(&lists.data_type()));
+    let each: Vec<_> = args.lengths(1)?.iter().zip(args.lengths(2)?).map(|(by, null)| by + null + width).collect();
+    let count = args.each(0, |lists| Ok(each_list(lists, elements)))?;
+    let new = over(&count, &each, u64::saturating_mul);
     Ok(args.bytes(0)?.into_iter().fold(new, u64::saturating_add))
 }
 
