@@ -7,6 +7,7 @@
 mod actions;
 mod auth;
 mod bounds;
+mod connections;
 mod error;
 mod exchange;
 mod flights;
@@ -14,7 +15,6 @@ mod functions;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gate;
-mod greeting;
 mod ingest;
 mod input;
 mod limits;

@@ -13,13 +13,11 @@ use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::routing::get;
 use datafusion::prelude::SessionContext;
-use futures::TryStreamExt;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::ServerTlsConfig;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status};
 use tower::util::MapResponseLayer;
 
@@ -27,14 +25,13 @@ use crate::actions::Action;
 use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
 use crate::gate::Gate;
-use crate::greeting::Greeted;
 use crate::input::limit_named;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::{functions, tables, tls};
+use crate::{connections, functions, tables, tls};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -86,7 +83,7 @@ pub struct TlsFiles {
 pub struct Server {
     state: Arc<State>,
     config: ServerConfig,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<TlsAcceptor>,
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
     _threads: QueryThreads,
@@ -133,7 +130,7 @@ impl Server {
         actions: Vec<Arc<dyn Action>>,
     ) -> Result<Self, ServeError> {
         check(&config)?;
-        let tls = config.tls.as_ref().map(tls::server_tls).transpose()?;
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         if let Some(directory) = &config.ingest_directory {
             tables::clear_staging(directory)?;
         }
@@ -191,8 +188,7 @@ impl Server {
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let mut builder = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
+        let router = tonic::transport::Server::builder()
             .initial_stream_window_size(CALL_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(1 << 20)
@@ -200,11 +196,7 @@ impl Server {
             // A client whose machine vanished is found out, and its queries end.
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .layer(MapResponseLayer::new(with_limit_named));
-        if let Some(tls) = tls {
-            builder = builder.tls_config(tls)?;
-        }
-        let router = builder
+            .layer(MapResponseLayer::new(with_limit_named))
             .add_service(Gate::new(Arc::clone(&state)))
             .add_service(health_service.max_decoding_message_size(PROBE_BYTES))
             .add_service(reflect().build_v1().map_err(reflection)?.max_decoding_message_size(PROBE_BYTES))
@@ -231,9 +223,7 @@ impl Server {
                 gone.cancel();
             }))
         };
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let greeted = stopping.clone();
-        let incoming = incoming.map_ok(move |stream| Greeted::new(stream, greeted.clone()));
+        let incoming = connections::incoming(listener, tls, stopping.clone());
         let served = router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
         let result = tokio::select! {
             result = served => result.map_err(ServeError::from),

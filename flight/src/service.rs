@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use crate::actions::Action;
 use crate::auth::{Authenticator, Caller};
+use crate::connections::Peer;
 use crate::functions::while_planning;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -171,8 +172,7 @@ fn caller(extensions: &Extensions) -> Result<Caller, Status> {
 
 /// The peer's certificate, of a connection with mutual TLS.
 pub(crate) fn certificate(extensions: &http::Extensions) -> Option<Vec<u8>> {
-    let tls = extensions.get::<tonic::transport::server::TlsConnectInfo<tonic::transport::server::TcpConnectInfo>>()?;
-    Some(tls.peer_certs()?.first()?.to_vec())
+    extensions.get::<Peer>()?.certificate.clone()
 }
 
 /// An answer to a caller whom only their user name tells apart: a client that keeps cookies gets a session of its own.

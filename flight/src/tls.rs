@@ -2,17 +2,19 @@
 
 use std::error::Error;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::error::ServeError;
 use crate::server::TlsFiles;
-
-/// How long a client may take for the handshake of TLS.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Labels of PEM blocks that are certificates.
 const CERTIFICATES: &[&str] = &["CERTIFICATE"];
@@ -26,26 +28,39 @@ const KEYS: &[&str] = &["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 ///
 /// A file cannot be read or has not what it should have, or key and certificate are not of one another: the message
 /// names the files, and shows nothing of the key.
-pub(crate) fn server_tls(files: &TlsFiles) -> Result<ServerTlsConfig, ServeError> {
+pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     let certificate = pem_file(&files.certificate, "certificate", CERTIFICATES)?;
     let key = pem_file(&files.key, "private key", KEYS)?;
-    let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE);
-    if let Some(path) = &files.client_ca {
-        let authority = pem_file(path, "certificate", CERTIFICATES)?;
-        config = config.client_ca_root(Certificate::from_pem(authority)).client_auth_optional(false);
-    }
-    match Server::builder().tls_config(config.clone()) {
-        Ok(_) => Ok(config),
-        Err(error) => Err(ServeError::Configuration(unusable(files, &error))),
+    let authority = files.client_ca.as_ref().map(|path| pem_file(path, "certificate", CERTIFICATES)).transpose()?;
+    match config(&certificate, &key, authority.as_deref()) {
+        Ok(config) => Ok(TlsAcceptor::from(Arc::new(config))),
+        Err(error) => Err(ServeError::Configuration(unusable(files, &*error))),
     }
 }
 
+/// What the transport needs of PEM texts.
+fn config(certificate: &[u8], key: &[u8], authority: Option<&[u8]>) -> Result<ServerConfig, Box<dyn Error>> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match authority {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(authority) {
+                roots.add(certificate?)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
+    let mut config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?;
+    config.alpn_protocols.push(b"h2".to_vec());
+    Ok(config)
+}
+
 /// What the transport says of files that are PEM.
-fn unusable(files: &TlsFiles, error: &tonic::transport::Error) -> String {
-    let mut reason: &dyn Error = error;
-    while let Some(source) = reason.source() {
-        reason = source;
-    }
+fn unusable(files: &TlsFiles, reason: &dyn Error) -> String {
     let mut message =
         format!("TLS cannot use the certificate {} with the key {}", files.certificate.display(), files.key.display());
     if let Some(path) = &files.client_ca {
@@ -148,13 +163,13 @@ mod tests {
             path
         }
 
-        fn of(&self, certificate: &str, key: &str, client_ca: Option<&str>) -> Result<ServerTlsConfig, String> {
+        fn of(&self, certificate: &str, key: &str, client_ca: Option<&str>) -> Result<(), String> {
             let files = TlsFiles {
                 certificate: self.write("certificate.pem", certificate),
                 key: self.write("key.pem", key),
                 client_ca: client_ca.map(|text| self.write("authority.pem", text)),
             };
-            server_tls(&files).map_err(|error| error.to_string())
+            acceptor(&files).map(|_| ()).map_err(|error| error.to_string())
         }
     }
 
@@ -196,6 +211,6 @@ mod tests {
             assert!(!message.contains('\n') && !message.contains("secret"), "{message}");
         }
         let missing = TlsFiles { certificate: PathBuf::from("nowhere.pem"), key: PathBuf::new(), client_ca: None };
-        assert!(server_tls(&missing).unwrap_err().to_string().starts_with("nowhere.pem: "));
+        assert!(acceptor(&missing).err().unwrap().to_string().starts_with("nowhere.pem: "));
     }
 }

@@ -2,8 +2,10 @@
 
 import os
 import random
+import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,13 +18,26 @@ import pyarrow.flight as flight
 import pytest
 
 import wire
-from conftest import ENDLESS, STREAMING, eventually
+from conftest import DEADLINE, ENDLESS, STREAMING, eventually
 from wire import TYPE, action, by_command, by_path, flight_data, message, packed, refusal, statement, varint
 
 # How a server may refuse what it cannot understand.
 REFUSED = {"INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"}
 
 TABLE = pa.table({"x": pa.array([1, 2, 3], pa.int64()), "text": ["a", None, "c"], "list": [[1.5], [], None]})
+
+
+def plain(server):
+    """A connection that has said nothing yet."""
+    host, port = server.address.split(":")
+    return socket.create_connection((host, int(port)), timeout=DEADLINE)
+
+
+def encrypted(server, authority):
+    """A connection that has agreed on encryption, and said nothing else."""
+    context = ssl.create_default_context(cafile=authority.root_file)
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(plain(server), server_hostname="127.0.0.1")
 
 
 def serves(server):
@@ -141,6 +156,29 @@ def test_bytes_that_are_no_grpc(writable):
     serves(writable)
     for connection in silent:
         connection.close()
+
+
+def test_connections_that_say_nothing_are_closed(server, writable, authority):
+    guarded = server(*authority.flags)
+    for connection in plain(writable), plain(guarded), encrypted(guarded, authority):
+        with connection:
+            while connection.recv(1000):  # what the server begins with
+                pass
+    serves(writable)
+
+
+def test_more_connections_than_handles(server):
+    one = server()
+    serves(one)
+    handles = len(os.listdir(f"/proc/{one.process.pid}/fd"))
+    resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (handles + 20, handles + 20))
+    many = [plain(one) for _ in range(100)]
+    eventually(lambda: "no connection can be accepted" in one.errors(), "a warning")
+    for connection in many:
+        connection.close()
+    serves(one)
+    # It rested between one attempt and the next.
+    assert one.errors().count("no connection can be accepted") < 100
 
 
 def test_calls_that_there_are_not(writable):
@@ -561,9 +599,14 @@ def test_idle_connections_do_not_hold_up_the_end(server):
     assert one.wait() == 0
 
 
-def test_a_connection_that_says_nothing_at_the_end(server):
+def test_connections_that_say_nothing_at_the_end(server, authority):
     one = server("--limit", "drain_timeout=100")
-    with socket.create_connection(one.address.split(":")), socket.create_connection(one.address.split(":")) as other:
+    with plain(one), plain(one) as other:
+        other.send(b"PRI * HTTP")
+        one.terminate()
+        assert one.wait() == 0
+    one = server("--limit", "drain_timeout=100", *authority.flags)
+    with plain(one), encrypted(one, authority), encrypted(one, authority) as other:
         other.send(b"PRI * HTTP")
         one.terminate()
         assert one.wait() == 0

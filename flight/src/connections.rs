@@ -1,0 +1,155 @@
+//! Connections as they come in: accepted, encrypted if the server has a certificate, and greeted. A client that does not agree on encryption
+//! or then says nothing is not kept for long, and the end of the server does not wait for it.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::Connected;
+
+/// The bytes that a client begins with, whatever it wants: the preface of HTTP/2 (RFC 9113, section 3.4).
+const GREETING: usize = 24;
+
+/// How long a client may take to agree on encryption and to greet.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the server waits before it accepts again, once it could not: usually since it has no file handles left.
+const BREATH: Duration = Duration::from_millis(500);
+
+/// The connections of a listener, in the order in which clients have agreed on encryption. `stopping` ends the wait for those that have said
+/// nothing yet.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    stopping: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let accepted = stream::unfold(listener, |listener| async { Some((accept(&listener).await, listener)) });
+    let begun = accepted.map(move |stream| {
+        let connection = Connection::begin(stream, tls.clone(), stopping.clone());
+        // Each on its own, so that the arithmetic of many is shared out to the threads.
+        AbortOnDropHandle::new(tokio::spawn(connection))
+    });
+    begun.buffer_unordered(usize::MAX).map(|begun| begun.map_err(io::Error::other).flatten())
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // The client's doing, before it was accepted.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// What makes an end to waiting.
+type Enough = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection that ends with an error unless its client greets in time.
+pub(crate) struct Connection {
+    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    received: usize,
+    /// Until the client has greeted.
+    enough: Option<Enough>,
+}
+
+/// Who is on the other side, as far as the transport knows.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// The certificate the client has shown, as DER.
+    pub certificate: Option<Vec<u8>>,
+}
+
+impl Connection {
+    async fn begin(stream: TcpStream, tls: Option<TlsAcceptor>, stopping: CancellationToken) -> io::Result<Self> {
+        // Small messages wait for nothing; one that is slower for it is still right.
+        let _ = stream.set_nodelay(true);
+        let mut enough: Enough = Box::pin(async move {
+            let _ = tokio::time::timeout(PATIENCE, stopping.cancelled()).await;
+        });
+        let stream = match tls {
+            None => Either::Left(stream),
+            Some(tls) => tokio::select! {
+                encrypted = tls.accept(stream) => Either::Right(Box::new(encrypted?)),
+                () = &mut enough => return Err(too_late()),
+            },
+        };
+        Ok(Self { stream, received: 0, enough: Some(enough) })
+    }
+}
+
+fn too_late() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "the client has not greeted")
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if self.enough.is_some() {
+            self.received += buffer.filled().len() - before;
+            if self.received >= GREETING {
+                self.enough = None;
+            }
+        }
+        match (read, &mut self.enough) {
+            (Poll::Pending, Some(enough)) => enough.as_mut().poll(cx).map(|()| Err(too_late())),
+            (read, _) => read,
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        let certificate = match &self.stream {
+            Either::Left(_) => None,
+            Either::Right(encrypted) => {
+                let certificates = encrypted.get_ref().1.peer_certificates();
+                certificates.and_then(|chain| chain.first()).map(|certificate| certificate.to_vec())
+            }
+        };
+        Peer { certificate }
+    }
+}
