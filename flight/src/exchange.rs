@@ -13,12 +13,12 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::execution_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
-use futures::stream;
+use futures::{Stream, stream};
 use tokio::time::timeout_at;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use uuid::Uuid;
 
-use crate::input::Input;
+use crate::input::{Input, one_ahead};
 use crate::prepared::no_transaction;
 use crate::results::asked;
 use crate::service::{Asked, Call, State};
@@ -33,10 +33,14 @@ const INPUT: &str = "input";
 impl State {
     /// The result of the descriptor's SQL, in which the table `input` is the stream that the client sends. Rows keep their
     /// order where the query does not change it; neither the stream nor the result is ever held as a whole.
-    pub async fn exchange(self: Arc<Self>, call: Call, messages: Streaming<FlightData>) -> Result<Messages, Status> {
+    pub async fn exchange(
+        self: Arc<Self>,
+        call: Call,
+        messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+    ) -> Result<Messages, Status> {
         let deadline = Instant::now() + self.limits.query_timeout;
         let late = |_| too_late();
-        let input = timeout_at(deadline.into(), Input::open(messages)).await.map_err(late)??;
+        let input = timeout_at(deadline.into(), Input::open(one_ahead(messages))).await.map_err(late)??;
         let sql = match asked(&input.descriptor)? {
             Asked::Sql(sql) => sql,
             Asked::Command(Command::CommandStatementQuery(command)) => {

@@ -1,4 +1,4 @@
-//! Who calls is known before anything is received of what they send.
+//! Who calls is known before anything is received of what they send; batches pass by tonic, both ways.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -19,7 +19,9 @@ use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 
+use crate::framing::{Answer, Aside, Sent};
 use crate::service::{Flight, State, certificate};
+use crate::stream::Messages;
 
 /// Bytes of a handshake, the one call of those who are not known yet: user, password and what is around them.
 const HANDSHAKE_BYTES: usize = 16 << 10;
@@ -37,7 +39,6 @@ pub(crate) struct Gate {
     state: Arc<State>,
     handshakes: FlightServiceServer<Flight>,
     calls: FlightServiceServer<Flight>,
-    streams: FlightServiceServer<Flight>,
 }
 
 /// What a call sends.
@@ -56,8 +57,8 @@ impl Gate {
                 .max_encoding_message_size(usize::MAX)
         };
         let call_bytes = CALL_BYTES.max(state.limits.statement_bytes.saturating_mul(2));
-        let (handshakes, calls, streams) = (server(HANDSHAKE_BYTES), server(call_bytes), server(most));
-        Self { state, handshakes, calls, streams }
+        let (handshakes, calls) = (server(HANDSHAKE_BYTES), server(call_bytes));
+        Self { state, handshakes, calls }
     }
 }
 
@@ -76,12 +77,11 @@ impl Service<Request<Body>> for Gate {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (method, sends) = method(request.uri().path());
-        let mut server = match sends {
+        if matches!(sends, Sends::Credentials) {
             // It says who calls by itself, as the handler finds out.
-            Sends::Credentials => return self.handshakes.call(request.map(in_time)),
-            Sends::Message => self.calls.clone(),
-            Sends::Batches => self.streams.clone(),
-        };
+            return self.handshakes.call(request.map(in_time));
+        }
+        let mut server = self.calls.clone();
         let state = Arc::clone(&self.state);
         async move {
             let metadata = MetadataMap::from_headers(request.headers().clone());
@@ -91,8 +91,20 @@ impl Service<Request<Body>> for Gate {
                 Ok(caller) => drop(request.extensions_mut().insert(caller)),
                 Err(status) => return Ok(status.into_http()),
             }
-            let request = if matches!(sends, Sends::Message) { request.map(in_time) } else { request };
-            server.call(request).await
+            let request = match sends {
+                Sends::Batches => {
+                    let (mut parts, body) = request.into_parts();
+                    parts.extensions.insert(Aside::new(Sent::new(body, state.limits.message_bytes)));
+                    Request::from_parts(parts, Body::empty())
+                }
+                _ => request.map(in_time),
+            };
+            let mut response = server.call(request).await?;
+            if let Some(messages) = response.extensions_mut().remove::<Aside<Messages>>().and_then(|aside| aside.take())
+            {
+                *response.body_mut() = Body::new(Answer::new(messages));
+            }
+            Ok(response)
         }
         .boxed()
     }

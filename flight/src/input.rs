@@ -1,6 +1,7 @@
 //! Streams that clients send: the descriptor, the schema, and batch after batch.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -16,8 +17,11 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
+use crate::service::failed;
 use crate::status::status_of;
 
 /// How much larger a batch may become than the message it came in, by decompression.
@@ -119,6 +123,31 @@ pub(crate) fn limit_named(status: Status) -> Status {
         Code::OutOfRange => Status::resource_exhausted(format!("message_bytes: {}", status.message())),
         _ => status,
     }
+}
+
+/// Messages read on the network's threads, the next one while this one is worked on: the work does not wait for it, nor puts it together
+/// from frames.
+pub(crate) fn one_ahead(
+    messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(1);
+    let reading = tokio::spawn(async move {
+        let mut messages = pin!(messages);
+        // Room comes first, so that no more than one message waits.
+        while let Ok(room) = sender.reserve().await {
+            let Some(message) = messages.next().await else { break };
+            room.send(message);
+        }
+    });
+    let reading = AbortOnDropHandle::new(reading);
+    stream::unfold(Some((receiver, reading)), |state| async {
+        let (mut receiver, reading) = state?;
+        match receiver.recv().await {
+            Some(message) => Some((message, Some((receiver, reading)))),
+            // A stream that was not read to its end is not complete.
+            None => reading.await.err().map(|error| (Err(failed(&error)), None)),
+        }
+    })
 }
 
 /// The client's data is to blame, unless the connection is.

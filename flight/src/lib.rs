@@ -11,6 +11,7 @@ mod connections;
 mod error;
 mod exchange;
 mod flights;
+mod framing;
 mod functions;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -6,11 +6,12 @@ use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::sql::{Command, CommandStatementIngest, DoPutPreparedStatementResult, DoPutUpdateResult};
 use arrow_flight::{FlightData, PutResult};
 use datafusion::common::TableReference;
+use futures::Stream;
 use prost::Message;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::ingest::{self, Mode, Target};
-use crate::input::Input;
+use crate::input::{Input, one_ahead};
 use crate::prepared::no_transaction;
 use crate::queries::cancelled;
 use crate::results::table;
@@ -18,8 +19,12 @@ use crate::service::{Asked, Call, State};
 use crate::stream::too_late;
 
 impl State {
-    pub async fn put(&self, call: &Call, messages: Streaming<FlightData>) -> Result<PutResult, Status> {
-        let opened = tokio::time::timeout(self.limits.query_timeout, Input::open(messages));
+    pub async fn put(
+        &self,
+        call: &Call,
+        messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+    ) -> Result<PutResult, Status> {
+        let opened = tokio::time::timeout(self.limits.query_timeout, Input::open(one_ahead(messages)));
         let input = opened.await.map_err(|_| too_late())??;
         if input.descriptor.r#type() == DescriptorType::Path {
             let target = Target::replacing(table(&input.descriptor.path)?);

@@ -49,6 +49,8 @@ pub(crate) struct Query {
     fetched: Mutex<Vec<bool>>,
     used: Mutex<Instant>,
     running: Mutex<Weak<Permit>>,
+    /// Held by the partition that asks for the permission.
+    entering: tokio::sync::Mutex<()>,
 }
 
 impl Query {
@@ -90,6 +92,7 @@ impl Query {
             fetched: Mutex::new(vec![false; partitions]),
             used: Mutex::new(Instant::now()),
             running: Mutex::new(Weak::new()),
+            entering: Default::default(),
         })
     }
 
@@ -159,20 +162,20 @@ impl Query {
 
     /// The permission to run, which all partitions of a query share.
     pub async fn admit(&self, admission: &Admission) -> Result<Arc<Permit>, Status> {
-        if let Some(permit) = locked(&self.running).upgrade() {
-            return Ok(permit);
-        }
-        let permit = tokio::select! {
-            permit = admission.enter() => Arc::new(permit?),
-            () = self.cancelled.cancelled() => return Err(cancelled()),
+        let entered = async {
+            // One partition asks, and those that come meanwhile have what it gets.
+            let _entering = self.entering.lock().await;
+            if let Some(permit) = locked(&self.running).upgrade() {
+                return Ok(permit);
+            }
+            let permit = Arc::new(admission.enter().await?);
+            *locked(&self.running) = Arc::downgrade(&permit);
+            Ok(permit)
         };
-        let mut running = locked(&self.running);
-        // Another partition of the same query may have come first: one place is enough.
-        if let Some(other) = running.upgrade() {
-            return Ok(other);
+        tokio::select! {
+            permit = entered => permit,
+            () = self.cancelled.cancelled() => Err(cancelled()),
         }
-        *running = Arc::downgrade(&permit);
-        Ok(permit)
     }
 }
 

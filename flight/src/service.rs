@@ -30,6 +30,7 @@ use uuid::Uuid;
 use crate::actions::Action;
 use crate::auth::{Authenticator, Caller};
 use crate::connections::Peer;
+use crate::framing::{Aside, Sent};
 use crate::functions::while_planning;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -160,7 +161,7 @@ impl State {
 }
 
 /// What is said of work that panicked.
-fn failed(error: &JoinError) -> Status {
+pub(crate) fn failed(error: &JoinError) -> Status {
     tracing::error!(%error, "a query failed");
     Status::internal("the query failed, see the server's log")
 }
@@ -184,6 +185,21 @@ fn with_cookie<T>(call: &Call, answer: T) -> Response<T> {
             response.metadata_mut().insert("set-cookie", cookie);
         }
     }
+    response
+}
+
+/// The batches a client sends, which the gate has kept from tonic.
+fn messages(
+    extensions: &Extensions,
+) -> Result<impl Stream<Item = Result<FlightData, Status>> + Send + 'static, Status> {
+    let sent = extensions.get::<Aside<Sent>>().and_then(Aside::take);
+    Ok(sent.ok_or_else(|| Status::internal("the stream was read already"))?.messages())
+}
+
+/// Batches as an answer, which the gate sends in the place of tonic's empty one.
+fn batches(messages: Messages) -> Response<Messages> {
+    let mut response = Response::new(stream::empty().boxed());
+    response.extensions_mut().insert(Aside::new(messages));
     response
 }
 
@@ -311,16 +327,16 @@ impl FlightService for Flight {
         let (_, extensions, ticket) = request.into_parts();
         let work = async {
             let call = self.0.call(&extensions).await?;
-            self.0.fetch(&call, &ticket.ticket).await.map(Response::new)
+            self.0.fetch(&call, &ticket.ticket).await.map(batches)
         };
         self.0.counted("DoGet", work).await
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        let (_, extensions, messages) = request.into_parts();
+        let (_, extensions, _) = request.into_parts();
         let work = async {
             let call = self.0.call(&extensions).await?;
-            self.0.put(&call, messages).await.map(|result| Response::new(once(result)))
+            self.0.put(&call, messages(&extensions)?).await.map(|result| Response::new(once(result)))
         };
         self.0.counted("DoPut", work).await
     }
@@ -329,10 +345,10 @@ impl FlightService for Flight {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        let (_, extensions, messages) = request.into_parts();
+        let (_, extensions, _) = request.into_parts();
         let work = async {
             let call = self.0.call(&extensions).await?;
-            Arc::clone(&self.0).exchange(call, messages).await.map(Response::new)
+            Arc::clone(&self.0).exchange(call, messages(&extensions)?).await.map(batches)
         };
         self.0.counted("DoExchange", work).await
     }
