@@ -216,6 +216,21 @@ fn encode(mut message: FlightData) -> Result<(Bytes, Bytes), Status> {
     Ok((start.into(), Bytes::new()))
 }
 
+/// A body of some bytes, in frames of some size.
+#[cfg(any(test, fuzzing))]
+pub(crate) struct Frames(pub Bytes, pub usize);
+
+#[cfg(any(test, fuzzing))]
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let length = self.1.min(self.0.len());
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.0.split_to(length)))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use arrow_flight::FlightDescriptor;
@@ -223,19 +238,6 @@ mod tests {
     use futures::executor::block_on;
 
     use super::*;
-
-    /// A body of some bytes in frames of some size.
-    struct Frames(Bytes, usize);
-
-    impl http_body::Body for Frames {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            let length = self.1.min(self.0.len());
-            Poll::Ready((length > 0).then(|| Ok(Frame::data(self.0.split_to(length)))))
-        }
-    }
 
     fn received(bytes: &[u8], frame: usize, most: usize) -> Result<Vec<FlightData>, Status> {
         let body = Body::new(Frames(Bytes::copy_from_slice(bytes), frame));

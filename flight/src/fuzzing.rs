@@ -1,10 +1,15 @@
 //! What a stranger's bytes reach first, one function each, for fuzzers. None may panic, whatever the bytes.
 
+use std::pin::pin;
+
 use arrow_flight::{FlightData, FlightDescriptor};
+use bytes::Bytes;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{StreamExt, stream};
 use prost::Message;
+use tonic::body::Body;
 
+use crate::framing::{Frames, Sent};
 use crate::input::Input;
 use crate::options::SetSessionOptionsRequest;
 use crate::results::{asked, parse_handle};
@@ -51,6 +56,16 @@ pub fn ipc(bytes: &[u8]) {
                 column.to_data().validate_full().expect("what is decoded is valid");
             }
         }
+    });
+}
+
+/// Messages as a connection brings them, in frames of as many bytes as the first one says.
+pub fn frames(bytes: &[u8]) {
+    let Some((&frame, bytes)) = bytes.split_first() else { return };
+    let body = Frames(Bytes::copy_from_slice(bytes), usize::from(frame).max(1));
+    futures::executor::block_on(async {
+        let mut messages = pin!(Sent::new(Body::new(body), 1 << 20).messages());
+        while let Some(Ok(_)) = messages.next().await {}
     });
 }
 
@@ -123,6 +138,23 @@ mod tests {
         bytes
     }
 
+    /// Two messages in frames of 20 bytes.
+    fn framed() -> Vec<u8> {
+        let message = FlightData {
+            data_header: vec![1; 70].into(),
+            data_body: vec![2; 130].into(),
+            ..FlightData::default().with_descriptor(FlightDescriptor::new_cmd("SELECT 1"))
+        };
+        let message = message.encode_to_vec();
+        let mut bytes = vec![20];
+        for _ in 0..2 {
+            bytes.push(0);
+            bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(&message);
+        }
+        bytes
+    }
+
     #[test]
     fn damaged_bytes_are_refused_without_a_panic() {
         let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
@@ -138,8 +170,10 @@ mod tests {
             command(&numbers.damaged(&descriptor));
             options(&numbers.damaged(&descriptor));
         }
+        let framed = framed();
         for _ in 0..5_000 {
             ipc(&numbers.damaged(&stream));
+            frames(&numbers.damaged(&framed));
         }
     }
 }
