@@ -3,10 +3,10 @@
 //! Arrow copies it again. Here a body is copied once on its way in, to where Arrow can use it, and not at all on its way out.
 
 use std::future::poll_fn;
-use std::mem::take;
+use std::mem::{replace, take};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use arrow::buffer::{Buffer, MutableBuffer, ScalarBuffer};
 use arrow_flight::FlightData;
@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes};
 use futures::{Stream, StreamExt, stream};
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use prost::{Message, decode_length_delimiter, encode_length_delimiter};
+use prost::{EncodeError, Message, decode_length_delimiter, encode_length_delimiter, length_delimiter_len};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -30,8 +30,11 @@ const BODY_KEY: usize = 1000 << 3 | 2;
 /// How Arrow's buffers are aligned.
 const ALIGNMENT: usize = 64;
 
-/// A body that is shorter is sent along with what precedes it.
+/// A body that is no longer is copied: to be sent along with what precedes it, or to be by itself once it has come.
 const SHORT: usize = 16 << 10;
+
+/// Bytes of messages that are sent together, where there are as many.
+const TOGETHER: usize = 32 << 10;
 
 /// What is handed around tonic in the extensions of a request or a response, to be taken once.
 pub(crate) struct Aside<T>(Arc<Mutex<Option<T>>>);
@@ -82,7 +85,7 @@ impl Sent {
         }
         let [compressed, length @ ..] = prefix;
         if compressed != 0 {
-            return Err(Status::unimplemented("the stream has a compressed message, which this server does not take"));
+            return Err(Status::internal("the stream has a compressed message, and its headers name no compression"));
         }
         let length = u32::from_be_bytes(length) as usize;
         if length > self.most {
@@ -94,9 +97,10 @@ impl Sent {
         let message = self.message(length).await?;
         let mut message = FlightData::decode(message)
             .map_err(|error| Status::invalid_argument(format!("the stream has a message that is none: {error}")))?;
-        if message.data_body.len() < length / 2 {
-            // The memory of a batch is counted by its body, and the whole message must not stay for it.
-            message.data_body = Bytes::copy_from_slice(&message.data_body);
+        let body = &message.data_body;
+        if body.len() <= SHORT || length - body.len() > body.len() / 32 {
+            // The memory of a batch is counted by its body: the whole message must not stay for it.
+            message.data_body = bytes_of(Buffer::from(&**body));
         }
         Ok(Some(message))
     }
@@ -117,7 +121,7 @@ impl Sent {
             let part = self.rest.split_to(self.rest.len().min(end - memory.len()));
             memory.extend_from_slice(&part);
         }
-        Ok(Bytes::from_owner(ScalarBuffer::<u8>::from(Buffer::from(memory))).slice(lead..))
+        Ok(bytes_of(memory.into()).slice(lead..))
     }
 
     /// Waits until there is something to read; `false` at the end.
@@ -126,11 +130,17 @@ impl Sent {
             match poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await {
                 // What is no data are trailers, of which clients have none.
                 Some(frame) => self.rest = frame?.into_data().unwrap_or_default(),
-                None => return Ok(false),
+                None if self.body.is_end_stream() => return Ok(false),
+                // The connection was closed without an error, or the stream reset without one: it is not complete.
+                None => return Err(Status::cancelled("the client broke off its stream")),
             }
         }
         Ok(true)
     }
+}
+
+fn bytes_of(buffer: Buffer) -> Bytes {
+    Bytes::from_owner(ScalarBuffer::<u8>::from(buffer))
 }
 
 fn broken_off() -> Status {
@@ -156,12 +166,39 @@ pub(crate) struct Answer {
     messages: Messages,
     /// The body of the message of which all else is sent.
     data_body: Bytes,
-    ended: bool,
+    state: AnswerState,
+}
+
+enum AnswerState {
+    Open,
+    /// All messages are sent.
+    Closing(Status),
+    Ended,
 }
 
 impl Answer {
     pub fn new(messages: Messages) -> Self {
-        Self { messages, data_body: Bytes::new(), ended: false }
+        Self { messages, data_body: Bytes::new(), state: AnswerState::Open }
+    }
+
+    /// The next messages as they are sent, up to where a body is to follow; none if there are none yet, or no more.
+    fn next(&mut self, cx: &mut Context<'_>) -> Bytes {
+        let mut bytes = Vec::new();
+        while bytes.len() < TOGETHER && self.data_body.is_empty() {
+            let Poll::Ready(message) = self.messages.poll_next_unpin(cx) else { break };
+            let encoded = match message {
+                Some(message) => message.and_then(|message| encode(message, &mut bytes)),
+                None => Err(Status::ok("")),
+            };
+            match encoded {
+                Ok(data_body) => self.data_body = data_body,
+                Err(status) => {
+                    self.state = AnswerState::Closing(status);
+                    break;
+                }
+            }
+        }
+        bytes.into()
     }
 }
 
@@ -173,47 +210,50 @@ impl http_body::Body for Answer {
         if !self.data_body.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(take(&mut self.data_body)))));
         }
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let encoded = match ready!(self.messages.poll_next_unpin(cx)) {
-            Some(message) => message.and_then(encode),
-            None => Err(Status::ok("")),
-        };
-        match encoded {
-            Ok((start, data_body)) => {
-                self.data_body = data_body;
-                Poll::Ready(Some(Ok(Frame::data(start))))
+        if let AnswerState::Open = self.state {
+            let bytes = self.next(cx);
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Err(status) => {
-                self.ended = true;
+        }
+        match replace(&mut self.state, AnswerState::Ended) {
+            AnswerState::Open => {
+                self.state = AnswerState::Open;
+                Poll::Pending
+            }
+            AnswerState::Closing(status) => {
                 let mut trailers = HeaderMap::new();
                 Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
             }
+            AnswerState::Ended => Poll::Ready(None),
         }
     }
 }
 
-/// A message as it is sent: all but a body that is not short, and that body.
-fn encode(mut message: FlightData) -> Result<(Bytes, Bytes), Status> {
+/// Appends a message as it is sent, but for a body that is not short, which follows it.
+fn encode(mut message: FlightData, bytes: &mut Vec<u8>) -> Result<Bytes, Status> {
     let body = take(&mut message.data_body);
-    let mut start = vec![0; PREFIX];
-    message.encode(&mut start).map_err(|error| Status::internal(error.to_string()))?;
-    if !body.is_empty() {
-        for number in [BODY_KEY, body.len()] {
-            encode_length_delimiter(number, &mut start).map_err(|error| Status::internal(error.to_string()))?;
-        }
-    }
-    let length = start.len() - PREFIX + body.len();
-    let length = u32::try_from(length).map_err(|_| {
+    let key_and_length = match body.len() {
+        0 => 0,
+        length => length_delimiter_len(BODY_KEY) + length_delimiter_len(length),
+    };
+    let length = message.encoded_len() + key_and_length + body.len();
+    let prefix = u32::try_from(length).map_err(|_| {
         Status::resource_exhausted(format!("a row takes a message of {length} bytes, and gRPC has none of 4 GiB"))
     })?;
-    start[1..PREFIX].copy_from_slice(&length.to_be_bytes());
-    if body.len() > SHORT {
-        return Ok((start.into(), body));
+    let failed = |error: EncodeError| Status::internal(error.to_string());
+    bytes.push(0);
+    bytes.extend_from_slice(&prefix.to_be_bytes());
+    message.encode(bytes).map_err(failed)?;
+    if !body.is_empty() {
+        encode_length_delimiter(BODY_KEY, bytes).map_err(failed)?;
+        encode_length_delimiter(body.len(), bytes).map_err(failed)?;
     }
-    start.extend_from_slice(&body);
-    Ok((start.into(), Bytes::new()))
+    if body.len() > SHORT {
+        return Ok(body);
+    }
+    bytes.extend_from_slice(&body);
+    Ok(Bytes::new())
 }
 
 /// A body of some bytes, in frames of some size.
@@ -228,6 +268,10 @@ impl http_body::Body for Frames {
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let length = self.1.min(self.0.len());
         Poll::Ready((length > 0).then(|| Ok(Frame::data(self.0.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -297,6 +341,18 @@ mod tests {
         let (bytes, _) = sent(messages().into_iter().map(Ok).collect());
         let large = received(&bytes, 65_536, usize::MAX).unwrap().remove(6);
         assert_eq!(large.data_body.as_ptr() as usize % ALIGNMENT, 0);
+        // Whether the body is where it was in its message, behind as much metadata.
+        let stays = |metadata: usize| {
+            let padded = FlightData { app_metadata: vec![0; metadata].into(), ..large.clone() };
+            let (bytes, _) = sent(vec![Ok(padded)]);
+            let padded = received(&bytes, 65_536, usize::MAX).unwrap().remove(0);
+            assert_eq!(padded.data_body, large.data_body);
+            assert_eq!(padded.data_body.as_ptr() as usize % ALIGNMENT, 0);
+            let distance = (padded.data_body.as_ptr() as usize).wrapping_sub(padded.app_metadata.as_ptr() as usize);
+            distance == metadata + length_delimiter_len(BODY_KEY) + length_delimiter_len(large.data_body.len())
+        };
+        assert!(stays(1000));
+        assert!(!stays(20_000));
         assert_eq!(lead(&[]), 0);
         assert_eq!(lead(&[0xff; 20]), 0);
         let message =
@@ -318,13 +374,42 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_was_reset_is_not_complete() {
+        /// A body as hyper gives it after a reset without an error: nothing more comes, and it has not ended.
+        struct Reset(Frames);
+
+        impl http_body::Body for Reset {
+            type Data = Bytes;
+            type Error = Status;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+                Pin::new(&mut self.0).poll_frame(cx)
+            }
+
+            fn is_end_stream(&self) -> bool {
+                false
+            }
+        }
+
+        let (bytes, _) = sent(messages().into_iter().map(Ok).collect());
+        let reset = Body::new(Reset(Frames(bytes.into(), 1000)));
+        let received: Vec<_> = block_on(Sent::new(reset, usize::MAX).messages().collect());
+        let (last, whole) = received.split_last().unwrap();
+        assert!(whole.iter().all(Result::is_ok));
+        assert_eq!((whole.len(), last.as_ref().unwrap_err().code()), (messages().len(), tonic::Code::Cancelled));
+    }
+
+    #[test]
     fn messages_that_are_refused() {
         let message = |bytes: &[u8]| received(bytes, 100, 9).unwrap_err();
         assert_eq!(
             message(&[0, 0, 0, 0, 10]).message(),
             "message_bytes: a message has 10 bytes, of 9 that are allowed"
         );
-        assert_eq!(message(&[1, 0, 0, 0, 1, 0]).code(), tonic::Code::Unimplemented);
+        assert_eq!(message(&[1, 0, 0, 0, 1, 0]).code(), tonic::Code::Internal);
         assert_eq!(message(&[0, 0, 0, 0, 2, 0xff, 0xff]).code(), tonic::Code::InvalidArgument);
     }
 

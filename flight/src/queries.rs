@@ -16,7 +16,8 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use futures::StreamExt;
+use futures::future::{BoxFuture, WeakShared};
+use futures::{FutureExt, StreamExt};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ use crate::metrics::Metrics;
 use crate::poll::Spool;
 use crate::session::locked;
 use crate::wire::wire_schema;
+
+type Entering = BoxFuture<'static, Result<Arc<Permit>, Status>>;
 
 /// A planned query: nothing of it runs until its first partition is fetched.
 pub(crate) struct Query {
@@ -48,9 +51,9 @@ pub(crate) struct Query {
     pub spool: OnceLock<Arc<Spool>>,
     fetched: Mutex<Vec<bool>>,
     used: Mutex<Instant>,
-    running: Mutex<Weak<Permit>>,
-    /// Held by the partition that asks for the permission.
-    entering: tokio::sync::Mutex<()>,
+    running: Arc<Mutex<Weak<Permit>>>,
+    /// The wait for the permission, for as long as a partition waits.
+    entering: Mutex<Option<WeakShared<Entering>>>,
 }
 
 impl Query {
@@ -91,7 +94,7 @@ impl Query {
             spool: OnceLock::new(),
             fetched: Mutex::new(vec![false; partitions]),
             used: Mutex::new(Instant::now()),
-            running: Mutex::new(Weak::new()),
+            running: Default::default(),
             entering: Default::default(),
         })
     }
@@ -160,20 +163,27 @@ impl Query {
         locked(&self.running).strong_count() > 0
     }
 
-    /// The permission to run, which all partitions of a query share.
+    /// The permission to run, which all partitions of a query share, as they share the wait for it and its refusal.
     pub async fn admit(&self, admission: &Admission) -> Result<Arc<Permit>, Status> {
-        let entered = async {
-            // One partition asks, and those that come meanwhile have what it gets.
-            let _entering = self.entering.lock().await;
+        let entering = {
+            let mut entering = locked(&self.entering);
             if let Some(permit) = locked(&self.running).upgrade() {
                 return Ok(permit);
             }
-            let permit = Arc::new(admission.enter().await?);
-            *locked(&self.running) = Arc::downgrade(&permit);
-            Ok(permit)
+            entering.as_ref().and_then(WeakShared::upgrade).unwrap_or_else(|| {
+                let (admission, running) = (admission.clone(), Arc::clone(&self.running));
+                let enter = async move {
+                    let permit = Arc::new(admission.enter().await?);
+                    *locked(&running) = Arc::downgrade(&permit);
+                    Ok(permit)
+                };
+                let shared = enter.boxed().shared();
+                *entering = shared.downgrade();
+                shared
+            })
         };
         tokio::select! {
-            permit = entered => permit,
+            permit = entering => permit,
             () = self.cancelled.cancelled() => Err(cancelled()),
         }
     }
@@ -274,6 +284,7 @@ impl Queries {
 }
 
 /// Who may run, and who waits.
+#[derive(Clone)]
 pub(crate) struct Admission {
     limits: Limits,
     metrics: Arc<Metrics>,

@@ -1,6 +1,8 @@
 """What a server allows, and how it says that it is enough."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pyarrow as pa
@@ -87,6 +89,20 @@ def test_partitions_of_a_query_are_one_query(server):
         streams = [calls.fetch(ticket) for ticket in tickets]
         assert sum(len(list(stream)) for stream in streams) >= 2 * len(tickets)
         one.idle()
+
+
+def test_partitions_of_a_query_wait_together(server):
+    one = server(*limits(concurrent_queries=1, queued_queries=1, queue_timeout=3))
+    calls = one.raw()
+    (ticket,) = calls.tickets("SELECT 1")
+    running = calls.query(ENDLESS)
+    eventually(lambda: one.running() == 1, "the query")
+    started = time.monotonic()
+    with ThreadPoolExecutor(6) as threads:
+        refusals = list(threads.map(lambda _: refusal(lambda: list(calls.fetch(ticket))), range(6)))
+    assert all(code == "RESOURCE_EXHAUSTED" and details.startswith("queue_timeout") for code, details in refusals)
+    assert time.monotonic() - started < 12, "they did not wait one after the other"
+    running.cancel()
 
 
 @pytest.fixture(scope="module")
