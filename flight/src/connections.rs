@@ -4,8 +4,9 @@
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,7 +25,10 @@ const GREETING: usize = 24;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the server waits before it accepts again, once it could not: usually since it has no file handles left.
-const BREATH: Duration = Duration::from_millis(500);
+const BREATH: Duration = Duration::from_millis(50);
+
+/// How often it says so.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(1);
 
 /// The connections of a listener, in the order in which clients have agreed on encryption. `stopping` ends the wait for those that have said
 /// nothing yet.
@@ -33,7 +37,8 @@ pub(crate) fn incoming(
     tls: Option<TlsAcceptor>,
     stopping: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let accepted = stream::unfold(listener, |listener| async { Some((accept(&listener).await, listener)) });
+    let accepting = Accepting { listener, warned: None };
+    let accepted = stream::unfold(accepting, async |mut accepting| Some((accepting.next().await, accepting)));
     let begun = accepted.map(move |stream| {
         let connection = Connection::begin(stream, tls.clone(), stopping.clone());
         // Each on its own, so that the arithmetic of many is shared out to the threads.
@@ -42,15 +47,25 @@ pub(crate) fn incoming(
     begun.buffer_unordered(usize::MAX).map(|begun| begun.map_err(io::Error::other).flatten())
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            // The client's doing, before it was accepted.
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
-            Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted");
-                tokio::time::sleep(BREATH).await;
+struct Accepting {
+    listener: TcpListener,
+    warned: Option<Instant>,
+}
+
+impl Accepting {
+    async fn next(&mut self) -> TcpStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
+                // The client's doing, before it was accepted.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    if self.warned.is_none_or(|warned| warned.elapsed() >= BETWEEN_WARNINGS) {
+                        tracing::warn!(%error, "no connection can be accepted");
+                        self.warned = Some(Instant::now());
+                    }
+                    tokio::time::sleep(BREATH).await;
+                }
             }
         }
     }
@@ -63,19 +78,25 @@ type Enough = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     received: usize,
-    /// Until the client has greeted.
-    enough: Option<Enough>,
+    greeting: Greeting,
+}
+
+enum Greeting {
+    Awaited(Enough),
+    Come,
+    TooLate,
 }
 
 /// Who is on the other side, as far as the transport knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     /// The certificate the client has shown, as DER.
-    pub certificate: Option<Vec<u8>>,
+    pub certificate: Option<Arc<[u8]>>,
 }
 
 impl Connection {
     async fn begin(stream: TcpStream, tls: Option<TlsAcceptor>, stopping: CancellationToken) -> io::Result<Self> {
+        let client = stream.peer_addr().ok();
         // Small messages wait for nothing; one that is slower for it is still right.
         let _ = stream.set_nodelay(true);
         let mut enough: Enough = Box::pin(async move {
@@ -84,11 +105,17 @@ impl Connection {
         let stream = match tls {
             None => Either::Left(stream),
             Some(tls) => tokio::select! {
-                encrypted = tls.accept(stream) => Either::Right(Box::new(encrypted?)),
+                encrypted = tls.accept(stream) => match encrypted {
+                    Ok(encrypted) => Either::Right(Box::new(encrypted)),
+                    Err(error) => {
+                        tracing::debug!(?client, %error, "no agreement on encryption");
+                        return Err(error);
+                    }
+                },
                 () = &mut enough => return Err(too_late()),
             },
         };
-        Ok(Self { stream, received: 0, enough: Some(enough) })
+        Ok(Self { stream, received: 0, greeting: Greeting::Awaited(enough) })
     }
 }
 
@@ -98,18 +125,22 @@ fn too_late() -> io::Error {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Greeting::TooLate = self.greeting {
+            return Poll::Ready(Err(too_late()));
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if self.enough.is_some() {
+        if let Greeting::Awaited(enough) = &mut self.greeting {
+            if read.is_pending() && enough.as_mut().poll(cx).is_ready() {
+                self.greeting = Greeting::TooLate;
+                return Poll::Ready(Err(too_late()));
+            }
             self.received += buffer.filled().len() - before;
             if self.received >= GREETING {
-                self.enough = None;
+                self.greeting = Greeting::Come;
             }
         }
-        match (read, &mut self.enough) {
-            (Poll::Pending, Some(enough)) => enough.as_mut().poll(cx).map(|()| Err(too_late())),
-            (read, _) => read,
-        }
+        read
     }
 }
 
@@ -147,7 +178,7 @@ impl Connected for Connection {
             Either::Left(_) => None,
             Either::Right(encrypted) => {
                 let certificates = encrypted.get_ref().1.peer_certificates();
-                certificates.and_then(|chain| chain.first()).map(|certificate| certificate.to_vec())
+                certificates.and_then(|chain| chain.first()).map(|certificate| Arc::from(certificate.as_ref()))
             }
         };
         Peer { certificate }

@@ -41,7 +41,7 @@ pub fn init(format: LogFormat) -> Result<(), ServeError> {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or_default();
         let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, message, "panic");
+        tracing::error!(place, message, "panicked");
     }));
     Ok(())
 }

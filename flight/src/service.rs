@@ -172,7 +172,7 @@ fn caller(extensions: &Extensions) -> Result<Caller, Status> {
 }
 
 /// The peer's certificate, of a connection with mutual TLS.
-pub(crate) fn certificate(extensions: &http::Extensions) -> Option<Vec<u8>> {
+pub(crate) fn certificate(extensions: &http::Extensions) -> Option<Arc<[u8]>> {
     extensions.get::<Peer>()?.certificate.clone()
 }
 

@@ -46,17 +46,23 @@ fn config(certificate: &[u8], key: &[u8], authority: Option<&[u8]>) -> Result<Se
         None => builder.with_no_client_auth(),
         Some(authority) => {
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(authority) {
-                roots.add(certificate?)?;
+            for (number, certificate) in certificates(authority)?.into_iter().enumerate() {
+                let unusable = |error| format!("certificate {} of the authority cannot be used: {error}", number + 1);
+                roots.add(certificate).map_err(unusable)?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
-    let mut config = builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?;
+    // What the parser says of a block shows its bytes.
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "the private key cannot be read")?;
+    let mut config = builder.with_single_cert(certificates(certificate)?, key)?;
     config.alpn_protocols.push(b"h2".to_vec());
     Ok(config)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| "a PEM block cannot be read")
 }
 
 /// What the transport says of files that are PEM.
@@ -115,8 +121,13 @@ fn blocks_of(text: &str) -> Result<Vec<Block<'_>>, String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines().map(str::trim);
     while let Some(line) = lines.next() {
-        let Some(label) = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----")) else {
-            continue;
+        let Some(rest) = line.strip_prefix("-----BEGIN ") else { continue };
+        // What is not a label may be a key.
+        let of_label = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ' ';
+        let Some(label) = rest.strip_suffix("-----").filter(|label| label.chars().all(of_label)) else {
+            return Err(
+                "a PEM block has more than `-----BEGIN …-----` in its first line: its lines are joined".to_string()
+            );
         };
         let end = format!("-----END {label}-----");
         let mut body = String::new();
@@ -192,6 +203,10 @@ mod tests {
         let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n\
                    -----END RSA PRIVATE KEY-----\n";
         let begin = "-----BEGIN CERTIFICATE-----";
+        let flat = key.replace('\n', " ");
+        let followed = format!("{certificate}{}", key.replacen('\n', " ", 1));
+        let bad = format!("{certificate}{begin}\nAAAA\n-----END CERTIFICATE-----\n");
+        let body = key.lines().nth(1).unwrap();
         let cases = [
             ("", key, None, "certificate.pem: it has no certificate"),
             (key, key, None, "but PEM blocks PRIVATE KEY"),
@@ -202,6 +217,9 @@ mod tests {
             (certificate, &*encrypted, None, "key.pem: the private key is encrypted"),
             (certificate, old, None, "key.pem: the private key is encrypted"),
             (certificate, &*others.key, None, "TLS cannot use the certificate "),
+            (certificate, &*flat, None, "key.pem: a PEM block has more than `-----BEGIN …-----` in its first line"),
+            (&*followed, key, None, "certificate.pem: a PEM block has more than `-----BEGIN …-----` in its first"),
+            (certificate, key, Some(&*bad), "certificate 2 of the authority cannot be used: "),
             (certificate, key, Some("x"), "authority.pem: it has no certificate (`-----BEGIN CERT"),
             (certificate, key, Some(begin), "authority.pem: the PEM block CERTIFICATE has no end"),
         ];
@@ -209,6 +227,8 @@ mod tests {
             let message = files.of(certificate, key, authority).unwrap_err();
             assert!(message.contains(expected), "{message}\n{expected}");
             assert!(!message.contains('\n') && !message.contains("secret"), "{message}");
+            let (shown, bytes) = (&body[..20], format!("{:?}", &body.as_bytes()[..20]));
+            assert!(!message.contains(shown) && !message.contains(bytes.trim_matches(['[', ']'])), "{message}");
         }
         let missing = TlsFiles { certificate: PathBuf::from("nowhere.pem"), key: PathBuf::new(), client_ca: None };
         assert!(acceptor(&missing).err().unwrap().to_string().starts_with("nowhere.pem: "));
