@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use arrow_quant_formats::directory::Missing;
+use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
+use arrow_quant_stores::StoreError;
 use datafusion::error::DataFusionError;
 
 /// Why the engine could not do what it was asked.
@@ -20,22 +23,22 @@ pub enum QuantError {
         message: String,
     },
     /// There is no readable model at a path.
-    #[error("{message}")]
+    #[error("{}", missing.at(path))]
     ModelNotFound {
         /// The path asked for.
         path: PathBuf,
-        /// What was found there, and what to do.
-        message: String,
+        /// What is there instead.
+        missing: Missing,
     },
     /// A file contradicts itself, or is not understood.
-    #[error("{message}")]
+    #[error("{}: {}{problem}", path.display(), of_tensor(tensor.as_deref()))]
     Metadata {
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
-        /// The tensor, where it is one that is wrong.
+        /// The tensor, where one is wrong.
         tensor: Option<String>,
-        /// What is wrong, with file and tensor named.
-        message: String,
+        /// What is wrong with it.
+        problem: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Two models that should hold the same tensors do not.
     #[error("{message}")]
@@ -69,14 +72,9 @@ pub enum QuantError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file is none that clients of this server may reach.
-    #[error("{message}")]
-    Access {
-        /// The file as it was asked for.
-        path: PathBuf,
-        /// Which, and that it is not allowed.
-        message: String,
-    },
+    /// A file or store is not one that clients of this server may reach.
+    #[error(transparent)]
+    Access(StoreError),
     /// A query failed.
     #[error("{}", query_message(.0))]
     Query(Box<DataFusionError>),
@@ -87,17 +85,17 @@ pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 
 impl QuantError {
     /// A setting or argument that is not allowed.
-    pub(crate) fn configuration(message: impl Into<String>) -> Self {
+    pub fn configuration(message: impl Into<String>) -> Self {
         Self::Configuration { field: None, path: None, message: message.into() }
     }
 
     /// A field of the configuration that is not allowed.
-    pub(crate) fn field(field: &str, message: impl Into<String>) -> Self {
+    pub fn field(field: &str, message: impl Into<String>) -> Self {
         Self::Configuration { field: Some(field.to_string()), path: None, message: message.into() }
     }
 
     /// The same, with the file or directory that it is about.
-    pub(crate) fn at(self, at: &Path) -> Self {
+    pub fn at(self, at: &Path) -> Self {
         match self {
             Self::Configuration { field, message, .. } => {
                 Self::Configuration { field, path: Some(at.to_path_buf()), message }
@@ -106,27 +104,42 @@ impl QuantError {
         }
     }
 
-    /// The same, telling of a file by the path it was asked for rather than by the one it lies at.
-    pub(crate) fn told_as(mut self, at: &Path, asked: &Path) -> Self {
-        let said = |message: &mut String| *message = message.replace(&*at.to_string_lossy(), &asked.to_string_lossy());
-        match &mut self {
-            Self::Configuration { message, .. }
-            | Self::ModelNotFound { message, .. }
-            | Self::Metadata { message, .. } => {
-                said(message);
-            }
-            Self::Io { path, .. } => {
-                if let Ok(rest) = path.strip_prefix(at) {
-                    *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
-                }
-            }
-            _ => {}
+    /// The same, about the path that was asked for instead of the one it led to.
+    pub(crate) fn asked_as(mut self, real: &Path, asked: &Path) -> Self {
+        let (Self::Configuration { path: Some(path), .. }
+        | Self::ModelNotFound { path, .. }
+        | Self::Metadata { path, .. }
+        | Self::Io { path, .. }) = &mut self
+        else {
+            return self;
+        };
+        if let Ok(rest) = path.strip_prefix(real) {
+            *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
         }
         self
     }
 
+    /// That there is no readable model at a path.
+    pub fn missing(path: &Path, missing: Missing) -> Self {
+        Self::ModelNotFound { path: path.to_path_buf(), missing }
+    }
+
+    /// That a file is wrong, or a tensor in it.
+    pub fn defect(
+        path: &Path,
+        tensor: Option<String>,
+        problem: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Metadata { path: path.to_path_buf(), tensor, problem: problem.into() }
+    }
+
+    /// That a file of weights is wrong.
+    pub(crate) fn format(path: &Path, error: FormatError) -> Self {
+        Self::defect(path, error.tensor, error.problem)
+    }
+
     /// A failed operation on a file.
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
     }
 }
@@ -134,6 +147,20 @@ impl QuantError {
 impl From<KernelError> for QuantError {
     fn from(error: KernelError) -> Self {
         Self::configuration(error.to_string())
+    }
+}
+
+impl From<StoreError> for QuantError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io { path, source } => Self::Io { path, source },
+            StoreError::Allow { ref text, .. } => {
+                let path = PathBuf::from(text);
+                Self::Configuration { field: Some("allow".to_string()), path: Some(path), message: error.to_string() }
+            }
+            StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
+            other => Self::configuration(other.to_string()),
+        }
     }
 }
 
@@ -165,6 +192,11 @@ impl From<arrow::error::ArrowError> for QuantError {
     fn from(error: arrow::error::ArrowError) -> Self {
         DataFusionError::from(error).into()
     }
+}
+
+/// `tensor 'x': `, where there is one.
+fn of_tensor(tensor: Option<&str>) -> String {
+    tensor.map_or_else(String::new, |tensor| format!("tensor '{}': ", shown(tensor)))
 }
 
 /// What the system said, and what to do about it where that is clear.

@@ -17,28 +17,32 @@
 //! # Ok(()) }
 //! ```
 
-mod access;
 mod arrays;
 mod calibration;
-mod config;
+pub mod config;
 mod error;
 mod job;
 mod model;
-pub mod numbers;
-#[cfg(feature = "service")]
-pub mod service;
+mod plan;
+mod report;
 mod session;
 mod tables;
+mod targets;
+mod workers;
 
-pub use access::AllowedPaths;
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
-pub use calibration::{Calibration, LayerQuality, LayerReport};
-pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
-pub use error::{QuantError, Result};
-pub use job::{
-    Attempt, JobOptions, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage,
-    TensorQuality, TensorReport, Totals, ValidationReport, plan_model, quantize_model, unfinished_run, validate_model,
-    verify_model,
+pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
+pub use arrow_quant_stores::AllowedPaths;
+pub use calibration::Calibration;
+pub use config::{
+    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Modality, Origin,
 };
-pub use model::{Modality, Model, Tensor};
-pub use session::{register_model, service_session, session};
+pub use error::{QuantError, Result};
+pub use job::{JobOptions, plan_model, quantize_model, unfinished_run, validate_model, verify_model};
+pub use model::{Model, Tensor};
+pub use report::{
+    LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
+    ValidationReport, numbers,
+};
+pub use session::{register, register_model, service_session, session};
+pub use tables::AnyModel;

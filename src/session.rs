@@ -4,15 +4,19 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_quant_stores::{AllowedPaths, GuardedStores};
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::common::plan_datafusion_err;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::ObjectStoreRegistry;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use object_store::ObjectStore;
+use url::Url;
 
-use crate::access::GuardedStores;
-use crate::tables::{AnyModel, SafetensorsFactory, table_functions};
-use crate::{AllowedPaths, QuantError, Result};
+use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
+use crate::{QuantError, Result, calibration};
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.
@@ -55,9 +59,27 @@ pub fn service_session(
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(pool))
         .with_max_temp_directory_size(spill_bytes)
-        .with_object_store_registry(Arc::new(GuardedStores::new(Arc::clone(allowed))))
+        .with_object_store_registry(Arc::new(StoreRegistry(GuardedStores::new(Arc::clone(allowed)))))
         .build_arc()?;
     build(session_config(threads), runtime, Some(allowed))
+}
+
+/// The stores of a session, each operation of which is checked.
+#[derive(Debug)]
+struct StoreRegistry(GuardedStores);
+
+impl ObjectStoreRegistry for StoreRegistry {
+    fn register_store(&self, url: &Url, store: Arc<dyn ObjectStore>) -> Option<Arc<dyn ObjectStore>> {
+        self.0.register(url, store)
+    }
+
+    fn deregister_store(&self, url: &Url) -> datafusion::common::Result<Arc<dyn ObjectStore>> {
+        self.0.deregister(url).ok_or_else(|| plan_datafusion_err!("there is no object store {url}"))
+    }
+
+    fn get_store(&self, url: &Url) -> datafusion::common::Result<Arc<dyn ObjectStore>> {
+        Ok(self.0.get(url).map_err(QuantError::from)?)
+    }
 }
 
 /// A session of another configuration.
@@ -71,14 +93,15 @@ fn build(
     runtime: Arc<RuntimeEnv>,
     allowed: Option<&Arc<AllowedPaths>>,
 ) -> Result<SessionContext> {
+    let files = Files(allowed.cloned());
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory::new(allowed.cloned())))
+        .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory(files.clone())))
         .build();
     arrow_quant_udfs::register_all(&mut state)?;
     let ctx = SessionContext::new_with_state(state);
-    for function in table_functions(allowed.cloned()) {
+    for function in tables::table_functions(&files).into_iter().chain(calibration::table_functions(&files)) {
         ctx.register_udtf(function.name(), Arc::clone(function.function()));
     }
     Ok(ctx)
@@ -94,7 +117,7 @@ pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<P
 }
 
 /// The same for a model that is open.
-pub(crate) fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()> {
+pub fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()> {
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
         return Err(QuantError::configuration(format!("the session has no catalog '{default_catalog}'")));

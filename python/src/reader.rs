@@ -98,8 +98,7 @@ impl ModelReader {
 }
 
 fn damaged(path: &Path, tensor: &str, what: &str) -> QuantError {
-    let message = format!("{}: {tensor}: {what}: quantize the model again", path.display());
-    QuantError::Metadata { path: path.to_path_buf(), tensor: Some(tensor.to_string()), message }
+    QuantError::defect(path, Some(tensor.to_string()), format!("{what}: quantize the model again"))
 }
 
 /// Copies a batch's weights to where they belong, and notes where that is.

@@ -34,7 +34,7 @@ fn to_table(rows: &Bound<'_, PyAny>) -> Result<Table> {
         ("elements", bytes(|report| report.elements)),
         ("bits", count(|report| report.bits.map(i64::from))),
         ("group_size", count(|report| report.group_size.map(i64::from))),
-        ("because", text(|report| Some(&report.because))),
+        ("because", Arc::new(StringArray::from_iter_values(reports.iter().map(|report| report.because.to_string())))),
         ("tried", lists(&reports, |report| report.fallbacks.iter().map(|attempt| i64::from(attempt.bits)).collect())),
         ("same_as", text(|report| report.same_as.as_deref())),
         ("bytes", bytes(|report| report.bytes)),

@@ -17,7 +17,8 @@ use arrow_quant_udfs::{QuantizedColumn, error_sums, quantized_array};
 
 pub use rows::quantized_row_schema;
 
-use crate::model::row_length;
+use arrow_quant_formats::row_length;
+
 use crate::tables::cut;
 use crate::{QuantError, Result};
 

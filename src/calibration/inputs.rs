@@ -3,16 +3,9 @@
 use std::ops::Range;
 
 use super::activations::{Bounds, COARSE, FINE, Losses, Parameters};
-use super::groups::{Boundaries, Groups, finest_groups, time_groups};
+use super::groups::{Groups, finest_groups, time_groups};
 use super::{LayerStatistics, StepStatistics};
-
-/// What time groups are asked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Grouping {
-    /// Groups at most.
-    pub most: usize,
-    pub boundaries: Boundaries,
-}
+use crate::config::Grouping;
 
 /// What the input channels of a layer count for.
 pub(crate) struct ChannelWeights<'a> {

@@ -1,13 +1,13 @@
 //! What a calibration makes of a layer: parameters of its inputs, smoothing, and the importance of its input channels.
 
 use arrow_quant_kernels::Settings;
-use serde::{Deserialize, Serialize};
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Grouping, Inputs, least, mean};
+use super::inputs::{ChannelWeights, Inputs, least, mean};
 use super::smoothing::{LayerWeights, Smoothing, importance};
 use super::table::{ActivationRow, activation_rows};
-use crate::{Result, Tensor};
+use crate::config::Grouping;
+use crate::{LayerReport, Result, Tensor};
 
 /// What is asked of a calibration.
 #[derive(Debug, Clone, Copy)]
@@ -15,40 +15,6 @@ pub(crate) struct Wanted {
     pub grouping: Grouping,
     pub smoothing: bool,
     pub importance: bool,
-}
-
-/// What became of the inputs of a layer, in one state of the model, and what each step gained. Gains are estimated from the
-/// calibration table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerReport {
-    /// The weight of the layer, `component/tensor` in a pipeline.
-    pub tensor: String,
-    /// The state; empty where there is none.
-    pub state: String,
-    /// Input channels.
-    pub channels: usize,
-    /// Timesteps that were measured.
-    pub timesteps: usize,
-    /// Groups of timesteps with parameters of their own.
-    pub time_groups: usize,
-    /// Alpha of the smoothing, which was chosen for the width that was planned at first; `None` without.
-    pub smoothing_alpha: Option<f64>,
-    /// SQNR of the quantized inputs in dB, each channel counting for what the weights make of it: the mean over timesteps.
-    pub activation_sqnr_db: f64,
-    /// That of the worst timestep.
-    pub worst_activation_sqnr_db: f64,
-    /// What clipping gained over minimum and maximum, with one group: the mean over timesteps in dB.
-    pub clipping_gain_db: f64,
-    /// What time groups gained over one group: the mean over timesteps in dB.
-    pub time_groups_gain_db: f64,
-    /// What they gained at the worst timestep.
-    pub worst_time_groups_gain_db: f64,
-    /// What smoothing gained, of the error of the layer's output: the mean over timesteps in dB.
-    pub smoothing_gain_db: f64,
-    /// What importance gained, of the error that the weights make in the output, in dB, from a sample of rows. `None` if the
-    /// weights are kept, became other than planned (a fallback, another width for a target size), or are those of several
-    /// layers; and if importance was not used.
-    pub importance_gain_db: Option<f64>,
 }
 
 /// What a calibration makes of a layer.

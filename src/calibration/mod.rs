@@ -4,6 +4,8 @@
 //! in which input channels matter most.
 
 mod activations;
+mod calibrated;
+mod functions;
 mod groups;
 mod inputs;
 mod layers;
@@ -14,20 +16,17 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use groups::Boundaries;
-pub(crate) use inputs::Grouping;
-pub use layers::LayerReport;
-pub(crate) use layers::{CalibratedLayer, Wanted};
-pub use quality::LayerQuality;
+pub(crate) use calibrated::{Calibrated, calibrate, expected_bytes};
+pub(crate) use functions::table_functions;
 pub(crate) use quality::StoredCalibration;
-pub(crate) use smoothing::{LayerWeights, Smoothing};
-pub(crate) use table::{activation_table, smoothing_table};
+pub(crate) use smoothing::LayerWeights;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::job::full_name;
+use arrow_quant_formats::nearest;
+
 use crate::tables::LIMIT;
 use crate::{Model, QuantError, Result, Tensor};
 
@@ -112,7 +111,7 @@ impl Calibration {
     /// # Errors
     /// As [`check`](Self::check).
     pub(crate) fn tensors(&self, model: &Model) -> Result<Vec<(usize, Range<usize>)>> {
-        let names: Vec<String> = model.tensors().iter().map(|t| full_name(&t.component, &t.name)).collect();
+        let names: Vec<String> = model.tensors().iter().map(Tensor::full_name).collect();
         let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
         let (mut tensors, mut first) = (Vec::new(), 0);
         for states in self.by_tensor() {
@@ -120,7 +119,7 @@ impl Calibration {
             first = range.end;
             let layer = &states[0];
             let Some(&tensor) = index.get(layer.tensor.as_str()) else {
-                let near = crate::config::nearest(&layer.tensor, names.iter().map(String::as_str));
+                let near = nearest(&layer.tensor, names.iter().map(String::as_str));
                 let advice = near.map_or_else(
                     || "the calibration is of another model".to_string(),
                     |near| format!("did you mean '{near}'?"),
@@ -171,11 +170,7 @@ impl Calibration {
     }
 
     fn refused(&self, tensor: &str, what: &str) -> QuantError {
-        QuantError::Metadata {
-            path: self.name.clone().into(),
-            tensor: Some(tensor.to_string()),
-            message: format!("{}: the calibration has {tensor}, {what}", self.name),
-        }
+        QuantError::defect(Path::new(&self.name), Some(tensor.to_string()), format!("the calibration has it, {what}"))
     }
 }
 

@@ -4,63 +4,36 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type};
-use serde::Serialize;
+use std::sync::Arc;
 
 use super::activations::{BITS, FINE, Losses, Parameters, loss};
 use super::inputs::{ChannelWeights, decibels, least, mean, sqnr_db};
 use super::smoothing::LayerWeights;
 use super::{LayerState, LayerStatistics};
-use crate::{QuantError, Result};
-
-/// How good the parameters of a layer's inputs are, in one state of the model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LayerQuality {
-    /// The weight of the layer, `component/tensor` in a pipeline.
-    pub tensor: String,
-    /// The state; empty where there is none.
-    pub state: String,
-    /// Timesteps that were measured.
-    pub timesteps: usize,
-    /// Groups of timesteps with parameters of their own.
-    pub time_groups: usize,
-    /// SQNR of the quantized inputs in dB: the mean over timesteps.
-    pub activation_sqnr_db: f64,
-    /// That of the worst timestep.
-    pub worst_activation_sqnr_db: f64,
-    /// What the parameters lose over each timestep's own best, in dB: the mean over timesteps.
-    pub loss_db: f64,
-    /// That of the worst timestep.
-    pub worst_loss_db: f64,
-    /// ‖X Wᵀ − (X/s)(W s)ᵀ‖ ÷ ‖X Wᵀ‖ in 32-bit arithmetic, on values from the ranges of the inputs and a sample of rows;
-    /// `None` without smoothing.
-    pub smoothing_error: Option<f64>,
-    /// SQNR of the layer's output in dB, inputs and weights both quantized: the mean over timesteps.
-    pub output_sqnr_db: f64,
-    /// That of the worst timestep.
-    pub worst_output_sqnr_db: f64,
-}
+use crate::tables::QuantizedModel;
+use crate::{LayerQuality, QuantError, Result};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow_quant_formats::manifest::ACTIVATIONS;
 
 /// What a quantized model has of its calibration.
-#[derive(Debug, Clone, Default)]
 pub(crate) struct StoredCalibration {
+    /// Its smoothing is the model's.
+    model: Arc<QuantizedModel>,
     /// By layer and state.
     activations: HashMap<LayerState, Vec<(Range<i64>, Parameters)>>,
-    /// By layer, a factor a channel.
-    smoothing: HashMap<String, Vec<f32>>,
 }
 
 impl StoredCalibration {
-    /// Reads the tables.
+    /// Reads the parameters of activations of a quantized model.
     ///
     /// # Errors
     /// If a column is missing, of another type or has NULLs, or a number is out of its domain.
-    pub fn read(path: &Path, activations: Option<&RecordBatch>, smoothing: Option<&RecordBatch>) -> Result<Self> {
-        let mut stored = Self::default();
-        if let Some(batch) = activations {
+    pub fn read(model: &Arc<QuantizedModel>) -> Result<Self> {
+        let path = &model.path().join(ACTIVATIONS);
+        let mut stored = Self { activations: HashMap::new(), model: Arc::clone(model) };
+        if let Some(batch) = model.activations() {
             let column = |name: &str, wanted: DataType| column(path, batch, name, &wanted);
             let (tensors, states) = (column("tensor", DataType::Utf8)?, column("state", DataType::Utf8)?);
             let (starts, ends) = (column("t_start", DataType::Int64)?, column("t_end", DataType::Int64)?);
@@ -77,30 +50,17 @@ impl StoredCalibration {
                         let groups = stored.activations.entry((tensor, text(&states))).or_default();
                         groups.push((whole(&starts)..whole(&ends), parameters));
                     }
-                    None => return Err(damaged(path, &tensor, "has parameters of activations that are none")),
+                    None => {
+                        return Err(damaged(
+                            path,
+                            &tensor,
+                            "has parameters of activations that are out of their domain",
+                        ));
+                    }
                 }
-            }
-        }
-        if let Some(batch) = smoothing {
-            let tensors = column(path, batch, "tensor", &DataType::Utf8)?;
-            let list = DataType::List(Field::new_list_field(DataType::Float32, true).into());
-            let lists = column(path, batch, "smooth", &list)?;
-            for row in 0..batch.num_rows() {
-                let tensor = tensors.as_string::<i32>().value(row).to_string();
-                let factors = lists.as_list::<i32>().value(row);
-                let factors = factors.as_primitive::<Float32Type>();
-                if factors.null_count() > 0 || factors.values().iter().any(|&f| !(f.is_finite() && f > 0.0)) {
-                    return Err(damaged(path, &tensor, "has factors that are no numbers above 0"));
-                }
-                stored.smoothing.insert(tensor, factors.values().to_vec());
             }
         }
         Ok(stored)
-    }
-
-    /// What the inputs of a layer are divided by.
-    pub fn factors(&self, tensor: &str) -> Option<&[f32]> {
-        self.smoothing.get(tensor).map(Vec::as_slice)
     }
 
     /// Measures a layer in one state. `errors` are the sums of the squared errors of the weights, by input channel.
@@ -111,7 +71,7 @@ impl StoredCalibration {
         let refused = |message: String| QuantError::Validation { tensor: Some(layer.tensor.clone()), message };
         let of_state = if layer.state.is_empty() { String::new() } else { format!(" in the state '{}'", layer.state) };
         let groups = self.activations.get(&(layer.tensor.clone(), layer.state.clone())).map_or(&[][..], Vec::as_slice);
-        let factors = self.factors(&layer.tensor);
+        let factors = self.model.factors(&layer.tensor);
         if factors.is_some_and(|factors| factors.len() != layer.channels()) {
             return Err(refused(format!("{}: its smoothing is of another number of channels", layer.tensor)));
         }
@@ -154,19 +114,13 @@ impl StoredCalibration {
 }
 
 fn damaged(path: &Path, tensor: &str, what: &str) -> QuantError {
-    QuantError::Metadata {
-        path: path.to_path_buf(),
-        tensor: Some(tensor.to_string()),
-        message: format!("{}: {tensor} {what}: quantize the model again", path.display()),
-    }
+    QuantError::defect(path, Some(tensor.to_string()), format!("{what}: quantize the model again"))
 }
 
 /// A column without NULLs, as another type.
 fn column(path: &Path, batch: &RecordBatch, name: &str, wanted: &DataType) -> Result<ArrayRef> {
     let found = batch.column_by_name(name).and_then(|column| cast(column, wanted).ok());
-    found.filter(|column| column.null_count() == 0).ok_or_else(|| QuantError::Metadata {
-        path: path.to_path_buf(),
-        tensor: None,
-        message: format!("{}: its column {name} is missing or damaged: quantize the model again", path.display()),
+    found.filter(|column| column.null_count() == 0).ok_or_else(|| {
+        QuantError::defect(path, None, format!("its column {name} is missing or damaged: quantize the model again"))
     })
 }

@@ -19,11 +19,7 @@ pub(super) fn open(path: &Path, samples: i64) -> Result<Calibration> {
     // A file that is not there is told apart from one that cannot be understood.
     std::fs::metadata(path).map_err(|e| QuantError::io(path, e))?;
     let name = path.display().to_string();
-    let unreadable = |message: String| QuantError::Metadata {
-        path: path.to_path_buf(),
-        tensor: None,
-        message: format!("{name} is no calibration table: {message}"),
-    };
+    let unreadable = |message: String| QuantError::defect(path, None, format!("not a calibration table: {message}"));
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let open = || std::fs::File::open(path).map_err(|e| QuantError::io(path, e));
     match extension.to_str() {
@@ -72,12 +68,7 @@ impl Calibration {
 }
 
 fn refused(name: &str, tensor: Option<&str>, what: String) -> QuantError {
-    let of = tensor.map_or_else(String::new, |tensor| format!("{tensor}: "));
-    QuantError::Metadata {
-        path: name.into(),
-        tensor: tensor.map(str::to_string),
-        message: format!("{name}: {of}{what}"),
-    }
+    QuantError::defect(Path::new(name), tensor.map(str::to_string), what)
 }
 
 /// The columns of a batch, in the types that are worked with.

@@ -9,7 +9,8 @@
 use arrow_quant_kernels::{Isa, Scheme, Settings, Weights, dequantize, quantize, scale_channels, to_f32};
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Grouping, decibels, finest_noise};
+use super::inputs::{ChannelWeights, decibels, finest_noise};
+use crate::config::Grouping;
 use crate::{Result, Tensor};
 
 /// Alphas are tried at these distances: from 0 to 1, and then beside the best.
@@ -55,14 +56,13 @@ impl LayerWeights {
         let sampled = (SAMPLE / row).clamp(1, SAMPLE_ROWS).min(rows);
         let (mut squares, mut greatest) = (vec![0.0; channels], vec![0.0f32; channels]);
         let mut sample = Vec::with_capacity(sampled * row);
-        let size = (tensor.bytes / tensor.elements()) as usize;
         // Some rows at a time, whose pages are given back.
         let step = (SAMPLE / row).max(1);
         for first in (0..rows).step_by(step) {
             let last = rows.min(first + step);
             let Some(dtype) = tensor.float_dtype() else { break };
-            let bytes = &tensor.data()[first * row * size..last * row * size];
-            let floats = to_f32(isa, Weights::new(dtype, bytes, row)?);
+            let bytes = tensor.read((first * row) as u64..(last * row) as u64)?;
+            let floats = to_f32(isa, Weights::new(dtype, &bytes, row)?);
             for (index, weights) in (first..).zip(floats.chunks_exact(row)) {
                 for ((square, most), weights) in squares.iter_mut().zip(&mut greatest).zip(weights.chunks_exact(kernel))
                 {

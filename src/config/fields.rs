@@ -6,9 +6,9 @@ use std::fmt::Display;
 use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 use serde_json::Value;
 
-use crate::calibration::Boundaries;
+use arrow_quant_formats::nearest;
 
-use super::{DiffusionQuantConfig, LEAST_MEMORY_MB, nearest, regex};
+use super::{Boundaries, DiffusionQuantConfig, LEAST_MEMORY_MB, regex};
 
 /// A field.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +101,7 @@ pub(super) fn set(config: &mut DiffusionQuantConfig, name: &str, value: &Value) 
 }
 
 /// A value as a message shows it.
-pub(crate) fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("'{text}'"),
         other => other.to_string(),

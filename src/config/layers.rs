@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::fields::{self, FIELDS};
-use super::{DeploymentProfile, DiffusionQuantConfig, nearest};
+use arrow_quant_formats::nearest;
+
+use super::{DeploymentProfile, DiffusionQuantConfig};
 use crate::{QuantError, Result};
 
 /// What the names of all our variables start with.
 const PREFIX: &str = "ARROW_QUANT_";
 
 /// What those of the service start with, which are its own.
-pub(crate) const SERVICE_PREFIX: &str = "ARROW_QUANT_SERVE_";
+pub const SERVICE_PREFIX: &str = "ARROW_QUANT_SERVE_";
 
 /// Where a field's value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,7 +174,7 @@ fn others(layer: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 /// The variables that the process was started with.
-pub(crate) fn environment() -> Vec<(String, String)> {
+pub fn environment() -> Vec<(String, String)> {
     // One that is not UTF-8 must not pass for one that is not set.
     let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
@@ -224,7 +226,7 @@ fn refuse_unknown<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result
 }
 
 /// What a variable's text stands for: a number, a truth value, or text.
-pub(crate) fn value_of(text: &str) -> Value {
+pub fn value_of(text: &str) -> Value {
     let text = text.trim();
     match text {
         "true" => Value::Bool(true),
@@ -245,7 +247,7 @@ fn in_file(path: &Path, field: Option<&str>, message: impl fmt::Display) -> Quan
 }
 
 /// The fields of a YAML file.
-pub(crate) fn read(path: &Path) -> Result<Map<String, Value>> {
+pub fn read(path: &Path) -> Result<Map<String, Value>> {
     // A configuration that is not there is one that is wrong, not a failing disk.
     let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
     let text = fs::read_to_string(path).map_err(missing)?;

@@ -1,7 +1,9 @@
 //! The configuration of a job.
 
 mod fields;
+mod grouping;
 mod layers;
+mod modality;
 mod profile;
 #[cfg(test)]
 mod tests;
@@ -16,16 +18,16 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use fields::{FIELDS, Field};
+pub(crate) use grouping::{Boundaries, Grouping};
 pub use layers::{ConfigLayers, LayeredConfig, Origin};
+pub use modality::Modality;
+pub(crate) use modality::modality_not_allowed;
 pub use profile::DeploymentProfile;
-#[cfg(feature = "service")]
-pub(crate) use {
+pub use {
     fields::shown,
     layers::{SERVICE_PREFIX, environment, read, value_of},
 };
 
-use crate::calibration::Grouping;
-use crate::model::Modality;
 use crate::{QuantError, Result};
 
 /// Fields that say how a job runs, not what comes of it: they are not recorded with a model, and a run can be resumed
@@ -246,12 +248,4 @@ pub(crate) fn regex(field: &str, pattern: &str) -> Result<Regex> {
         let last = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
         QuantError::field(field, format!("{field} is '{pattern}', which is no regular expression: {last}"))
     })
-}
-
-/// The candidate most like `name`, if one is so much like it that it may be what was meant.
-pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    const LIKELY: f64 = 0.8;
-    let likeness = |candidate: &str| strsim::jaro_winkler(&name.to_lowercase(), &candidate.to_lowercase());
-    let nearest = candidates.into_iter().map(|candidate| (likeness(candidate), candidate));
-    nearest.filter(|(likeness, _)| *likeness >= LIKELY).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }

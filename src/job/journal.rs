@@ -10,11 +10,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use arrow_quant_kernels::PairSums;
+use arrow_quant_formats::manifest::FileEntry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::manifest::FileEntry;
+use crate::targets::WrittenTensor;
 use crate::{QuantError, Result};
 
 /// What a run is of. Parts are used again only by a run of the same.
@@ -66,43 +66,6 @@ pub(crate) struct PartRecord {
     pub file: FileEntry,
     /// What was written of each of its tensors, in order.
     pub tensors: Vec<WrittenTensor>,
-}
-
-/// What was written of one tensor in one part.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct WrittenTensor {
-    pub component: String,
-    pub tensor: String,
-    /// Of codes and parameters, or of kept elements.
-    pub bytes: u64,
-    /// `None` if it was kept.
-    #[serde(with = "sums")]
-    pub errors: Option<PairSums>,
-}
-
-/// Error sums as a list of their fields.
-mod sums {
-    use arrow_quant_kernels::PairSums;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    type Fields = (u64, f64, f64, f64, f64, f64);
-
-    pub fn serialize<S: Serializer>(sums: &Option<PairSums>, serializer: S) -> Result<S::Ok, S::Error> {
-        let fields: Option<Fields> = sums.map(|s| (s.n, s.sum_aa, s.sum_bb, s.sum_ab, s.sum_ee, s.max_abs_error));
-        fields.serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PairSums>, D::Error> {
-        let fields = Option::<Fields>::deserialize(deserializer)?;
-        Ok(fields.map(|(n, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error)| PairSums {
-            n,
-            sum_aa,
-            sum_bb,
-            sum_ab,
-            sum_ee,
-            max_abs_error,
-        }))
-    }
 }
 
 /// The journal of a run, locked for as long as the run lasts.
@@ -262,6 +225,8 @@ fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use arrow_quant_kernels::PairSums;
+
     use super::*;
 
     fn identity() -> RunIdentity {

@@ -1,52 +1,37 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
-mod calibrated;
-mod html;
+mod figures;
 mod journal;
-mod manifest;
-mod memory;
-mod part;
-mod plan;
-mod plan_file;
 mod planning;
-mod progress;
-mod report;
 mod rounds;
 mod run;
-mod sample;
 mod staging;
-mod target;
-mod ties;
 mod validate;
-mod workers;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
+use arrow_quant_formats::ContentHash;
+use arrow_quant_formats::manifest::{Manifest, Source};
 
-pub(crate) use calibrated::{ACTIVATIONS, SMOOTHING};
-pub(crate) use manifest::Manifest;
-pub(crate) use part::{hash_in_steps, hash_of};
-pub(crate) use plan::full_name;
-pub use planning::{PlanReport, PlannedTensor, plan_model};
-pub use progress::{OnProgress, Progress, Stage};
-pub use report::{Attempt, ModelReport, QuantizeReport, TensorReport, Totals};
+pub use planning::plan_model;
 pub use staging::unfinished_run;
-pub use validate::{TensorQuality, ValidationReport, validate_model, verify_model};
+pub use validate::{validate_model, verify_model};
 
+use crate::plan::TensorPlan;
+use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
 use crate::{Calibration, DiffusionQuantConfig, QuantError, Result};
 use journal::RunIdentity;
-use manifest::{PROGRAM, Source};
-use plan::TensorPlan;
 use planning::Planned;
-use progress::Listener;
 use rounds::{Done, Rounds};
 use run::Run;
 use staging::{Earlier, Staging};
+
+/// The program that writes quantized models.
+const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
 
 /// The shortest time between two reports of progress, unless a job is asked for another.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -97,7 +82,7 @@ pub async fn quantize_model(
     Staging::look(out, options.resume)?;
     let planned = Planned::new(model, config, options).await?;
     let settings = config.recorded()?;
-    let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint() };
+    let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint()? };
     let identity = RunIdentity {
         program: PROGRAM.to_string(),
         source: source.fingerprint.clone(),
@@ -107,7 +92,7 @@ pub async fn quantize_model(
     };
     let (staging, earlier) = Staging::open(out, options.resume, &identity)?;
     let staging = Arc::new(staging);
-    let mut manifest = Manifest::new(source, settings);
+    let mut manifest = Manifest::new(PROGRAM, source, settings);
     if let Err(error) = write(planned, config, options, &staging, &mut manifest).await {
         return Err(if staging.end(!is_final(&error)) { resumable(error) } else { error });
     }
@@ -135,7 +120,7 @@ async fn write(
         staging.copy(source.path(), &file)?;
     }
     for (name, bytes) in &planned.calibrated.tables {
-        manifest.add_table(staging.write(name, bytes)?);
+        manifest.tables.push(staging.write(name, bytes)?);
     }
     let run = Run {
         source: Arc::clone(&source),
@@ -150,14 +135,18 @@ async fn write(
     planned.calibrated.forget_gains(&at_first, &planned.plans);
     manifest.files = records.into_iter().map(|record| record.file).collect();
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
-    manifest.totals = Totals::new(&source, stored_bytes, &sums);
-    manifest.tensors = report::tensor_reports(&source, &planned.plans, &sums, &fallbacks)?;
+    manifest.totals = figures::totals(&source, stored_bytes, &sums);
+    manifest.tensors = figures::tensor_reports(&source, &planned.plans, &sums, &fallbacks)?;
     manifest.modality = planned.modality.map(|modality| modality.to_string());
     manifest.notes = planned.notes;
     manifest.time_aware = planned.calibrated.time_aware;
     manifest.reason = planned.calibrated.reason;
     manifest.layers = planned.calibrated.layers;
-    staging.complete(&manifest.to_json()?)
+    let json = manifest.to_json().map_err(|error| QuantError::Quantization {
+        tensor: None,
+        message: format!("the manifest cannot be written: {error}"),
+    })?;
+    staging.complete(&json)
 }
 
 /// Whether another run would end the same way.
@@ -184,11 +173,11 @@ fn resumable(error: QuantError) -> QuantError {
 }
 
 fn plan_hash(plans: &[TensorPlan]) -> String {
-    let mut hash = Sha256::new();
+    let mut hash = ContentHash::new();
     for plan in plans {
         let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
         let channels = plan.channels.as_ref().map(|channels| &channels.hash);
-        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.because, channels]).to_string());
+        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.reason, channels]).to_string());
     }
-    part::hex(hash)
+    hash.finish()
 }

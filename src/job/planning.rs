@@ -1,25 +1,24 @@
 //! From a model and a configuration to a plan: what is decided before the first weight is written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow_quant_formats::directory::Missing;
+use arrow_quant_formats::manifest::Reason;
 use arrow_quant_kernels::{Isa, PairSums, Settings};
-use serde::Serialize;
+use arrow_quant_stores::Residence;
 
 use super::JobOptions;
-use super::calibrated::{Calibrated, calibrate, expected_bytes};
-use super::memory;
-use super::plan::{Choice, TensorPlan, is_matched, kept_unless_smaller, plan_tensors, quantized_bytes};
-use super::plan_file;
-use super::progress::Listener;
-use super::report::{finite, sqnr_db};
 use super::rounds::Floor;
-use super::sample::{Cost, Sampled, Sampling, all_choices};
-use super::target::Allocation;
-use crate::model::{Detected, Evidence, detect};
+use crate::calibration::{Calibrated, calibrate, expected_bytes};
+use crate::plan::{
+    Allocation, Choice, Cost, Detected, Evidence, Sampled, Sampling, TensorPlan, all_choices, detect, is_matched,
+    kept_unless_smaller, memory, plan_tensors, quantized_bytes, read_plan,
+};
+use crate::report::{Listener, PlanReport, PlannedTensor, finite, sqnr_db};
 use crate::tables::ModelParts;
-use crate::{DiffusionQuantConfig, LayerReport, Modality, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result};
 
 /// Bytes of a part's file beside payloads: of the file itself, and of each chunk's row. On five models, from 0.3 million to a
 /// billion weights, right to 0.25 % of the size; it is known better once a round was written.
@@ -83,8 +82,7 @@ impl Planned {
         let held = options.calibration.as_ref().map_or(0, |calibration| calibration.bytes());
         let (source, in_flight) = open(model, config, held)?;
         if source.tensors().is_empty() {
-            let message = format!("`{}` has no tensors", source.path().display());
-            return Err(QuantError::ModelNotFound { path: source.path().to_path_buf(), message });
+            return Err(QuantError::missing(source.path(), Missing::NoTensors));
         }
         if let Some(calibration) = &options.calibration {
             calibration.check(&source)?;
@@ -96,7 +94,7 @@ impl Planned {
         let plans = match &options.plan {
             Some(path) => {
                 refuse_decisions(config)?;
-                plan_file::read(path, &source, settings)?
+                read_plan(path, &source, settings)?
             }
             None => plan_tensors(&source, config, settings, &detected)?,
         };
@@ -120,7 +118,7 @@ impl Planned {
         planned.meet_target(config, options.listener()).await?;
         if let Some(calibration) = &options.calibration {
             let (source, plans) = (&planned.source, &mut planned.plans);
-            planned.calibrated = calibrate(calibration, source, plans, settings, config, options).await?;
+            planned.calibrated = calibrate(calibration, source, plans, settings, config, options.listener()).await?;
             planned.beside = planned.calibrated.bytes();
         }
         Ok(planned)
@@ -164,7 +162,7 @@ impl Planned {
         for (index, cost) in allocation.chosen() {
             let plan = &mut self.plans[index];
             plan.choice = cost.choice;
-            plan.because = target.field.to_string();
+            plan.reason = Reason::Target { field: target.field.to_string() };
             *plan = kept_unless_smaller(plan.clone(), &self.source.tensors()[index], self.settings);
         }
         self.follow_ties();
@@ -251,9 +249,9 @@ impl Planned {
             tensor: plan.tensor.clone(),
             bits: plan.choice.map(|choice| choice.bits.get() as u8),
             group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
-            because: plan.because.clone(),
+            because: plan.reason.clone().into(),
             same_as: plan.same_as.map(|first| self.plans[first].name()),
-            dtype: tensor.dtype.clone(),
+            dtype: tensor.dtype().to_string(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
             bytes: if plan.same_as.is_some() { 0 } else { bytes },
@@ -270,9 +268,9 @@ fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Mo
     if config.enable_streaming {
         return Ok((Arc::new(model), memory::in_flight(config, held)?));
     }
-    let bytes: u64 = model.files().map(|(_, file)| file.bytes().len() as u64).sum();
+    let bytes: u64 = model.files().map(|(_, file)| file.identity().length).sum();
     let in_flight = memory::in_flight(config, bytes + held)?;
-    Ok((Arc::new(Model::load(path, false)?), in_flight))
+    Ok((Arc::new(Model::load(path, Residence::Memory)?), in_flight))
 }
 
 /// A plan says what each tensor becomes: fields that would say so too have no place beside it.
@@ -351,81 +349,6 @@ fn estimated_time(per_weight: Duration, weights: u64, stored_bytes: u64, threads
     /// Bytes a second of a disk that is waited for.
     const DISK: f64 = 1.5e9;
     1.5 * per_weight.as_secs_f64() * weights as f64 / threads as f64 + stored_bytes as f64 / DISK
-}
-
-/// What one tensor is to become.
-#[derive(Debug, Clone, Serialize)]
-pub struct PlannedTensor {
-    /// The sub-model of a pipeline; empty in a plain model.
-    pub component: String,
-    /// The tensor's name.
-    pub tensor: String,
-    /// Bits of a code; `None` to keep it.
-    pub bits: Option<u8>,
-    /// Weights that share a scale.
-    pub group_size: Option<u32>,
-    /// Why.
-    pub because: String,
-    /// The name of the tensor that it is the same as, and stored with.
-    pub same_as: Option<String>,
-    /// Its dtype.
-    pub dtype: String,
-    /// Its shape.
-    pub shape: Vec<i64>,
-    /// Its elements.
-    pub elements: u64,
-    /// Of codes and parameters, or of kept elements.
-    pub bytes: u64,
-    /// Of a sample of its weights.
-    pub cosine_similarity: Option<f64>,
-    /// Likewise, in dB.
-    pub sqnr_db: Option<f64>,
-}
-
-/// What a job would do.
-#[derive(Debug, Clone, Serialize)]
-pub struct PlanReport {
-    /// The model.
-    pub model: PathBuf,
-    /// What it makes, if that was told or found out.
-    pub modality: Option<Modality>,
-    /// Every tensor, in the order of the model.
-    pub tensors: Vec<PlannedTensor>,
-    /// Elements of all tensors.
-    pub weights: u64,
-    /// Bytes of all tensors in the source.
-    pub original_bytes: u64,
-    /// Of the files of weights, more or less.
-    pub stored_bytes: u64,
-    /// 8 × stored bytes ÷ weights.
-    pub bits_per_weight: f64,
-    /// Original bytes ÷ stored bytes.
-    pub compression_ratio: f64,
-    /// Of all quantized tensors as one, estimated.
-    pub sqnr_db: Option<f64>,
-    /// Σ(w − ŵ)², estimated.
-    pub squared_error: f64,
-    /// Parts that the job consists of.
-    pub parts: usize,
-    /// Estimated from the kernels' speed on the sample.
-    pub estimated_time_s: f64,
-    /// What the job may take at most, in 10⁶ bytes.
-    pub estimated_memory_mb: u64,
-    /// What else there is to know.
-    pub notes: Vec<String>,
-    /// What becomes of the inputs of layers; empty without a calibration.
-    pub layers: Vec<LayerReport>,
-}
-
-impl PlanReport {
-    /// Writes the plan as a table with a row a tensor, which may be edited and given to a job: Parquet, or CSV where
-    /// the name ends so. What is in a file of that name is replaced.
-    ///
-    /// # Errors
-    /// If the name ends otherwise, or the file cannot be written.
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        plan_file::write(self, path.as_ref())
-    }
 }
 
 /// Plans what would become of a model, and writes nothing.

@@ -3,15 +3,15 @@
 
 use std::collections::HashMap;
 
+use arrow_quant_formats::full_name;
+use arrow_quant_formats::manifest::{Attempt, Reason, Shortfall};
 use arrow_quant_kernels::{Bits, PairSums};
 
 use super::journal::PartRecord;
-use super::plan::{Choice, TensorPlan, full_name, kept_unless_smaller};
 use super::planning::Planned;
-use super::progress::Stage;
-use super::report::{self, Attempt};
 use super::run::{Run, TensorSums, tensor_sums};
-use super::target::Allocation;
+use crate::plan::{Allocation, Choice, TensorPlan, kept_unless_smaller};
+use crate::report::{self, Stage};
 use crate::{DiffusionQuantConfig, QuantError, Result};
 
 /// A part of the target size that may stay unused.
@@ -45,16 +45,14 @@ impl Floor {
             && self.sqnr_db.is_none_or(|floor| sums.sqnr_db() >= floor)
     }
 
-    /// The part of the floor that a tensor is below, in words.
-    fn violated_by(&self, sums: &PairSums) -> String {
+    /// The part of the floor that a tensor is below.
+    fn shortfall(&self, sums: &PairSums) -> Shortfall {
         match (sums.cosine_similarity(), self.sqnr_db) {
             (Some(cosine), Some(floor)) if cosine >= self.cosine_similarity => {
-                format!("an SQNR of {:.2} dB, below min_sqnr_db {floor}", sums.sqnr_db())
+                Shortfall::Sqnr { found: sums.sqnr_db(), floor }
             }
-            (Some(cosine), _) => {
-                format!("a cosine similarity of {cosine:.6}, below min_accuracy {}", self.cosine_similarity)
-            }
-            (None, _) => format!("become all zeros, below min_accuracy {}", self.cosine_similarity),
+            (Some(cosine), _) => Shortfall::CosineSimilarity { found: cosine, floor: self.cosine_similarity },
+            (None, _) => Shortfall::Zeros { floor: self.cosine_similarity },
         }
     }
 }
@@ -67,7 +65,7 @@ pub(super) struct Rounds {
     fail_fast: bool,
     fallbacks: Vec<Vec<Attempt>>,
     /// Of those that fell back, why.
-    fell_because: Vec<Option<String>>,
+    fell_because: Vec<Option<Reason>>,
     /// Bytes of the target size that are left unused, since files turned out larger than expected.
     reserve: u64,
 }
@@ -105,9 +103,9 @@ impl Rounds {
             below.iter().for_each(|&index| self.fall_back(index, &sums[index].errors));
             let is_adjusted = (adjustments < ADJUSTMENTS || !below.is_empty())
                 && self.meet_target(&sums, files, !below.is_empty())?;
-            for (plan, because) in self.planned.plans.iter_mut().zip(&self.fell_because) {
-                if let Some(because) = because {
-                    plan.because.clone_from(because);
+            for (plan, reason) in self.planned.plans.iter_mut().zip(&self.fell_because) {
+                if let Some(reason) = reason {
+                    plan.reason.clone_from(reason);
                 }
             }
             self.planned.follow_ties();
@@ -143,8 +141,8 @@ impl Rounds {
             cosine_similarity: sums.cosine_similarity(),
             sqnr_db: report::sqnr_db(sums).and_then(report::finite),
         });
-        let found = self.floor.violated_by(sums);
-        self.fell_because[index] = Some(format!("fallback: {} bits have {found}", choice.bits.get()));
+        let shortfall = self.floor.shortfall(sums);
+        self.fell_because[index] = Some(Reason::Fallback { bits: choice.bits.get() as u8, shortfall });
         if let Some(allocation) = self.planned.allocation.as_mut().filter(|_| plan.is_open) {
             if allocation.forbid(index, choice) {
                 return;
@@ -226,7 +224,7 @@ fn better(allocation: &Allocation, budget: u64, is_unlike: bool) -> Option<Alloc
 fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
     let name = full_name(&plan.component, &plan.tensor);
     let bits = plan.choice.map_or(0, |choice| choice.bits.get());
-    let found = floor.violated_by(sums);
+    let found = floor.shortfall(sums);
     QuantError::Validation {
         tensor: Some(name.clone()),
         message: format!(

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow_quant_formats::ContentHash;
 use arrow_quant_kernels::{PairSums, Settings};
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::FunctionRegistry;
@@ -10,17 +11,16 @@ use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, col, lit, when};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use futures::{StreamExt, TryStreamExt};
-use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinError;
 
 use super::journal::PartRecord;
-use super::part::{PartWriter, hex};
-use super::plan::{TensorPlan, has_channels, plan_table, refusal};
-use super::progress::{Listener, Stage, StageProgress};
 use super::staging::Staging;
+use crate::plan::{TensorPlan, has_channels, plan_table, refusal};
+use crate::report::{Listener, Stage, StageProgress};
 use crate::session::{session_config, with_config};
 use crate::tables::{ModelParts, WeightsTable, part_schema};
+use crate::targets::PartWriter;
 use crate::{Model, QuantError, Result};
 
 /// What a job works on, and with.
@@ -63,7 +63,7 @@ impl Run {
 
     /// A hash of what the tensors of a part are to become.
     fn key(&self, part: &Range<usize>, plans: &[TensorPlan]) -> String {
-        let mut hash = Sha256::new();
+        let mut hash = ContentHash::new();
         for tensor in self.parts.tensors(part) {
             let plan = &plans[tensor];
             let choice = plan.choice.map(|c| (c.bits.get(), c.group_size.get()));
@@ -72,7 +72,7 @@ impl Run {
             // No name holds what separates names.
             hash.update(serde_json::json!([plan.component, plan.tensor, choice, channels]).to_string());
         }
-        hex(hash)[..16].to_string()
+        hash.finish()[..16].to_string()
     }
 
     async fn write(

@@ -6,12 +6,12 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sha2::{Digest, Sha256};
+use arrow_quant_formats::ContentHash;
+use arrow_quant_formats::manifest::{FileEntry, MANIFEST};
 
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
-use super::manifest::FileEntry;
-use super::part::{UNFINISHED, hash_of, hex};
-use crate::model::MANIFEST;
+use crate::model::hash_of;
+use crate::targets::UNFINISHED;
 use crate::{QuantError, Result};
 
 /// The journal's name in the staging directory.
@@ -134,7 +134,7 @@ impl Staging {
         let path = self.path.join(name);
         let written = File::create(&path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()));
         written.map_err(|e| QuantError::io(&path, e))?;
-        let sha256 = hex(Sha256::new_with_prefix(bytes));
+        let sha256 = ContentHash::of(bytes);
         Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, sha256 })
     }
 

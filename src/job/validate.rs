@@ -1,61 +1,24 @@
 //! Validation: a query over the original and the quantized model side by side.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::Float64Type;
+use arrow_quant_formats::full_name;
+use arrow_quant_formats::manifest::TensorReport;
 use arrow_quant_kernels::{Isa, Weights, to_f32};
-use datafusion::common::TableReference;
-use datafusion::logical_expr::{JoinType, col, lit};
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
-use serde::Serialize;
 
-use super::plan::full_name;
-use super::report::{TensorReport, finite};
-use super::workers::on_threads;
-use crate::calibration::LayerWeights;
-use crate::session::{register_model, session_config, with_config};
-use crate::tables::QuantizedModel;
-use crate::{Calibration, LayerQuality, Model, QuantError, Result, Tensor};
-
-/// How like its original one tensor is.
-#[derive(Debug, Clone, Serialize)]
-pub struct TensorQuality {
-    /// The sub-model of a pipeline; empty in a plain model.
-    pub component: String,
-    /// The tensor's name.
-    pub tensor: String,
-    /// Bits of a code; `None` if the tensor was kept.
-    pub bits: Option<u8>,
-    /// Its elements.
-    pub elements: u64,
-    /// `None` if either is all zero.
-    pub cosine_similarity: Option<f64>,
-    /// In dB, infinite where nothing was lost; `None` if both are all zero.
-    pub sqnr_db: Option<f64>,
-    /// The greatest difference of a weight.
-    pub max_abs_error: Option<f64>,
-}
-
-/// How like its original a quantized model is.
-#[derive(Debug, Clone, Serialize)]
-pub struct ValidationReport {
-    /// Every floating-point tensor, in the order of the model.
-    pub tensors: Vec<TensorQuality>,
-    /// Of all quantized tensors as one.
-    pub cosine_similarity: Option<f64>,
-    /// Of all quantized tensors as one, in dB.
-    pub sqnr_db: Option<f64>,
-    /// Original bytes ÷ bytes of the files that hold weights.
-    pub compression_ratio: f64,
-    /// Of the files that hold weights, in 10⁶ bytes.
-    pub model_size_mb: f64,
-    /// How good the parameters of layers' inputs are; empty without a calibration.
-    pub layers: Vec<LayerQuality>,
-}
+use crate::calibration::{LayerWeights, StoredCalibration};
+use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
+use crate::session::{register, session_config, with_config};
+use crate::tables::{AnyModel, QuantizedModel, table_of};
+use crate::workers::on_threads;
+use crate::{Calibration, Model, QuantError, Result, Tensor};
 
 /// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
 /// side has the chunks that its tensors' shapes imply, so chunks with the same number correspond.
@@ -71,6 +34,13 @@ const QUERY: &str = "
     WHERE o.weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')
     GROUP BY o.component, o.tensor";
 
+/// The weights of the layers of a calibration, in pairs.
+const LAYERS_QUERY: &str = "
+    SELECT o.component, o.tensor, o.weights, q.weights AS restored
+    FROM layers l
+      JOIN original.weights o ON l.component = o.component AND l.tensor = o.tensor
+      JOIN quantized_model.weights q ON o.component = q.component AND o.tensor = q.tensor AND o.chunk = q.chunk";
+
 /// Compares a quantized model with its original, weight by weight; and with a calibration, the parameters of its activations
 /// with what the inputs of layers were.
 ///
@@ -84,10 +54,10 @@ pub async fn validate_model(
     calibration: Option<Arc<Calibration>>,
 ) -> Result<ValidationReport> {
     let model = Arc::new(Model::open(original)?);
-    let other = QuantizedModel::open(quantized)?;
+    let other = Arc::new(QuantizedModel::open(quantized)?);
     if let Some(calibration) = &calibration {
         calibration.check(&model)?;
-        refuse_uncalibrated(&other, quantized)?;
+        refuse_uncalibrated(&other)?;
     }
     other.verify().await?;
     let reports = same_tensors(&model, &other)?;
@@ -95,8 +65,8 @@ pub async fn validate_model(
     // The original must stay on the side that the join holds on to.
     config.options_mut().optimizer.join_reordering = false;
     let ctx = with_config(config)?;
-    register_model(&ctx, "original", original).await?;
-    register_model(&ctx, "quantized_model", quantized).await?;
+    register(&ctx, "original", &AnyModel::Weights(Arc::clone(&model)))?;
+    register(&ctx, "quantized_model", &AnyModel::Quantized(Arc::clone(&other)))?;
     let measured = measure(&ctx).await?;
     let layers = match &calibration {
         Some(calibration) => layers(&ctx, &model, &other, calibration, threads).await?,
@@ -127,7 +97,7 @@ pub async fn validate_model(
         });
     }
     let original_bytes: u64 = model.tensors().iter().map(|t| t.bytes).sum();
-    let stored_bytes: u64 = other.manifest.stored().map(|file| file.bytes).sum();
+    let stored_bytes: u64 = other.manifest().stored().map(|file| file.bytes).sum();
     Ok(ValidationReport {
         tensors,
         cosine_similarity: pooled.cosine_similarity(),
@@ -138,11 +108,11 @@ pub async fn validate_model(
     })
 }
 
-fn refuse_uncalibrated(other: &QuantizedModel, path: &Path) -> Result<()> {
-    if other.manifest.tables.is_empty() {
+fn refuse_uncalibrated(other: &QuantizedModel) -> Result<()> {
+    if other.manifest().tables.is_empty() {
         let message = format!(
             "`{}` was quantized without a calibration: leave it out, or quantize the model with it",
-            path.display()
+            other.path().display()
         );
         return Err(QuantError::Validation { tensor: None, message });
     }
@@ -153,62 +123,100 @@ fn refuse_uncalibrated(other: &QuantizedModel, path: &Path) -> Result<()> {
 async fn layers(
     ctx: &SessionContext,
     model: &Arc<Model>,
-    other: &QuantizedModel,
+    other: &Arc<QuantizedModel>,
     calibration: &Arc<Calibration>,
     threads: usize,
 ) -> Result<Vec<LayerQuality>> {
     let tensors = calibration.tensors(model)?;
-    let mut errors = Vec::with_capacity(tensors.len());
-    for (tensor, range) in &tensors {
-        let channels = calibration.states(range)[0].channels();
-        errors.push(channel_errors(ctx, &model.tensors()[*tensor], channels).await?);
-    }
-    let count = tensors.len();
-    let (model, calibration, stored) = (Arc::clone(model), Arc::clone(calibration), other.calibration.clone());
+    let mut errors = ChannelErrors::new(model, &tensors, calibration);
+    errors.measure(ctx).await?;
+    let stored = StoredCalibration::read(other)?;
+    let (count, model, calibration) = (tensors.len(), Arc::clone(model), Arc::clone(calibration));
     let measured = on_threads(threads, count, move |at| {
         let (tensor, range) = &tensors[at];
         let states = calibration.states(range);
         let weights = LayerWeights::read(&model.tensors()[*tensor], states[0].channels(), None)?;
-        states.iter().map(|layer| stored.quality(layer, &weights, &errors[at])).collect::<Result<Vec<_>>>()
+        let errors = errors.of(&model.tensors()[*tensor]);
+        states.iter().map(|layer| stored.quality(layer, &weights, errors)).collect::<Result<Vec<_>>>()
     });
     Ok(measured.await?.into_iter().flatten().collect())
 }
 
-/// The sums of the squared errors of a tensor's weights, by input channel.
-async fn channel_errors(ctx: &SessionContext, tensor: &Tensor, channels: usize) -> Result<Vec<f64>> {
-    let isa = Isa::active()?;
-    let weights = |schema: &str, name: &str| {
-        let of_tensor = col("component").eq(lit(tensor.component.as_str())).and(col("tensor").eq(lit(&tensor.name)));
-        let columns = [col("chunk"), col("weights").alias(name)];
-        let table = ctx.table(TableReference::partial(schema.to_string(), "weights"));
-        async move { table.await?.filter(of_tensor)?.select(columns) }
-    };
-    let (original, restored) = (weights("original", "a").await?, weights("quantized_model", "b").await?);
-    let restored = restored.with_column_renamed("chunk", "same_chunk")?;
-    let pairs = original.join(restored, JoinType::Inner, &["chunk"], &["same_chunk"], None)?;
-    let mut stream = pairs.select_columns(&["a", "b"])?.execute_stream().await?;
-    let row = tensor.row_length() as usize;
-    let mut sums = vec![0.0; channels];
-    while let Some(batch) = stream.try_next().await? {
-        for index in 0..batch.num_rows() {
-            let floats = |column: usize| {
-                let value = batch.column(column).as_struct();
-                let text = value.column_by_name("dtype").map(|dtypes| dtypes.as_string::<i32>().value(index));
-                let bytes = value.column_by_name("data").map(|data| data.as_binary_view().value(index));
-                let (Some(dtype), Some(bytes)) = (text.and_then(|text| text.parse().ok()), bytes) else {
-                    return Err(QuantError::configuration(format!("{}: its weights are none", tensor.name)));
-                };
-                Ok(to_f32(isa, Weights::new(dtype, bytes, row)?))
-            };
-            for (a, b) in floats(0)?.chunks_exact(row).zip(floats(1)?.chunks_exact(row)) {
-                let kernel = row / channels;
-                for (sum, (a, b)) in sums.iter_mut().zip(a.chunks_exact(kernel).zip(b.chunks_exact(kernel))) {
-                    *sum += a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-                }
+/// The sums of the squared errors of the weights of layers, by input channel.
+struct ChannelErrors {
+    /// By component and tensor.
+    layers: HashMap<(String, String), LayerErrors>,
+}
+
+struct LayerErrors {
+    /// Weights of a row.
+    row: usize,
+    /// One sum an input channel.
+    sums: Vec<f64>,
+}
+
+impl ChannelErrors {
+    fn new(model: &Model, tensors: &[(usize, Range<usize>)], calibration: &Calibration) -> Self {
+        let layer = |(tensor, range): &(usize, Range<usize>)| {
+            let tensor = &model.tensors()[*tensor];
+            let sums = vec![0.0; calibration.states(range)[0].channels()];
+            let errors = LayerErrors { row: tensor.row_length() as usize, sums };
+            ((tensor.component.clone(), tensor.name.clone()), errors)
+        };
+        Self { layers: tensors.iter().map(layer).collect() }
+    }
+
+    fn of(&self, tensor: &Tensor) -> &[f64] {
+        let key = (tensor.component.clone(), tensor.name.clone());
+        self.layers.get(&key).map_or(&[], |layer| &layer.sums)
+    }
+
+    /// Asks one query for the weights of all layers, and adds up as they stream past.
+    async fn measure(&mut self, ctx: &SessionContext) -> Result<()> {
+        let keys = self.layers.keys();
+        let columns: [(&str, ArrayRef); 2] = [
+            ("component", Arc::new(StringArray::from_iter_values(keys.clone().map(|(component, _)| component)))),
+            ("tensor", Arc::new(StringArray::from_iter_values(keys.map(|(_, tensor)| tensor)))),
+        ];
+        let layers = table_of(RecordBatch::try_from_iter(columns)?)?;
+        ctx.register_table("layers", layers)?;
+        let isa = Isa::active()?;
+        let mut stream = ctx.sql(LAYERS_QUERY).await?.execute_stream().await?;
+        while let Some(batch) = stream.try_next().await? {
+            let names = [0, 1].map(|column| batch.column(column).as_string::<i32>());
+            for row in 0..batch.num_rows() {
+                let key = (names[0].value(row).to_string(), names[1].value(row).to_string());
+                let Some(layer) = self.layers.get_mut(&key) else { continue };
+                let original = floats(isa, batch.column(2), row, layer.row)?;
+                let restored = floats(isa, batch.column(3), row, layer.row)?;
+                layer.add(&original, &restored);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LayerErrors {
+    /// Adds the errors of some rows.
+    fn add(&mut self, original: &[f32], restored: &[f32]) {
+        let kernel = self.row / self.sums.len();
+        for (a, b) in original.chunks_exact(self.row).zip(restored.chunks_exact(self.row)) {
+            for (sum, (a, b)) in self.sums.iter_mut().zip(a.chunks_exact(kernel).zip(b.chunks_exact(kernel))) {
+                *sum += a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
             }
         }
     }
-    Ok(sums)
+}
+
+/// The floats of a tensor value.
+fn floats(isa: Isa, values: &ArrayRef, index: usize, row: usize) -> Result<Vec<f32>> {
+    let value = values.as_struct();
+    let text = value.column_by_name("dtype").map(|dtypes| dtypes.as_string::<i32>().value(index));
+    let bytes = value.column_by_name("data").map(|data| data.as_binary_view().value(index));
+    let (Some(dtype), Some(bytes)) = (text.and_then(|text| text.parse().ok()), bytes) else {
+        return Err(QuantError::configuration("a layer's weights are not floating-point numbers"));
+    };
+    Ok(to_f32(isa, Weights::new(dtype, bytes, row)?))
 }
 
 /// Checks that the files of a quantized model have the content that it says they have.
@@ -282,7 +290,7 @@ impl Pooled {
 /// What became of each of the model's tensors, in its order.
 fn same_tensors<'a>(model: &Model, other: &'a QuantizedModel) -> Result<Vec<&'a TensorReport>> {
     let mut theirs: HashMap<_, _> =
-        other.manifest.tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
+        other.manifest().tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
     let mut reports = Vec::with_capacity(theirs.len());
     for tensor in model.tensors() {
         let name = full_name(&tensor.component, &tensor.name);

@@ -1,58 +1,65 @@
-//! Models as they lie on disk: a safetensors file, a directory of them, or a diffusers pipeline. Opening one reads and
-//! checks headers only; the weights stay in the mapped files until they are looked at.
+//! Models as they lie in a store: a safetensors file, a directory of them, or a diffusers pipeline. Opening one reads and
+//! checks headers only; the weights stay in their stores until they are looked at.
 
-mod family;
-mod layout;
-mod mapped;
-pub mod safetensors;
+mod directory;
+mod quantized;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use arrow_quant_formats::directory::{Component, FoundTensor, Missing, check_file, components, config_files};
+use arrow_quant_formats::{ContentHash, StoredType, full_name, row_length, safetensors};
 use arrow_quant_kernels::Dtype;
-use sha2::{Digest, Sha256};
+use arrow_quant_stores::{Location, Residence, Store};
+use bytes::Bytes;
 
-pub use family::Modality;
-pub(crate) use family::{Detected, Evidence, detect};
-pub(crate) use layout::MANIFEST;
-pub use mapped::MappedFile;
+use crate::error::{QuantError, Result};
+use directory::ModelDirectory;
+pub(crate) use quantized::{QuantizedDirectory, hash_of};
 
-use crate::error::Result;
-use safetensors::{defect, header_json, shown};
-
-/// Where the last axis is shorter than this, a row is everything under one index of the first axis.
-const SHORT_AXIS: i64 = 32;
+/// Bytes of a file that tell whether it can be one of weights, and how long its header is.
+const START: u64 = 64;
 
 /// The tensors of a model, and the files they are in. The files must not be modified while the model is open.
 #[derive(Debug)]
 pub struct Model {
-    path: PathBuf,
+    location: Location,
     tensors: Vec<Tensor>,
-    files: Vec<(Arc<str>, Arc<MappedFile>)>,
+    files: Vec<WeightFile>,
     metadata: BTreeMap<String, String>,
+    is_pipeline: bool,
 }
 
-/// One tensor of a model, its data in a mapped file.
+/// One tensor of a model, its data in a store.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     /// The component of a pipeline it belongs to, empty for a plain model.
     pub component: String,
     /// Its name, unique in the component.
     pub name: String,
-    /// The dtype its elements are stored in, as safetensors spells it.
-    pub dtype: String,
+    /// The type its elements are stored in.
+    pub stored: StoredType,
     /// Its dimensions, none negative.
     pub shape: Vec<i64>,
     /// Bytes of its data.
     pub bytes: u64,
-    file: Arc<MappedFile>,
-    file_name: Arc<str>,
-    offset: usize,
+    file: WeightFile,
+    offset: u64,
+}
+
+/// A file of weights.
+#[derive(Debug, Clone)]
+struct WeightFile {
+    /// Relative to the model's directory, with `/` between a component and the file.
+    name: Arc<str>,
+    store: Arc<dyn Store>,
+    /// Bytes of its header.
+    header: u64,
 }
 
 impl Model {
@@ -66,28 +73,39 @@ impl Model {
     ///   that has weights, read as above.
     ///
     /// # Errors
-    /// [`ModelNotFound`](crate::error::QuantError::ModelNotFound) if there is nothing that can be read,
-    /// [`Metadata`](crate::error::QuantError::Metadata) if headers or indexes contradict each other or the files,
-    /// [`Io`](crate::error::QuantError::Io) if a file cannot be read.
+    /// [`ModelNotFound`](QuantError::ModelNotFound) if there is nothing that can be read,
+    /// [`Metadata`](QuantError::Metadata) if headers or indexes contradict each other or the files,
+    /// [`Io`](QuantError::Io) if a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::load(path, true)
+        Self::load(path, Residence::File)
     }
 
-    /// Opens the model at `path`, with all its files read into memory if not `streaming`.
-    pub(crate) fn load(path: &Path, streaming: bool) -> Result<Self> {
+    /// Opens the model at `path`, the bytes of its files where `residence` says.
+    pub(crate) fn load(path: &Path, residence: Residence) -> Result<Self> {
+        let location = Location::local(path);
+        let directory = ModelDirectory(&location);
+        let components = match location.is_directory()? {
+            None => return Err(QuantError::missing(path, Missing::Nothing)),
+            Some(true) => components(&directory).map_err(|error| directory.explain(error))?,
+            Some(false) => {
+                check_file(path).map_err(|missing| QuantError::missing(path, missing))?;
+                vec![Component { name: String::new(), files: vec![PathBuf::new()], index: None }]
+            }
+        };
+        let is_pipeline = components.iter().any(|component| !component.name.is_empty());
         let mut model =
-            Self { path: path.to_path_buf(), tensors: Vec::new(), files: Vec::new(), metadata: BTreeMap::new() };
-        for component in layout::components(path)? {
-            model.read(&component, streaming)?;
+            Self { location, tensors: Vec::new(), files: Vec::new(), metadata: BTreeMap::new(), is_pipeline };
+        for component in components {
+            model.read(&component, residence)?;
         }
         model.tensors.sort_by(|a, b| (&a.component, &a.name).cmp(&(&b.component, &b.name)));
-        model.files.sort_by(|a, b| a.0.cmp(&b.0));
+        model.files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(model)
     }
 
     /// The file or directory it was opened at.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.location.path()
     }
 
     /// Every tensor, in the order of component and name, bytewise.
@@ -101,109 +119,155 @@ impl Model {
     }
 
     /// Every file of weights with its name as in [`Tensor::file_name`], in the order of the names.
-    pub fn files(&self) -> impl ExactSizeIterator<Item = (&str, &Arc<MappedFile>)> {
-        self.files.iter().map(|(name, file)| (&**name, file))
+    pub fn files(&self) -> impl ExactSizeIterator<Item = (&str, &Arc<dyn Store>)> {
+        self.files.iter().map(|file| (&*file.name, &file.store))
     }
 
     /// The files of the model's directory that are not weights, such as `config.json` and tokenizers, as paths
     /// relative to it, in order; of a pipeline those of its subdirectories too. Hidden files, weights in any format
-    /// and their indexes are left out, and so are tables and arrays of data. None for a model that is a single file.
+    /// and their indexes are left out, and so are tables and arrays of data. Empty for a model that is a single file.
     ///
     /// # Errors
-    /// [`Io`](crate::error::QuantError::Io) if a directory cannot be listed.
+    /// [`Io`](QuantError::Io) if a directory cannot be listed.
     pub fn config_files(&self) -> Result<Vec<PathBuf>> {
-        if !self.path.is_dir() {
-            return Ok(Vec::new());
+        match self.location.is_directory()? {
+            Some(true) => Ok(config_files(&ModelDirectory(&self.location), self.is_pipeline)?),
+            Some(false) | None => Ok(Vec::new()),
         }
-        layout::other_files(&self.path, self.tensors.iter().any(|tensor| !tensor.component.is_empty()))
     }
 
-    /// A SHA-256 in hexadecimal that changes if the model does: over each weight file's name, size, modification time
-    /// and header. The weights themselves are not read, as that takes as long as quantizing them.
-    pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for (name, file) in &self.files {
-            let bytes = file.bytes();
-            // A file without a header was never opened.
-            let header = header_json(file.path(), bytes).map_or(0, |json| 8 + json.len());
+    /// The JSON in a file of the model's directory. `None` without the file, or for a model that is a single file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is not what was `expected`.
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        file: &Path,
+        expected: &'static str,
+    ) -> Result<Option<T>> {
+        let directory = ModelDirectory(&self.location);
+        if !directory.has_file(file) {
+            return Ok(None);
+        }
+        let read = arrow_quant_formats::directory::read_json(&directory, file, expected);
+        read.map(Some).map_err(|error| directory.explain(error))
+    }
+
+    /// A SHA-256 in hexadecimal that changes if the model does: over each weight file's name, size, version and header.
+    /// The weights themselves are not read, as that takes as long as quantizing them.
+    ///
+    /// # Errors
+    /// If a header cannot be read again.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = ContentHash::new();
+        for WeightFile { name, store, header } in &self.files {
+            let identity = store.identity();
             hash.update((name.len() as u64).to_le_bytes());
             hash.update(name.as_bytes());
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(nanoseconds(file.modified()).to_le_bytes());
-            hash.update(&bytes[..header]);
+            hash.update(identity.length.to_le_bytes());
+            hash.update(identity.version.to_bytes());
+            hash.update(store.read_now(0..*header)?);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        Ok(hash.finish())
     }
 
-    fn read(&mut self, component: &layout::Component, streaming: bool) -> Result<()> {
+    fn read(&mut self, component: &Component, residence: Residence) -> Result<()> {
         let first = self.tensors.len();
         for path in &component.files {
-            let file = MappedFile::open(path, streaming)?;
-            let own_name = layout::name(path);
-            let in_pipeline = !component.name.is_empty();
-            let file_name = if in_pipeline { format!("{}/{own_name}", component.name) } else { own_name };
-            let file_name: Arc<str> = file_name.into();
-            let safetensors::Header { metadata, tensors } = safetensors::parse(path, file.bytes())?;
-            for (key, value) in metadata {
+            let store = self.location.open(path, residence)?;
+            let length = store.identity().length;
+            let format = |error| QuantError::format(&store.identity().path, error);
+            let start = store.read_now(0..length.min(START))?;
+            let header = safetensors::header_length(&start, length).map_err(format)?;
+            let parsed = safetensors::parse(&store.read_now(0..header)?, length).map_err(format)?;
+            let own_name = store.identity().path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let file = WeightFile { name: full_name(&component.name, &own_name).into(), store, header };
+            for (key, value) in parsed.metadata {
                 self.metadata.entry(key).or_insert(value);
             }
-            for header in tensors {
-                self.tensors.push(Tensor {
-                    component: component.name.clone(),
-                    name: header.name,
-                    dtype: header.dtype,
-                    shape: header.shape,
-                    bytes: header.bytes as u64,
-                    file: Arc::clone(&file),
-                    file_name: Arc::clone(&file_name),
-                    offset: header.offset,
-                });
-            }
-            self.files.push((file_name, file));
+            self.tensors.extend(parsed.tensors.into_iter().map(|entry| Tensor {
+                component: component.name.clone(),
+                bytes: entry.range.end - entry.range.start,
+                offset: entry.range.start,
+                name: entry.name,
+                stored: entry.stored,
+                shape: entry.shape,
+                file: file.clone(),
+            }));
+            self.files.push(file);
         }
         let tensors = &mut self.tensors[first..];
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        check_unique(tensors)?;
-        component.index.as_ref().map_or(Ok(()), |index| check_index(index, tensors))
+        let found: Vec<_> = tensors
+            .iter()
+            .map(|tensor| FoundTensor { name: &tensor.name, file: &tensor.file.store.identity().path })
+            .collect();
+        component.check(&found).map_err(|error| ModelDirectory(&self.location).explain(error))
     }
 }
 
 impl Tensor {
     /// Elements in all: the product of the dimensions.
     pub fn elements(&self) -> u64 {
-        product(&self.shape)
+        arrow_quant_formats::elements(&self.shape)
     }
 
-    /// Its elements as they are stored: little-endian, row-major, at any alignment.
-    pub fn data(&self) -> &[u8] {
-        &self.file.bytes()[self.offset..self.offset + self.bytes as usize]
+    /// Elements as they are stored: little-endian, row-major, at any alignment. Elements may have less than a byte, but
+    /// the range must start and end between bytes.
+    ///
+    /// # Errors
+    /// If they are not among the tensor's, or cannot be read.
+    pub fn read(&self, elements: Range<u64>) -> Result<Bytes> {
+        Ok(self.file.store.read_now(self.byte_range(&elements))?)
+    }
+
+    /// All elements as they are stored.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn data(&self) -> Result<Bytes> {
+        self.read(0..self.elements())
     }
 
     /// Says that some elements will not be looked at again soon.
     pub(crate) fn release(&self, elements: Range<u64>) {
-        let byte =
-            |element: u64| (u128::from(element) * u128::from(self.bytes) / u128::from(self.elements().max(1))) as usize;
-        self.file.release(self.offset + byte(elements.start)..self.offset + byte(elements.end));
+        self.file.store.release(self.byte_range(&elements));
+    }
+
+    /// Where some elements are in the tensor's file.
+    pub(crate) fn byte_range(&self, elements: &Range<u64>) -> Range<u64> {
+        self.offset + self.stored_bytes(elements.start)..self.offset + self.stored_bytes(elements.end)
+    }
+
+    /// Bytes that the first `elements` elements take.
+    pub(crate) fn stored_bytes(&self, elements: u64) -> u64 {
+        // Of a tensor of many gigabytes, the product exceeds 64 bits.
+        (u128::from(elements) * u128::from(self.stored.bits()) / 8) as u64
     }
 
     /// The file it is in, relative to the model's directory, with `/` between a component and the file.
     pub fn file_name(&self) -> &str {
-        &self.file_name
+        &self.file.name
     }
 
-    /// The file it is in.
-    pub fn file(&self) -> &Arc<MappedFile> {
-        &self.file
+    /// The store of the file it is in.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.file.store
     }
 
-    /// Where its data begin in the file.
-    pub fn offset(&self) -> usize {
-        self.offset
+    /// `component/name`, or the name alone in a plain model.
+    pub fn full_name(&self) -> String {
+        full_name(&self.component, &self.name)
+    }
+
+    /// The name of the type its elements are stored in, as safetensors spells it.
+    pub fn dtype(&self) -> &'static str {
+        self.stored.name()
     }
 
     /// Its dtype if that is a floating-point one which can be quantized.
     pub fn float_dtype(&self) -> Option<Dtype> {
-        self.dtype.parse().ok()
+        self.stored.float()
     }
 
     /// Elements of a row, which groups never leave: the last axis, or where that is shorter than 32 everything under
@@ -213,65 +277,8 @@ impl Tensor {
     }
 }
 
-/// Elements of a row of a tensor of this shape.
-pub(crate) fn row_length(shape: &[i64]) -> u64 {
-    match shape {
-        [_, rest @ .., last] if *last < SHORT_AXIS => product(rest) * last.unsigned_abs(),
-        [.., last] => last.unsigned_abs(),
-        [] => 1,
-    }
-}
-
-/// No overflow: headers with too large a product are refused, whichever of the dimensions are left out.
-fn product(shape: &[i64]) -> u64 {
-    shape.iter().map(|dimension| dimension.unsigned_abs()).product()
-}
-
-fn nanoseconds(time: SystemTime) -> i128 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => after.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
-    }
-}
-
-/// `tensors` are one component's, in the order of their names.
-fn check_unique(tensors: &[Tensor]) -> Result<()> {
-    match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        Some([first, second]) => {
-            let other = &second.file_name;
-            let message = format!("is in `{}` and in `{other}`, expected in one: move one file away", first.file_name);
-            Err(defect(first.file.path(), Some(&first.name), message))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Checks that each tensor is in the file which the index names, and that neither knows a tensor that the other does
-/// not: it would be lost without a word.
-fn check_index(index: &layout::Index, tensors: &[Tensor]) -> Result<()> {
-    for tensor in tensors {
-        let found = layout::name(tensor.file.path());
-        match index.weight_map.get(&tensor.name) {
-            Some(expected) if *expected == found => {}
-            Some(expected) => {
-                let message = format!("is in `{found}`, expected in `{}` by the index", shown(expected));
-                return Err(defect(&index.path, Some(&tensor.name), message));
-            }
-            None => {
-                let message = format!("is in `{found}`, but the index does not name it; expected every tensor");
-                return Err(defect(&index.path, Some(&tensor.name), message));
-            }
-        }
-    }
-    let missing = index
-        .weight_map
-        .iter()
-        .find(|(name, _)| tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name.as_str())).is_err());
-    match missing {
-        Some((name, file)) => {
-            let message = format!("is not in `{}`, where the index expects it: get the file again", shown(file));
-            Err(defect(&index.path, Some(name), message))
-        }
-        None => Ok(()),
+impl fmt::Display for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.full_name())
     }
 }

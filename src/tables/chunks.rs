@@ -30,7 +30,7 @@ pub(crate) fn chunks(model: &Model) -> Vec<Chunk> {
     for (tensor, entry) in model.tensors().iter().enumerate() {
         let elements = entry.elements();
         // Elements of less than a byte can only be cut between bytes; rows do not matter, for they are not quantized.
-        let row = if entry.bytes < elements { elements } else { entry.row_length() };
+        let row = if entry.stored.bits() < 8 { elements } else { entry.row_length() };
         all.extend(cut(elements, row).enumerate().map(|(number, (start, length))| Chunk {
             tensor,
             number: i32::try_from(number).unwrap_or(i32::MAX),

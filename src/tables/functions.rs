@@ -1,10 +1,11 @@
-//! `tensors('path')`, `weights('path')`, `quantized('path')`, `time_groups('path', groups)` and `importance('path')` in a FROM
-//! clause, and
-//! `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS`.
+//! `tensors('path')`, `weights('path')` and `quantized('path')` in a FROM clause, and `CREATE EXTERNAL TABLE ... STORED AS
+//! SAFETENSORS`.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_quant_formats::directory::Missing;
+use arrow_quant_stores::AllowedPaths;
 use async_trait::async_trait;
 use datafusion::catalog::{
     Session, TableFunction, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory,
@@ -12,92 +13,29 @@ use datafusion::catalog::{
 use datafusion::common::{Result, ScalarValue, plan_err};
 use datafusion::logical_expr::{CreateExternalTable, Expr};
 
-use super::{AnyModel, default_name, table_of};
-use crate::Calibration;
-use crate::model::MANIFEST;
-use crate::{AllowedPaths, DiffusionQuantConfig, QuantError};
+use super::{AnyModel, default_name};
+use crate::QuantError;
 
-/// The table functions. They open what is allowed, or without `allowed` everything.
-pub(crate) fn table_functions(allowed: Option<Arc<AllowedPaths>>) -> Vec<Arc<TableFunction>> {
-    let files = Files(allowed);
+/// The table functions over the models that `files` opens.
+pub(crate) fn table_functions(files: &Files) -> Vec<Arc<TableFunction>> {
     [Table::Tensors, Table::Weights, Table::Quantized]
         .into_iter()
         .map(|table| TableFunction::new(table.name().to_string(), Arc::new(ModelTable { table, files: files.clone() })))
-        .chain([
-            TableFunction::new(TIME_GROUPS.to_string(), Arc::new(TimeGroups(files.clone()))),
-            TableFunction::new(IMPORTANCE.to_string(), Arc::new(Importance(files.clone()))),
-        ])
         .map(Arc::new)
         .collect()
 }
 
-/// The files that statements may open: what is allowed, or all.
+/// The files that statements may open: what is allowed, or without that everything.
 #[derive(Debug, Clone)]
-struct Files(Option<Arc<AllowedPaths>>);
+pub(crate) struct Files(pub Option<Arc<AllowedPaths>>);
 
 impl Files {
     /// Opens what is at a path of a statement.
-    fn open<T>(&self, path: &str, open: impl FnOnce(&Path) -> crate::Result<T>) -> crate::Result<T> {
+    pub fn open<T>(&self, path: &str, open: impl FnOnce(&Path) -> crate::Result<T>) -> crate::Result<T> {
         let asked = Path::new(path);
         let Some(allowed) = &self.0 else { return open(asked) };
         let real = allowed.check_input(asked)?;
-        open(&real).map_err(|error| error.told_as(&real, asked))
-    }
-}
-
-const TIME_GROUPS: &str = "time_groups";
-
-/// `time_groups('calibration.parquet' [, groups [, boundaries]])`: how the inputs of each layer are quantized in each group of
-/// timesteps.
-#[derive(Debug)]
-struct TimeGroups(Files);
-
-impl TableFunctionImpl for TimeGroups {
-    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
-        let mut config = DiffusionQuantConfig::default();
-        let (path, options) = calibration_path(TIME_GROUPS, args.exprs())?;
-        for (option, field) in options.iter().zip(["num_time_groups", "time_group_boundaries"]) {
-            let value = match option {
-                Expr::Literal(ScalarValue::Int64(Some(groups)), _) => (*groups).into(),
-                Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => {
-                    text.as_str().into()
-                }
-                other => return plan_err!("{TIME_GROUPS} expects {field} as a literal, found {other}"),
-            };
-            config.set(field, &value)?;
-        }
-        if options.len() > 2 {
-            return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
-        }
-        let calibration = self.0.open(path, |path| Calibration::open(path, config.calibration_samples))?;
-        Ok(table_of(calibration.activations(config.grouping()?)?)?)
-    }
-}
-
-const IMPORTANCE: &str = "importance";
-
-/// `importance('calibration.parquet')`: how much each input channel of each layer counts.
-#[derive(Debug)]
-struct Importance(Files);
-
-impl TableFunctionImpl for Importance {
-    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
-        let (path, []) = calibration_path(IMPORTANCE, args.exprs())? else {
-            return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
-        };
-        let samples = DiffusionQuantConfig::default().calibration_samples;
-        let calibration = self.0.open(path, |path| Calibration::open(path, samples))?;
-        Ok(table_of(calibration.importance()?)?)
-    }
-}
-
-/// The path that is the first argument of a table function, and the other arguments.
-fn calibration_path<'a>(function: &str, arguments: &'a [Expr]) -> Result<(&'a str, &'a [Expr])> {
-    match arguments {
-        [Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _), options @ ..] => {
-            Ok((path, options))
-        }
-        _ => plan_err!("{function} expects the path of a calibration table as text: {function}('path')"),
+        open(&real).map_err(|error| error.asked_as(&real, asked))
     }
 }
 
@@ -125,13 +63,7 @@ impl Table {
         match self {
             Self::Tensors => model.tensors(&name),
             Self::Weights => model.weights(&name),
-            Self::Quantized => model.quantized(&name)?.ok_or_else(|| QuantError::ModelNotFound {
-                path: path.to_path_buf(),
-                message: format!(
-                    "`{}` is not a quantized model (it has no {MANIFEST}): read it with weights('...'), or quantize it first",
-                    path.display()
-                ),
-            }),
+            Self::Quantized => model.quantized(&name)?.ok_or_else(|| QuantError::missing(path, Missing::NotQuantized)),
         }
     }
 }
@@ -156,14 +88,7 @@ impl TableFunctionImpl for ModelTable {
 
 /// Makes `weights` tables of `CREATE EXTERNAL TABLE ... STORED AS SAFETENSORS LOCATION 'path'`.
 #[derive(Debug)]
-pub(crate) struct SafetensorsFactory(Files);
-
-impl SafetensorsFactory {
-    /// Of what is allowed, or of everything.
-    pub fn new(allowed: Option<Arc<AllowedPaths>>) -> Self {
-        Self(Files(allowed))
-    }
-}
+pub(crate) struct SafetensorsFactory(pub Files);
 
 #[async_trait]
 impl TableProviderFactory for SafetensorsFactory {

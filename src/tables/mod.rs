@@ -1,44 +1,64 @@
 //! Models as tables: `tensors`, `weights` and, for quantized models, `quantized`.
 
 mod chunks;
-mod functions;
+pub(crate) mod functions;
 mod parts;
 mod quantized;
 mod tensors;
 mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 
-use crate::model::MANIFEST;
+use crate::model::QuantizedDirectory;
 use crate::{Model, Result};
 
 pub(crate) use chunks::{LIMIT, cut};
-pub(crate) use functions::{SafetensorsFactory, table_functions};
+pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::ModelParts;
-pub(crate) use quantized::{QuantizedModel, part_schema};
+pub use quantized::QuantizedModel;
+pub(crate) use quantized::part_schema;
 pub(crate) use tensors::{shape_type, shapes};
 pub(crate) use weights::WeightsTable;
 
 /// A model of either kind.
-pub(crate) enum AnyModel {
+pub enum AnyModel {
     /// Weights as they were trained.
     Weights(Arc<Model>),
     /// What `quantize` wrote.
-    Quantized(Box<QuantizedModel>),
+    Quantized(Arc<QuantizedModel>),
 }
 
 impl AnyModel {
     /// Opens whatever is at a path.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.join(MANIFEST).is_file() {
-            return Ok(Self::Quantized(Box::new(QuantizedModel::open(path)?)));
+        if QuantizedDirectory::is_at(path) {
+            return Ok(Self::Quantized(Arc::new(QuantizedModel::open(path)?)));
         }
         Ok(Self::Weights(Arc::new(Model::open(path)?)))
+    }
+
+    /// Tensors, and bytes of their weights as they are stored.
+    pub fn size(&self) -> (usize, u64) {
+        match self {
+            Self::Weights(model) => (model.tensors().len(), model.tensors().iter().map(|tensor| tensor.bytes).sum()),
+            Self::Quantized(model) => {
+                let manifest = model.manifest();
+                (manifest.tensors.len(), manifest.stored().map(|file| file.bytes).sum())
+            }
+        }
+    }
+
+    /// The files that its tables read through the object stores of a session.
+    pub fn served_files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Weights(_) => Vec::new(),
+            Self::Quantized(model) => model.manifest().stored().map(|file| model.path().join(&file.path)).collect(),
+        }
     }
 
     /// One row a tensor, from headers alone.
@@ -75,7 +95,7 @@ impl AnyModel {
 }
 
 /// A table of one batch in memory.
-fn table_of(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
+pub(crate) fn table_of(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
     Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
 }
 

@@ -1,11 +1,13 @@
 //! Quantized model directories: the manifest, and the tables over their Parquet files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Builder, ListBuilder, RecordBatch, StringArray};
-use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, Float32Array, Float32Builder, ListBuilder, RecordBatch, StringArray};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
+use arrow_quant_formats::full_name;
+use arrow_quant_formats::manifest::{ACTIVATIONS, FileEntry, Manifest, SMOOTHING};
 use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
@@ -17,9 +19,7 @@ use url::Url;
 
 use super::table_of;
 use super::tensors::shape_type;
-use crate::calibration::StoredCalibration;
-use crate::job::{ACTIVATIONS, Manifest, SMOOTHING, full_name, hash_in_steps, hash_of};
-use crate::model::MANIFEST;
+use crate::model::QuantizedDirectory;
 use crate::{QuantError, Result};
 
 /// The columns of the Parquet files: each row is either quantized, or keeps its weights.
@@ -37,61 +37,42 @@ pub(crate) fn part_schema() -> SchemaRef {
 }
 
 /// A quantized model directory.
-pub(crate) struct QuantizedModel {
-    path: PathBuf,
-    /// What it says of itself.
-    pub manifest: Manifest,
-    /// What its calibration became.
-    pub calibration: StoredCalibration,
-    /// The tables of that.
+pub struct QuantizedModel {
+    directory: QuantizedDirectory,
+    /// The tables of what its calibration became.
     activations: Option<RecordBatch>,
     smoothing: Option<RecordBatch>,
+    /// The tensors of the smoothing table, each with the factors of its input channels.
+    factors: Vec<(String, Float32Array)>,
 }
 
 impl QuantizedModel {
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
     pub fn open(path: &Path) -> Result<Self> {
-        let manifest_path = path.join(MANIFEST);
-        if !manifest_path.is_file() {
-            return Err(QuantError::ModelNotFound {
-                path: path.to_path_buf(),
-                message: format!(
-                    "no quantized model at `{}`: it has no {MANIFEST}; give a directory that arrow-quant quantize wrote",
-                    path.display()
-                ),
-            });
-        }
-        let text = std::fs::read_to_string(&manifest_path).map_err(|e| QuantError::io(&manifest_path, e))?;
-        let manifest = Manifest::parse(&manifest_path, &text)?;
-        for file in manifest.stored() {
-            let file_path = path.join(&file.path);
-            let found = std::fs::metadata(&file_path).map(|metadata| metadata.len()).ok();
-            if found != Some(file.bytes) {
-                let found = found.map_or("is missing".to_string(), |found| format!("has {found} bytes"));
-                return Err(QuantError::Metadata {
-                    path: file_path.clone(),
-                    tensor: None,
-                    message: format!(
-                        "{} {found}, but the manifest says {} bytes: the quantized model is damaged, quantize it again",
-                        file_path.display(),
-                        file.bytes
-                    ),
-                });
-            }
-        }
-        let table = |name: &str| match manifest.tables.iter().find(|file| file.path == name) {
-            Some(file) => read_table(&path.join(name), &file.sha256).map(Some),
+        let directory = QuantizedDirectory::open(path)?;
+        let table = |name: &str| match directory.manifest.tables.iter().find(|file| file.path == name) {
+            Some(file) => read_table(&directory, file).map(Some),
             None => Ok(None),
         };
         let (activations, smoothing) = (table(ACTIVATIONS)?, table(SMOOTHING)?);
-        let calibration = StoredCalibration::read(path, activations.as_ref(), smoothing.as_ref())?;
-        let is_smoothed = |tensor: &str| calibration.factors(tensor).is_some();
-        if let Some(layer) = manifest.layers.iter().find(|l| l.smoothing_alpha.is_some() && !is_smoothed(&l.tensor)) {
-            let message =
-                format!("`{}`: the smoothing of {} is missing: quantize the model again", path.display(), layer.tensor);
-            return Err(QuantError::Metadata { path: path.to_path_buf(), tensor: Some(layer.tensor.clone()), message });
+        let factors = smoothing.as_ref().map_or(Ok(Vec::new()), |table| factors(&path.join(SMOOTHING), table))?;
+        let is_smoothed = |name: &str| factors.iter().any(|(tensor, _)| tensor == name);
+        let layers = &directory.manifest.layers;
+        if let Some(layer) = layers.iter().find(|l| l.smoothing_alpha.is_some() && !is_smoothed(&l.tensor)) {
+            let problem = "its smoothing is missing: quantize the model again";
+            return Err(QuantError::defect(path, Some(layer.tensor.clone()), problem));
         }
-        Ok(Self { path: path.to_path_buf(), manifest, calibration, activations, smoothing })
+        Ok(Self { directory, activations, smoothing, factors })
+    }
+
+    /// What the directory says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.directory.manifest
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.directory.path
     }
 
     /// The tables beside those of weights, by name.
@@ -112,25 +93,14 @@ impl QuantizedModel {
 
     /// Checks that every file has the content the manifest tells.
     pub async fn verify(&self) -> Result<()> {
-        for file in self.manifest.stored() {
-            let path = self.path.join(&file.path);
-            let found = hash_in_steps(&path).await.map_err(|e| QuantError::io(&path, e))?;
-            if found != file.sha256 {
-                let message = format!(
-                    "{} is not what was written (its SHA-256 is {found}): quantize the model again",
-                    path.display()
-                );
-                return Err(QuantError::Metadata { path, tensor: None, message });
-            }
-        }
-        Ok(())
+        self.directory.verify().await
     }
 
     /// The rows of all parts as they are stored.
     fn parts(&self) -> Result<Arc<dyn TableProvider>> {
-        let directory = self.path.canonicalize().map_err(|e| QuantError::io(&self.path, e))?;
+        let directory = self.path().canonicalize().map_err(|e| QuantError::io(self.path(), e))?;
         let urls = self
-            .manifest
+            .manifest()
             .files
             .iter()
             .map(|file| {
@@ -165,19 +135,16 @@ impl QuantizedModel {
 
     /// A table of tensors that are stored under another name, with that name. `None` if there are none.
     fn ties(&self) -> Result<Option<Arc<dyn TableProvider>>> {
-        let tensors = &self.manifest.tensors;
+        let tensors = &self.manifest().tensors;
         let mut rows: [Vec<&str>; 4] = Default::default();
         for tensor in tensors {
             let Some(name) = &tensor.same_as else { continue };
             let Some(stored) =
                 tensors.iter().find(|t| t.same_as.is_none() && full_name(&t.component, &t.tensor) == *name)
             else {
-                let message = format!(
-                    "`{}`: {} is stored as {name}, which is not there: quantize the model again",
-                    self.path.display(),
-                    full_name(&tensor.component, &tensor.tensor)
-                );
-                return Err(QuantError::Metadata { path: self.path.clone(), tensor: Some(name.clone()), message });
+                let problem = format!("is stored as {name}, which is not there: quantize the model again");
+                let tensor = full_name(&tensor.component, &tensor.tensor);
+                return Err(QuantError::defect(self.path(), Some(tensor), problem));
             };
             for (column, value) in
                 rows.iter_mut().zip([&tensor.component, &tensor.tensor, &stored.component, &stored.tensor])
@@ -200,17 +167,14 @@ impl QuantizedModel {
         let (mut components, mut tensors) = (Vec::new(), Vec::new());
         let mut inverses =
             ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
-        for tensor in self.manifest.tensors.iter().filter(|tensor| tensor.bits.is_some()) {
+        for tensor in self.manifest().tensors.iter().filter(|tensor| tensor.bits.is_some()) {
             let name = full_name(&tensor.component, &tensor.tensor);
-            let Some(factors) = self.calibration.factors(&name) else { continue };
+            let Some(factors) = self.factors(&name) else { continue };
             let channels = tensor.shape.get(1).copied().unwrap_or_default();
             if usize::try_from(channels) != Ok(factors.len()) {
-                let message = format!(
-                    "`{}`: {name} has {channels} channels, and smoothing of {}: quantize the model again",
-                    self.path.display(),
-                    factors.len()
-                );
-                return Err(QuantError::Metadata { path: self.path.clone(), tensor: Some(name), message });
+                let problem =
+                    format!("has {channels} channels, and smoothing of {}: quantize the model again", factors.len());
+                return Err(QuantError::defect(self.path(), Some(name), problem));
             }
             let kernel: i64 = tensor.shape[2..].iter().product();
             components.push(tensor.component.as_str());
@@ -229,6 +193,16 @@ impl QuantizedModel {
             ("inverse", Arc::new(inverses.finish())),
         ];
         Ok(Some(table_of(RecordBatch::try_from_iter(columns)?)?))
+    }
+
+    /// What the inputs of a layer are divided by; `None` without smoothing.
+    pub(crate) fn factors(&self, tensor: &str) -> Option<&[f32]> {
+        self.factors.iter().find(|(name, _)| name == tensor).map(|(_, factors)| factors.values().as_ref())
+    }
+
+    /// The table of the parameters of activations.
+    pub(crate) fn activations(&self) -> Option<&RecordBatch> {
+        self.activations.as_ref()
     }
 
     /// The rows with the model's name before their columns, up to a last column.
@@ -283,20 +257,38 @@ fn function(name: &str) -> Result<Arc<ScalarUDF>> {
 }
 
 /// A table of one Parquet file, read as a whole, if its content is what the manifest tells.
-fn read_table(path: &Path, sha256: &str) -> Result<RecordBatch> {
-    let unreadable = |message: String| QuantError::Metadata {
-        path: path.to_path_buf(),
-        tensor: None,
-        message: format!("{} cannot be read: {message}: quantize the model again", path.display()),
-    };
-    let found = hash_of(path).map_err(|e| QuantError::io(path, e))?;
-    if found != sha256 {
-        return Err(unreadable(format!("it is not what was written (its SHA-256 is {found})")));
-    }
-    let file = std::fs::File::open(path).map_err(|e| QuantError::io(path, e))?;
+fn read_table(directory: &QuantizedDirectory, file: &FileEntry) -> Result<RecordBatch> {
+    directory.verify_file(file)?;
+    let path = directory.path.join(&file.path);
+    let unreadable =
+        |error: String| QuantError::defect(&path, None, format!("cannot be read: {error}: quantize the model again"));
+    let file = std::fs::File::open(&path).map_err(|e| QuantError::io(&path, e))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.to_string()))?;
     let schema = Arc::clone(reader.schema());
     let batches = reader.build().map_err(|e| unreadable(e.to_string()))?;
     let batches = batches.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?;
     concat_batches(&schema, &batches).map_err(|e| unreadable(e.to_string()))
+}
+
+/// The tensors of a smoothing table, each with the factors of its input channels.
+fn factors(path: &Path, table: &RecordBatch) -> Result<Vec<(String, Float32Array)>> {
+    let damaged = |tensor: Option<String>, problem: &str| {
+        QuantError::defect(path, tensor, format!("{problem}: quantize the model again"))
+    };
+    let column = |name: &str, wanted: DataType| {
+        let found = table.column_by_name(name).and_then(|column| cast(column, &wanted).ok());
+        let complete = found.filter(|column| column.null_count() == 0);
+        complete.ok_or_else(|| damaged(None, &format!("its column {name} is missing or damaged")))
+    };
+    let tensors = column("tensor", DataType::Utf8)?;
+    let lists = column("smooth", DataType::List(Field::new_list_field(DataType::Float32, true).into()))?;
+    let row = |row: usize| {
+        let tensor = tensors.as_string::<i32>().value(row).to_string();
+        let factors = lists.as_list::<i32>().value(row).as_primitive::<Float32Type>().clone();
+        if factors.null_count() > 0 || factors.values().iter().any(|&f| !(f.is_finite() && f > 0.0)) {
+            return Err(damaged(Some(tensor), "has factors that are not numbers above 0"));
+        }
+        Ok((tensor, factors))
+    };
+    (0..table.num_rows()).map(row).collect()
 }

@@ -83,7 +83,7 @@ pub(super) fn of_model(name: &str, model: &Model) -> Result<Arc<dyn TableProvide
         .map(|t| Row {
             component: &t.component,
             tensor: &t.name,
-            dtype: t.dtype.clone(),
+            dtype: t.dtype().to_string(),
             shape: &t.shape,
             elements: t.elements(),
             bytes: t.bytes,
@@ -96,7 +96,7 @@ pub(super) fn of_model(name: &str, model: &Model) -> Result<Arc<dyn TableProvide
 /// The tensors of a quantized model; their dtype is `INT4` and the like, or their own where they were kept.
 pub(super) fn of_quantized(name: &str, model: &QuantizedModel) -> Result<Arc<dyn TableProvider>> {
     let rows: Vec<_> = model
-        .manifest
+        .manifest()
         .tensors
         .iter()
         .map(|t| Row {

@@ -1,8 +1,7 @@
-//! The `weights` table of safetensors: one row a chunk, its bytes those of the mapped file.
+//! The `weights` table of a model: one row a chunk, its bytes views of what the store gives.
 
 use std::fmt;
 use std::ops::Range;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -29,7 +28,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Par
 use super::chunks::{Chunk, chunks};
 use super::parts::{ModelParts, runs};
 use super::tensors::{shape_type, shapes};
-use crate::Model;
+use crate::{Model, QuantError};
 
 /// The payload's place in the schema; all columns before it are known from headers.
 const WEIGHTS: usize = 6;
@@ -84,14 +83,12 @@ impl WeightsTable {
         if filters.is_empty() {
             return Ok(Arc::clone(&self.chunks));
         }
-        let mut headers = self.source.batch(&self.chunks, &(0..WEIGHTS).collect::<Vec<_>>())?;
-        let numbers = Int64Array::from_iter_values(0..self.chunks.len() as i64);
-        let schema = DFSchema::try_from(headers.schema())?;
-        let mut fields = headers.schema().fields().to_vec();
+        let mut fields = weights_schema().fields()[..WEIGHTS].to_vec();
+        let mut columns: Vec<ArrayRef> = (0..WEIGHTS).map(|column| self.source.header(&self.chunks, column)).collect();
+        let schema = DFSchema::try_from(Schema::new(fields.clone()))?;
         fields.push(Arc::new(Field::new("__chunk", DataType::Int64, false)));
-        let mut columns = headers.columns().to_vec();
-        columns.push(Arc::new(numbers));
-        headers = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        columns.push(Arc::new(Int64Array::from_iter_values(0..self.chunks.len() as i64)));
+        let mut headers = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
         for filter in filters {
             let predicate = state.create_physical_expr(filter.clone(), &schema)?;
             let mask = predicate.evaluate(&headers)?.into_array(headers.num_rows())?;
@@ -154,10 +151,10 @@ impl TableProvider for WeightsTable {
 impl Source {
     /// Bytes of a chunk.
     fn bytes(&self, chunk: &Chunk) -> usize {
-        bytes_of(&self.model.tensors()[chunk.tensor], chunk.elements)
+        self.model.tensors()[chunk.tensor].stored_bytes(chunk.elements) as usize
     }
 
-    /// Gives pages back that were read for some chunks, one run of chunks of a tensor after the other.
+    /// Says that some chunks are not needed any more, one run of chunks of a tensor after the other.
     fn release(&self, chunks: &[Chunk]) {
         for run in chunks.chunk_by(|a, b| a.tensor == b.tensor && a.start + a.elements == b.start) {
             if let (Some(first), Some(last)) = (run.first(), run.last()) {
@@ -166,59 +163,57 @@ impl Source {
         }
     }
 
-    /// The rows of some chunks. Payloads are not copied.
-    fn batch(&self, chunks: &[Chunk], projection: &[usize]) -> Result<RecordBatch> {
+    /// A column of some chunks that is known from headers: one before [`WEIGHTS`].
+    fn header(&self, chunks: &[Chunk], column: usize) -> ArrayRef {
         let tensors = self.model.tensors();
         let text = |f: fn(&crate::Tensor) -> &str| {
             Arc::new(StringArray::from_iter_values(chunks.iter().map(|c| f(&tensors[c.tensor])))) as ArrayRef
         };
-        let columns = projection.iter().map(|column| {
-            Ok(match column {
-                0 => Arc::new(StringArray::from_iter_values(chunks.iter().map(|_| &*self.name))) as ArrayRef,
-                1 => text(|tensor| &tensor.component),
-                2 => text(|tensor| &tensor.name),
-                3 => shapes(chunks.iter().map(|c| tensors[c.tensor].shape.as_slice())),
-                4 => Arc::new(Int32Array::from_iter_values(chunks.iter().map(|c| c.number))),
-                5 => Arc::new(Int64Array::from_iter_values(chunks.iter().map(|c| c.start as i64))),
-                _ => self.payloads(chunks)?,
-            })
-        });
-        let columns = columns.collect::<Result<Vec<_>>>()?;
+        match column {
+            0 => Arc::new(StringArray::from_iter_values(chunks.iter().map(|_| &*self.name))) as ArrayRef,
+            1 => text(|tensor| &tensor.component),
+            2 => text(|tensor| &tensor.name),
+            3 => shapes(chunks.iter().map(|c| tensors[c.tensor].shape.as_slice())),
+            4 => Arc::new(Int32Array::from_iter_values(chunks.iter().map(|c| c.number))),
+            _ => Arc::new(Int64Array::from_iter_values(chunks.iter().map(|c| c.start as i64))),
+        }
+    }
+
+    /// The rows of some chunks. Payloads are not copied where the store has them in memory.
+    async fn batch(&self, chunks: &[Chunk], projection: &[usize]) -> Result<RecordBatch> {
+        let mut columns = Vec::with_capacity(projection.len());
+        for &column in projection {
+            columns.push(if column < WEIGHTS { self.header(chunks, column) } else { self.payloads(chunks).await? });
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(chunks.len()));
         Ok(RecordBatch::try_new_with_options(Arc::new(weights_schema().project(projection)?), columns, &options)?)
     }
 
-    /// Tensor values that point into the mapped files.
-    fn payloads(&self, chunks: &[Chunk]) -> Result<ArrayRef> {
+    /// Tensor values that are views of what the stores give.
+    async fn payloads(&self, chunks: &[Chunk]) -> Result<ArrayRef> {
         let tensors = self.model.tensors();
         let mut data = BinaryViewBuilder::with_capacity(chunks.len());
-        for chunk in chunks {
-            let tensor = &tensors[chunk.tensor];
-            let bytes = &tensor.data()[bytes_of(tensor, chunk.start)..bytes_of(tensor, chunk.start + chunk.elements)];
-            // Views hold values of at most 12 bytes themselves.
-            if bytes.len() <= 12 {
-                data.append_value(bytes);
-                continue;
+        // Chunks of one file are asked for together.
+        for run in chunks.chunk_by(|a, b| Arc::ptr_eq(tensors[a.tensor].store(), tensors[b.tensor].store())) {
+            let range = |chunk: &Chunk| tensors[chunk.tensor].byte_range(&(chunk.start..chunk.start + chunk.elements));
+            let ranges: Vec<_> = run.iter().map(range).collect();
+            let read = tensors[run[0].tensor].store().read(&ranges).await.map_err(QuantError::from)?;
+            for bytes in read {
+                // Views hold values of at most 12 bytes themselves.
+                if bytes.len() <= 12 {
+                    data.append_value(&bytes);
+                    continue;
+                }
+                // One buffer a chunk, not one a file, so that memory accounting counts the chunk's bytes alone.
+                let length = bytes.len() as u32;
+                let block = data.append_block(Buffer::from(bytes));
+                data.try_append_view(block, 0, length)?;
             }
-            let owner = Arc::clone(tensor.file());
-            // SAFETY: the pointer and length are those of a slice of the mapped file, which `owner` keeps mapped as long
-            // as the buffer lives; the mapping is read-only and never moves. One buffer a chunk, not one a file, so that
-            // memory accounting counts the chunk's bytes alone.
-            let buffer = unsafe { Buffer::from_custom_allocation(NonNull::from(&bytes[0]), bytes.len(), owner) };
-            let block = data.append_block(buffer);
-            data.try_append_view(block, 0, bytes.len() as u32)?;
         }
-        let dtypes = StringArray::from_iter_values(chunks.iter().map(|c| tensors[c.tensor].dtype.as_str()));
+        let dtypes = StringArray::from_iter_values(chunks.iter().map(|c| tensors[c.tensor].dtype()));
         let rows = Int64Array::from_iter_values(chunks.iter().map(|c| c.row_length as i64));
         Ok(Arc::new(tensor_value(Arc::new(dtypes), Arc::new(rows), Arc::new(data.finish()), None)))
     }
-}
-
-/// Bytes that a number of a tensor's elements take. Elements may have less than a byte, but chunks start and end between
-/// bytes.
-fn bytes_of(tensor: &crate::Tensor, elements: u64) -> usize {
-    // Of a tensor of many gigabytes, the product exceeds 64 bits.
-    (u128::from(elements) * u128::from(tensor.bytes) / u128::from(tensor.elements().max(1))) as usize
 }
 
 /// The scan of chunks, each partition a run of them.
@@ -294,30 +289,17 @@ impl ExecutionPlan for WeightsExec {
         let (source, chunks, projection) = (self.source.clone(), Arc::clone(&self.chunks), self.projection.clone());
         let rows = context.session_config().batch_size();
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let mut rest = self.partitions[partition].clone();
-        let mut behind = rest.start..rest.start;
-        let batches = std::iter::from_fn(move || {
-            // Whoever asks for more is done with what they got, as a rule; if not, the file has it still.
-            source.release(&chunks[std::mem::take(&mut behind)]);
-            if rest.is_empty() {
-                return None;
-            }
-            let mut bytes = 0;
-            let run = chunks[rest.clone()].iter().take(rows).take_while(|chunk| {
-                let fits = bytes < BATCH_BYTES;
-                bytes += source.bytes(chunk);
-                fits
-            });
-            let end = rest.start + run.count();
-            let batch = source.batch(&chunks[rest.start..end], &projection);
-            metrics.record_output(end - rest.start);
-            if projection.contains(&WEIGHTS) {
-                behind = rest.start..end;
-            }
-            rest.start = end;
-            Some(batch)
-        });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), futures::stream::iter(batches))))
+        let scan = Scan {
+            behind: self.partitions[partition].start..self.partitions[partition].start,
+            rest: self.partitions[partition].clone(),
+            source,
+            chunks,
+            projection,
+            rows,
+            metrics,
+        };
+        let batches = futures::stream::unfold(scan, |mut scan| async move { Some((scan.next().await?, scan)) });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches)))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
@@ -336,5 +318,43 @@ impl ExecutionPlan for WeightsExec {
             statistics.total_byte_size = Precision::Inexact(bytes.sum());
         }
         Ok(Arc::new(statistics))
+    }
+}
+
+/// The scan of one partition.
+struct Scan {
+    source: Source,
+    chunks: Arc<[Chunk]>,
+    projection: Vec<usize>,
+    /// Rows of a batch at most.
+    rows: usize,
+    metrics: BaselineMetrics,
+    /// Chunks that are still to come.
+    rest: Range<usize>,
+    /// Chunks of the batch before.
+    behind: Range<usize>,
+}
+
+impl Scan {
+    async fn next(&mut self) -> Option<Result<RecordBatch>> {
+        // The reader of a batch is done with the one before, as a rule; if not, the store has it still.
+        self.source.release(&self.chunks[std::mem::take(&mut self.behind)]);
+        if self.rest.is_empty() {
+            return None;
+        }
+        let mut bytes = 0;
+        let run = self.chunks[self.rest.clone()].iter().take(self.rows).take_while(|chunk| {
+            let fits = bytes < BATCH_BYTES;
+            bytes += self.source.bytes(chunk);
+            fits
+        });
+        let batch = self.rest.start..self.rest.start + run.count();
+        let read = self.source.batch(&self.chunks[batch.clone()], &self.projection).await;
+        self.metrics.record_output(batch.len());
+        self.rest.start = batch.end;
+        if self.projection.contains(&WEIGHTS) {
+            self.behind = batch;
+        }
+        Some(read)
     }
 }

@@ -12,7 +12,7 @@ use arrow_quant_v2::FIELDS;
 use serde_json::{Map, Value, json};
 
 /// The example model.
-pub const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/digits-dit");
+pub const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits-dit");
 
 type F16 = <Float16Type as ArrowPrimitiveType>::Native;
 

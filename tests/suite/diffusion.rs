@@ -23,7 +23,7 @@ use crate::common::{
 };
 
 /// The calibration of the example model.
-const CALIBRATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/digits-dit/calibration.parquet");
+const CALIBRATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits-dit/calibration.parquet");
 
 /// One row of a calibration table.
 #[derive(Clone)]

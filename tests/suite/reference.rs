@@ -2,7 +2,7 @@
 
 use std::fs;
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sql.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sql.md");
 const BEGIN: &str = "<!-- begin functions -->\n";
 const END: &str = "<!-- end functions -->";
 

@@ -31,7 +31,7 @@ impl Service {
         let mut process = Command::new(env!("CARGO_BIN_EXE_arrow-quant"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(flags)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

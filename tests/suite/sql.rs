@@ -38,7 +38,7 @@ async fn functions_and_tables_do_what_the_files_say() {
 async fn they_do_the_same_over_flight_sql() {
     let directory = tempfile::tempdir().unwrap();
     let int4 = quantized_copy(directory.path()).await;
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
     let allowed = [&tests, directory.path()].map(|path| path.to_str().unwrap());
     let mut flags = vec!["--read-write".to_string(), format!("--model=digits={DIGITS}")];
     flags.push(format!("--model=digits_int4={int4}"));
@@ -83,7 +83,7 @@ where
 
 /// The files, in the order of their names.
 fn files() -> Vec<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sql");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/sql");
     let mut files: Vec<_> = std::fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())

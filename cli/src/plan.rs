@@ -1,0 +1,128 @@
+//! `arrow-quant plan`: what would become of a model, without writing it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model};
+
+use crate::calibration::{CalibrationArgument, write_layers};
+use crate::config::ConfigArguments;
+use crate::failure::Failure;
+use crate::interrupt::unless_interrupted;
+use crate::output::Shown;
+use crate::progress::Meter;
+use crate::report::{LISTED, decibels, write_unlisted};
+use crate::table::{Table, tensor_label, write_facts};
+use crate::{in_runtime, numbers};
+
+/// Arguments of `arrow-quant plan`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The model: a safetensors file, a model directory or a diffusers pipeline
+    model: PathBuf,
+    /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
+    #[arg(long, short, value_name = "FILE", value_parser = table)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgument,
+    #[command(flatten)]
+    shown: Shown,
+    // Last, for its heading holds for all that follows.
+    #[command(flatten)]
+    config: ConfigArguments,
+}
+
+/// A path that tells the table's format.
+fn table(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_known =
+        path.extension().is_some_and(|found| ["parquet", "csv"].iter().any(|e| found.eq_ignore_ascii_case(e)));
+    if is_known { Ok(path) } else { Err("expected a name that ends with .parquet or .csv".to_string()) }
+}
+
+/// Plans and shows the plan.
+pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
+    let config = arguments.config.load(threads)?.config;
+    let meter = Meter::new(&arguments.shown);
+    let options = JobOptions {
+        on_progress: Some(meter.callback()),
+        progress_interval: meter.interval(),
+        calibration: arguments.calibration.open(config.calibration_samples)?,
+        ..JobOptions::default()
+    };
+    let planned = planned(&arguments.model, &config, &options)?;
+    if let Some(path) = &arguments.output {
+        planned.write(path)?;
+    }
+    show(&planned, &arguments.shown)
+}
+
+/// What would become of a model.
+pub fn planned(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport, Failure> {
+    in_runtime(config.threads(), unless_interrupted(plan_model(model, config, options)))
+}
+
+/// Prints a plan.
+pub fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
+    shown.print(planned, write_plan)
+}
+
+/// The tensors, those that will lose most first, and the totals.
+fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
+    let mut quantized: Vec<&PlannedTensor> = plan.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
+    quantized.sort_by(|a, b| crate::report::worse_first(a.sqnr_db, b.sqnr_db));
+    if !quantized.is_empty() {
+        tensor_table(&quantized[..quantized.len().min(LISTED)]).write(out)?;
+        write_unlisted(quantized.len(), out)?;
+    }
+    for (width, tensors, weights) in widths(&plan.tensors) {
+        writeln!(out, "{width}: {tensors} with {} weights", numbers::count(weights))?;
+    }
+    write_layers(&plan.layers, out)?;
+    for note in &plan.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    writeln!(out)?;
+    let sizes = (numbers::bytes(plan.original_bytes), numbers::bytes(plan.stored_bytes));
+    write_facts(
+        &[
+            ("weights", numbers::count(plan.weights)),
+            ("size", format!("{} → {}", sizes.0, sizes.1)),
+            ("compression ratio", format!("{:.2}", plan.compression_ratio)),
+            ("bits per weight", format!("{:.2}", plan.bits_per_weight)),
+            ("SQNR", format!("{}, from a sample", decibels(plan.sqnr_db))),
+            ("time", format!("about {:.1} s", plan.estimated_time_s)),
+            ("memory", format!("at most {} MB", plan.estimated_memory_mb)),
+        ],
+        out,
+    )
+}
+
+fn tensor_table(tensors: &[&PlannedTensor]) -> Table {
+    let mut table =
+        Table::new().text("tensor").text("shape").number("bits").number("group").number("SQNR dB").text("because");
+    for tensor in tensors {
+        table.row([
+            tensor_label(&tensor.component, &tensor.tensor),
+            format!("{:?}", tensor.shape),
+            tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
+            tensor.group_size.map_or_else(String::new, |size| size.to_string()),
+            numbers::measure(tensor.sqnr_db, 2),
+            tensor.because.to_string(),
+        ]);
+    }
+    table
+}
+
+/// For each width its tensors and weights, the narrowest first and what is kept last.
+fn widths(tensors: &[PlannedTensor]) -> Vec<(String, String, u64)> {
+    let mut widths: BTreeMap<u8, (usize, u64)> = BTreeMap::new();
+    for tensor in tensors.iter().filter(|tensor| tensor.same_as.is_none()) {
+        let width = widths.entry(tensor.bits.unwrap_or(u8::MAX)).or_default();
+        *width = (width.0 + 1, width.1 + tensor.elements);
+    }
+    let name = |bits: u8| if bits == u8::MAX { "kept".to_string() } else { format!("{bits} bits") };
+    let all = widths.into_iter();
+    all.map(|(bits, (tensors, weights))| (name(bits), crate::report::tensors_of(tensors), weights)).collect()
+}

@@ -1,0 +1,161 @@
+//! Why a directory is not one of a model.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::names::shown;
+
+/// Why a directory is not one of a model. `E` is the error of the store that lists and reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DirectoryError<E> {
+    /// The store cannot list or read.
+    Store(E),
+    /// There is nothing that can be read.
+    Missing(Missing),
+    /// A file contradicts the directory, or is not understood.
+    File {
+        /// The file, relative to the directory.
+        file: PathBuf,
+        /// The tensor, where one is wrong.
+        tensor: Option<String>,
+        /// What is wrong.
+        problem: FileProblem,
+    },
+}
+
+impl<E> DirectoryError<E> {
+    pub(super) fn file(file: &Path, tensor: Option<&str>, problem: FileProblem) -> Self {
+        Self::File { file: file.to_path_buf(), tensor: tensor.map(str::to_string), problem }
+    }
+}
+
+/// What is at a path instead of weights that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Missing {
+    /// Nothing.
+    Nothing,
+    /// A file that is not one of weights.
+    NotWeights,
+    /// A Python pickle.
+    Pickle,
+    /// A directory without weights.
+    NoWeights,
+    /// A directory whose weights are Python pickles.
+    PicklesOnly {
+        /// The directory, relative to the model's; empty for itself.
+        directory: PathBuf,
+        /// One of the pickles.
+        example: String,
+    },
+    /// A pipeline none of whose components has weights.
+    NoComponent,
+    /// A quantized model, where one of weights was expected.
+    AlreadyQuantized,
+    /// A model of weights or something else, where a quantized one was expected.
+    NotQuantized,
+    /// Weight files that hold no tensors.
+    NoTensors,
+}
+
+impl Missing {
+    /// The sentence for a path.
+    pub fn at(&self, path: &Path) -> impl fmt::Display {
+        let shown = path.display();
+        match self {
+            Self::Nothing => format!(
+                "no model at `{shown}`: no such file or directory; give a .safetensors file or a directory that holds some"
+            ),
+            Self::NotWeights => format!(
+                "`{shown}` is not a file of weights that can be read, allowed: a .safetensors file, or a directory that \
+                 holds some"
+            ),
+            Self::Pickle => format!(
+                "`{shown}` is a pickle checkpoint: it can run code when it is loaded and is not read; convert it to \
+                 safetensors first"
+            ),
+            Self::NoWeights => format!(
+                "no weights in `{shown}`: looked for *.safetensors, *.safetensors.index.json and {}",
+                super::PIPELINE
+            ),
+            Self::PicklesOnly { directory, example } => format!(
+                "`{}` has pickle checkpoints only (`{example}`): they can run code when they are loaded and are not read; \
+                 convert them to safetensors first",
+                joined(path, directory).display()
+            ),
+            Self::NoComponent => {
+                format!("no weights in `{shown}`: no component that {} names has *.safetensors files", super::PIPELINE)
+            }
+            Self::AlreadyQuantized => {
+                format!("`{shown}` is a quantized model already, expected one with *.safetensors files")
+            }
+            Self::NotQuantized => format!(
+                "no quantized model at `{shown}`: it has no {}; give a directory that arrow-quant quantize wrote",
+                crate::manifest::MANIFEST
+            ),
+            Self::NoTensors => format!("`{shown}` has no tensors"),
+        }
+    }
+}
+
+/// `path/relative`, without a slash at the end where there is nothing to join.
+fn joined(path: &Path, relative: &Path) -> PathBuf {
+    if relative.as_os_str().is_empty() { path.to_path_buf() } else { path.join(relative) }
+}
+
+/// What is wrong with a file that describes a directory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// It is not the JSON that was expected.
+    #[error("{error}; expected {expected}")]
+    NotJson {
+        /// What the parser says.
+        error: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// There is another index beside it.
+    #[error("is an index beside `{0}`, expected one: remove the others")]
+    SecondIndex(String),
+    /// A component is not the name of a directory.
+    #[error("component '{}' is not the name of a directory in it", shown(.0))]
+    ComponentName(String),
+    /// A shard is not the name of a file beside the index.
+    #[error("is in '{}', expected the name of a .safetensors file beside the index", shown(.0))]
+    ShardName(String),
+    /// A shard is not there.
+    #[error("is in `{}`, which is not there: get the missing file", shown(.0))]
+    ShardMissing(String),
+    /// The index names no file.
+    #[error("weight_map is empty, expected the file of each tensor")]
+    EmptyIndex,
+    /// A tensor is in two files.
+    #[error("is in `{first}` and in `{second}`, expected in one: move one file away")]
+    TwoFiles {
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A tensor is in another file than the index says.
+    #[error("is in `{found}`, expected in `{}` by the index", shown(expected))]
+    OtherShard {
+        /// The file it is in.
+        found: String,
+        /// The file that the index names.
+        expected: String,
+    },
+    /// A tensor is in a file, but not in the index.
+    #[error("is in `{found}`, but the index does not name it; expected every tensor")]
+    NotInIndex {
+        /// The file it is in.
+        found: String,
+    },
+    /// A tensor is in the index, but not in the file.
+    #[error("is not in `{}`, where the index expects it: get the file again", shown(file))]
+    NotInShard {
+        /// The file that the index names.
+        file: String,
+    },
+}

@@ -1,0 +1,69 @@
+//! What a job wrote, as figures of each tensor and of the whole.
+
+use arrow_quant_formats::manifest::{Attempt, TensorReport, Totals};
+use arrow_quant_kernels::PairSums;
+
+use super::run::TensorSums;
+use crate::plan::TensorPlan;
+use crate::report::{finite, sqnr_db};
+use crate::{Model, QuantError, Result};
+
+/// The reports of all tensors, in the model's order.
+pub(super) fn tensor_reports(
+    model: &Model,
+    plans: &[TensorPlan],
+    sums: &[TensorSums],
+    fallbacks: &[Vec<Attempt>],
+) -> Result<Vec<TensorReport>> {
+    let mut reports = Vec::with_capacity(plans.len());
+    for (index, (tensor, plan)) in model.tensors().iter().zip(plans).enumerate() {
+        let stored = plan.same_as.unwrap_or(index);
+        let TensorSums { bytes, errors } = sums[stored];
+        let is_quantized = plan.choice.is_some();
+        if bytes != tensor.bytes && !is_quantized || is_quantized && errors.n != tensor.elements() {
+            return Err(QuantError::Quantization {
+                tensor: Some(plan.tensor.clone()),
+                message: format!("{}: not all of it was written; this is a defect, please report it", plan.tensor),
+            });
+        }
+        let figures = Some(errors).filter(|errors| errors.n > 0);
+        reports.push(TensorReport {
+            component: plan.component.clone(),
+            tensor: plan.tensor.clone(),
+            dtype: tensor.dtype().to_string(),
+            shape: tensor.shape.clone(),
+            elements: tensor.elements(),
+            encoding: plan
+                .choice
+                .map_or_else(|| tensor.dtype().to_string(), |choice| format!("int{}", choice.bits.get())),
+            bits: plan.choice.map(|choice| choice.bits.get() as u8),
+            group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
+            because: plan.reason.clone().into(),
+            fallbacks: fallbacks[stored].clone(),
+            same_as: plan.same_as.map(|first| plans[first].name()),
+            bytes: if plan.same_as.is_some() { 0 } else { bytes },
+            cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
+            sqnr_db: figures.as_ref().and_then(sqnr_db),
+            max_abs_error: figures.map(|sums| sums.max_abs_error),
+        });
+    }
+    Ok(reports)
+}
+
+/// Figures of the whole model.
+pub(super) fn totals(source: &Model, stored_bytes: u64, sums: &[TensorSums]) -> Totals {
+    let weights: u64 = source.tensors().iter().map(|tensor| tensor.elements()).sum();
+    let original_bytes: u64 = source.tensors().iter().map(|tensor| tensor.bytes).sum();
+    let pooled = sums.iter().fold(PairSums::default(), |sum, tensor| sum + tensor.errors);
+    let figures = Some(pooled).filter(|sums| sums.n > 0);
+    Totals {
+        weights,
+        original_bytes,
+        stored_bytes,
+        bits_per_weight: 8.0 * stored_bytes as f64 / weights.max(1) as f64,
+        compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
+        cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
+        sqnr_db: figures.and_then(|sums| finite(sums.sqnr_db())),
+        squared_error: pooled.sum_ee,
+    }
+}

@@ -1,0 +1,49 @@
+//! A location as the layouts of model directories see it.
+
+use std::path::Path;
+
+use arrow_quant_formats::directory::{Directory, DirectoryError, Entry, EntryKind};
+use arrow_quant_stores::{ListedKind, Location, StoreError};
+
+use crate::error::QuantError;
+
+/// The directory of a model.
+pub(super) struct ModelDirectory<'a>(pub &'a Location);
+
+impl Directory for ModelDirectory<'_> {
+    type Error = StoreError;
+
+    fn list(&self, directory: &Path) -> Result<Vec<Entry>, StoreError> {
+        let entry = |listed: arrow_quant_stores::Listed| Entry {
+            path: directory.join(listed.name),
+            kind: match listed.kind {
+                ListedKind::File => EntryKind::File,
+                ListedKind::Directory(identity) => EntryKind::Directory(identity),
+                ListedKind::Special => EntryKind::Special,
+            },
+        };
+        Ok(self.0.list(directory)?.into_iter().map(entry).collect())
+    }
+
+    fn read(&self, file: &Path) -> Result<Vec<u8>, StoreError> {
+        self.0.read(file)
+    }
+}
+
+impl ModelDirectory<'_> {
+    /// Whether there is a file at a path below the directory.
+    pub fn has_file(&self, file: &Path) -> bool {
+        matches!(Location::local(self.0.path().join(file)).is_directory(), Ok(Some(false)))
+    }
+
+    /// An error of the layout with the path of the model.
+    pub fn explain(&self, error: DirectoryError<StoreError>) -> QuantError {
+        match error {
+            DirectoryError::Store(error) => error.into(),
+            DirectoryError::Missing(missing) => QuantError::missing(self.0.path(), missing),
+            DirectoryError::File { file, tensor, problem } => {
+                QuantError::defect(&self.0.path().join(file), tensor, problem)
+            }
+        }
+    }
+}

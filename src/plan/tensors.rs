@@ -1,0 +1,343 @@
+//! What each tensor becomes, and why.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow_quant_formats::manifest::Reason;
+use arrow_quant_formats::{full_name, nearest};
+use arrow_quant_kernels::{Bits, GroupSize, Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use regex::Regex;
+
+use super::channels::Channels;
+use super::family::Detected;
+use super::ties::repeated;
+use crate::config::regex;
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, Tensor};
+
+/// How a tensor is quantized; scheme and method are the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Choice {
+    pub bits: Bits,
+    pub group_size: GroupSize,
+}
+
+impl Choice {
+    pub fn with(self, settings: Settings) -> Settings {
+        Settings { bits: self.bits, group_size: self.group_size, ..settings }
+    }
+}
+
+/// What becomes of one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TensorPlan {
+    pub component: String,
+    pub tensor: String,
+    /// `None` if it is kept.
+    pub choice: Option<Choice>,
+    /// Why.
+    pub reason: Reason,
+    /// Whether bits and group size may still be chosen, by a target size.
+    pub is_open: bool,
+    /// The index of the tensor that it is the same as, which is stored for both.
+    pub same_as: Option<usize>,
+    /// What a calibration has to say on its weights.
+    pub channels: Option<Arc<Channels>>,
+}
+
+impl TensorPlan {
+    pub fn key(&self) -> (&str, &str) {
+        (&self.component, &self.tensor)
+    }
+
+    pub fn name(&self) -> String {
+        full_name(&self.component, &self.tensor)
+    }
+}
+
+/// The plan for every tensor of a model, in its order, as the configuration has it before a target size is looked at.
+///
+/// # Errors
+/// If a name in the configuration is no tensor's, or two of its patterns contradict each other.
+pub(crate) fn plan_tensors(
+    model: &Model,
+    config: &DiffusionQuantConfig,
+    settings: Settings,
+    detected: &Detected,
+) -> Result<Vec<TensorPlan>> {
+    let rules = Rules::new(model, config, settings, detected)?;
+    let mut plans = model.tensors().iter().map(|tensor| rules.plan(tensor)).collect::<Result<Vec<_>>>()?;
+    unite(&mut plans, &repeated(model.tensors())?);
+    Ok(plans)
+}
+
+/// Gives tensors that are the same the same plan: that of the one which was to keep more of itself.
+pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
+    let precision = |plan: &TensorPlan| match plan.choice {
+        None if plan.reason == Reason::NotSelected => (0, 0),
+        None => (u8::MAX, 0),
+        Some(choice) => (choice.bits.get() as u8, -(choice.group_size.get() as i64)),
+    };
+    for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
+        if precision(&plans[index]) > precision(&plans[first]) {
+            let better = plans[index].clone();
+            plans[first] = TensorPlan {
+                component: plans[first].component.clone(),
+                tensor: plans[first].tensor.clone(),
+                reason: Reason::ForEqual { tensor: better.name(), reason: Box::new(better.reason) },
+                ..better
+            };
+        }
+    }
+    for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
+        plans[index].choice = plans[first].choice;
+        plans[index].reason = Reason::SameAs { tensor: plans[first].name() };
+        plans[index].same_as = Some(first);
+    }
+}
+
+/// What the configuration says of tensors, ready to be asked.
+struct Rules<'a> {
+    settings: Settings,
+    selected: Option<Regex>,
+    sensitive_names: &'a [String],
+    sensitive_patterns: Vec<Regex>,
+    /// Bits by exact name, and by pattern.
+    named_widths: Vec<(&'a str, i64)>,
+    width_patterns: Vec<(&'a str, Regex, i64)>,
+    /// Of the architecture, if they are asked for.
+    defaults: Option<&'a Detected>,
+    has_target: bool,
+}
+
+impl<'a> Rules<'a> {
+    fn new(
+        model: &Model,
+        config: &'a DiffusionQuantConfig,
+        settings: Settings,
+        detected: &'a Detected,
+    ) -> Result<Self> {
+        let is_there = |name: &str| model.tensors().iter().any(|tensor| is_named(tensor, name));
+        if let Some(unknown) = config.sensitive_layer_names.iter().find(|name| !is_there(name)) {
+            return Err(unknown_name(model, "sensitive_layer_names", unknown));
+        }
+        let patterns = |field, patterns: &[String]| patterns.iter().map(|p| regex(field, p)).collect::<Result<_>>();
+        let (mut named_widths, mut width_patterns) = (Vec::new(), Vec::new());
+        for (layer, bits) in &config.layer_bit_widths {
+            if is_there(layer) {
+                refuse_unfit(model, layer, *bits)?;
+                named_widths.push((layer.as_str(), *bits));
+                continue;
+            }
+            let pattern = regex("layer_bit_widths", layer)?;
+            if !model.tensors().iter().any(|tensor| is_match(&pattern, tensor)) {
+                return Err(unknown_name(model, "layer_bit_widths", layer));
+            }
+            width_patterns.push((layer.as_str(), pattern, *bits));
+        }
+        Ok(Self {
+            settings,
+            selected: config.tensors.as_deref().map(|pattern| regex("tensors", pattern)).transpose()?,
+            sensitive_names: &config.sensitive_layer_names,
+            sensitive_patterns: patterns("sensitive_layer_patterns", &config.sensitive_layer_patterns)?,
+            named_widths,
+            width_patterns,
+            defaults: config.skip_sensitive_layers.then_some(detected),
+            has_target: config.target_model_size_mb.is_some() || config.target_bpw.is_some(),
+        })
+    }
+
+    fn plan(&self, tensor: &Tensor) -> Result<TensorPlan> {
+        let choice = Choice { bits: self.settings.bits, group_size: self.settings.group_size };
+        let unfit = unfit(tensor);
+        let width = if unfit.is_none() { self.width(tensor)? } else { None };
+        let reason = unfit.or_else(|| self.reason_to_keep(tensor).filter(|_| width.is_none()));
+        let (choice, reason) = if let Some(reason) = reason {
+            (None, reason)
+        } else if let Some((layer, bits)) = width {
+            // 16 bits is to keep it.
+            let choice = Bits::try_from(bits).ok().map(|bits| Choice { bits, ..choice });
+            (choice, Reason::LayerBitWidths { layer: layer.to_string() })
+        } else {
+            (Some(choice), Reason::BitWidth)
+        };
+        let plan = TensorPlan {
+            component: tensor.component.clone(),
+            tensor: tensor.name.clone(),
+            is_open: choice.is_some() && width.is_none(),
+            choice,
+            reason,
+            same_as: None,
+            channels: None,
+        };
+        // A target size looks at all choices, of which some may be smaller.
+        let is_up_to_target = self.has_target && plan.is_open;
+        Ok(if is_up_to_target { plan } else { kept_unless_smaller(plan, tensor, self.settings) })
+    }
+
+    /// The bits that `layer_bit_widths` has for a tensor: by a name of it, the longest if there are several, or by
+    /// patterns, which must agree.
+    fn width(&self, tensor: &Tensor) -> Result<Option<(&'a str, i64)>> {
+        let named = self.named_widths.iter().filter(|(name, _)| is_named(tensor, name));
+        if let Some(found) = named.max_by_key(|(name, _)| name.len()) {
+            return Ok(Some(*found));
+        }
+        let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| is_match(pattern, tensor));
+        let Some((first, _, bits)) = matching.next() else { return Ok(None) };
+        match matching.find(|(_, _, other)| other != bits) {
+            Some((second, _, other)) => Err(QuantError::field(
+                "layer_bit_widths",
+                format!(
+                    "layer_bit_widths of '{first}' is {bits} and of '{second}' {other}, and both match {}: name it, or narrow one",
+                    full_name(&tensor.component, &tensor.name)
+                ),
+            )),
+            None => Ok(Some((first, *bits))),
+        }
+    }
+
+    /// Why a tensor is kept that could be quantized.
+    fn reason_to_keep(&self, tensor: &Tensor) -> Option<Reason> {
+        if let Some(name) = self.sensitive_names.iter().find(|name| is_named(tensor, name)) {
+            return Some(Reason::SensitiveLayerNames { name: name.clone() });
+        }
+        if let Some(pattern) = self.sensitive_patterns.iter().find(|pattern| is_match(pattern, tensor)) {
+            return Some(Reason::SensitiveLayerPatterns { pattern: pattern.to_string() });
+        }
+        if self.selected.as_ref().is_some_and(|pattern| !is_match(pattern, tensor)) {
+            return Some(Reason::NotSelected);
+        }
+        self.defaults.and_then(|detected| detected.sensitive(&tensor.component, &tensor.name))
+    }
+}
+
+/// Why a tensor cannot be quantized.
+fn unfit(tensor: &Tensor) -> Option<Reason> {
+    if tensor.float_dtype().is_none() {
+        return Some(Reason::NotQuantized { dtype: tensor.dtype().to_string() });
+    }
+    (tensor.shape.len() < 2).then(|| Reason::Dimensions { dimensions: tensor.shape.len() })
+}
+
+/// Short rows, as of a patch embedding, may take more for parameters than their codes save.
+pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, settings: Settings) -> TensorPlan {
+    if plan.choice.is_some_and(|choice| quantized_bytes(tensor, choice.with(settings)) >= tensor.bytes) {
+        (plan.choice, plan.is_open) = (None, false);
+        plan.reason = Reason::NoSmaller;
+    }
+    plan
+}
+
+/// A width for a tensor that can have none; for a module it is that of those that can.
+fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
+    let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
+    match tensor.and_then(unfit) {
+        Some(reason) if bits != 16 => Err(QuantError::field(
+            "layer_bit_widths",
+            format!("layer_bit_widths of '{name}' is {bits}, but it cannot be quantized ({reason}): leave it out"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a pattern matches some tensor of a model; one that is no pattern matches none.
+pub(crate) fn is_matched(pattern: &str, model: &Model) -> bool {
+    Regex::new(pattern).is_ok_and(|pattern| model.tensors().iter().any(|tensor| is_match(&pattern, tensor)))
+}
+
+/// True if a pattern matches the tensor's name, with or without its component.
+fn is_match(pattern: &Regex, tensor: &Tensor) -> bool {
+    let full = || full_name(&tensor.component, &tensor.name);
+    pattern.is_match(&tensor.name) || !tensor.component.is_empty() && pattern.is_match(&full())
+}
+
+/// True for the tensor's name, with or without its component, and for that of a module or component it belongs to.
+fn is_named(tensor: &Tensor, name: &str) -> bool {
+    let is_module_of =
+        |full: &str| full.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let full = || full_name(&tensor.component, &tensor.name);
+    is_module_of(&tensor.name) || !tensor.component.is_empty() && (tensor.component == name || is_module_of(&full()))
+}
+
+fn unknown_name<'a>(model: &'a Model, field: &str, name: &str) -> QuantError {
+    // Tensors, and the modules that they are of.
+    let modules = |tensor: &'a str| tensor.match_indices('.').map(move |(end, _)| &tensor[..end]).chain([tensor]);
+    let near = nearest(name, model.tensors().iter().flat_map(|tensor| modules(&tensor.name)));
+    let advice = near.map_or("see arrow-quant inspect".to_string(), |near| format!("did you mean '{near}'?"));
+    QuantError::field(field, format!("{field} has '{name}', which is no tensor or module of the model; {advice}"))
+}
+
+/// Bytes of codes and f16 parameters.
+pub(crate) fn quantized_bytes(tensor: &Tensor, settings: Settings) -> u64 {
+    let (elements, row) = (tensor.elements() as usize, tensor.row_length() as usize);
+    let groups = group_count(elements, row.max(1), settings.group_size);
+    (settings.bits.packed_len(elements) + groups * parameter_bytes(settings.scheme)) as u64
+}
+
+/// Bytes of a group's f16 parameters.
+fn parameter_bytes(scheme: Scheme) -> usize {
+    match scheme {
+        Scheme::Affine => 4,
+        Scheme::Asymmetric => 3,
+        Scheme::Symmetric => 2,
+    }
+}
+
+/// The plan as a table to join with; `bits` is NULL for tensors that are kept. What is stored under another name is not
+/// in it. There are `importance` and `smoothing` if some tensor has either; empty lists for the others.
+pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>> {
+    let mut fields = vec![
+        Field::new("component", DataType::Utf8, false),
+        Field::new("tensor", DataType::Utf8, false),
+        Field::new("bits", DataType::Int64, true),
+        Field::new("group_size", DataType::Int64, true),
+    ];
+    let stored: Vec<&TensorPlan> = plans.iter().filter(|plan| plan.same_as.is_none()).collect();
+    let int =
+        |f: fn(Choice) -> usize| stored.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
+    let mut columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.component))),
+        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.tensor))),
+        Arc::new(int(|choice| choice.bits.get())),
+        Arc::new(int(|choice| choice.group_size.get())),
+    ];
+    if has_channels(plans) {
+        let importance = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));
+        let smoothing = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.smoothing)));
+        for (name, lists) in [("importance", importance), ("smoothing", smoothing)] {
+            fields.push(Field::new(name, lists.data_type().clone(), false));
+            columns.push(lists);
+        }
+    }
+    let schema = Arc::new(Schema::new(fields));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
+    Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
+}
+
+/// Whether a calibration has to say something on some tensor.
+pub(crate) fn has_channels(plans: &[TensorPlan]) -> bool {
+    plans.iter().any(|plan| plan.channels.is_some())
+}
+
+fn lists<'a>(lists: impl Iterator<Item = Option<&'a Vec<f32>>>) -> ArrayRef {
+    let mut builder =
+        ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
+    for list in lists {
+        builder.values().append_slice(list.map_or(&[], Vec::as_slice));
+        builder.append(true);
+    }
+    Arc::new(builder.finish())
+}
+
+/// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.
+pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
+    let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
+    let data = tensor.data().ok()?;
+    let weights = Weights::new(dtype, &data, tensor.row_length() as usize).ok()?;
+    let reason = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
+    let name = full_name(&tensor.component, &tensor.name);
+    let message = format!("{name}: {reason}; repair the model, or leave the tensor out (`tensors`, --tensors)");
+    Some(QuantError::Quantization { tensor: Some(name), message })
+}

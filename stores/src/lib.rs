@@ -1,0 +1,22 @@
+//! Where models are: ranges of bytes of local files and of memory, and what of a file system and of object stores the
+//! clients of a server may reach.
+//!
+//! A [`Location`] names a file or directory; opened, a file is a [`Store`]: it says who it is ([`Identity`]), gives ranges
+//! of bytes, and takes back what is not needed any more. Mappings, advice to the kernel and modification times are
+//! known here and nowhere else.
+
+mod allowed;
+mod error;
+mod guarded;
+mod location;
+mod mapping;
+mod memory;
+mod store;
+
+pub use allowed::AllowedPaths;
+pub use error::{AllowProblem, StoreError};
+pub use guarded::GuardedStores;
+pub use location::{Listed, ListedKind, Location, Residence};
+pub use mapping::LocalMapping;
+pub use memory::Memory;
+pub use store::{Identity, Store, Version};

@@ -1,0 +1,186 @@
+//! Where a model or one of its files is.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{Identity, LocalMapping, Memory, Store, StoreError, Version};
+
+/// A file or directory, which need not exist. Relative paths below are joined to it; the empty path is itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    path: PathBuf,
+}
+
+/// Where the bytes of an open file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// In the file, read as they are needed.
+    File,
+    /// In memory, read at once, which suits network file systems.
+    Memory,
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name in the directory.
+    pub name: PathBuf,
+    /// What it is, links followed.
+    pub kind: ListedKind,
+}
+
+/// What an entry of a directory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListedKind {
+    /// A file, or a link to nothing.
+    File,
+    /// A directory, with the path it has without links.
+    Directory(PathBuf),
+    /// A socket, pipe or device.
+    Special,
+}
+
+impl Location {
+    /// A path of this machine.
+    pub fn local(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Its path, to show and to compare.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a directory; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn is_directory(&self) -> Result<Option<bool>, StoreError> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => Ok(Some(metadata.is_dir())),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(StoreError::io(&self.path, e)),
+        }
+    }
+
+    /// What is in a directory, in the order of the names; hidden entries left out.
+    ///
+    /// # Errors
+    /// If it cannot be listed.
+    pub fn list(&self, directory: &Path) -> Result<Vec<Listed>, StoreError> {
+        let path = self.join(directory);
+        let io = |e| StoreError::io(&path, e);
+        let mut listed = Vec::new();
+        for entry in fs::read_dir(&path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = PathBuf::from(entry.file_name());
+            if name.to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let inner = entry.path();
+            let kind = match fs::metadata(&inner) {
+                Ok(metadata) if metadata.is_dir() => {
+                    ListedKind::Directory(fs::canonicalize(&inner).map_err(|e| StoreError::io(&inner, e))?)
+                }
+                Ok(metadata) if !metadata.is_file() => ListedKind::Special,
+                // What cannot be followed fails when it is read, with the system's own words.
+                Ok(_) | Err(_) => ListedKind::File,
+            };
+            listed.push(Listed { name, kind });
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    /// All bytes of a file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(&self, file: &Path) -> Result<Vec<u8>, StoreError> {
+        let path = self.join(file);
+        fs::read(&path).map_err(|e| StoreError::io(&path, e))
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened or is not a regular file.
+    pub fn open(&self, file: &Path, residence: Residence) -> Result<Arc<dyn Store>, StoreError> {
+        let path = self.join(file);
+        let io = |e: io::Error| StoreError::io(&path, e);
+        // Asked before opening, because opening a named pipe would wait for its writer.
+        let found = fs::metadata(&path).map_err(io)?;
+        if found.is_dir() {
+            return Err(io(ErrorKind::IsADirectory.into()));
+        }
+        if !found.is_file() {
+            return Err(io(io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let mut opened = File::open(&path).map_err(io)?;
+        let metadata = opened.metadata().map_err(io)?;
+        let version = Version::Modified(metadata.modified().map_err(io)?);
+        let identity = Identity { path: path.clone(), length: metadata.len(), version };
+        // Some platforms cannot map an empty file.
+        if residence == Residence::File && metadata.len() > 0 {
+            return Ok(Arc::new(LocalMapping::new(identity, &opened)?));
+        }
+        let mut bytes = vec![0; usize::try_from(metadata.len()).map_err(|e| io(io::Error::other(e)))?];
+        opened.read_exact(&mut bytes).map_err(io)?;
+        Ok(Arc::new(Memory::new(identity, Bytes::from(bytes))))
+    }
+
+    fn join(&self, relative: &Path) -> PathBuf {
+        if relative.as_os_str().is_empty() { self.path.clone() } else { self.path.join(relative) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_stores_wherever_their_bytes_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::local(directory.path());
+        let file = Path::new("a.safetensors");
+        assert!(matches!(location.open(file, Residence::File), Err(StoreError::Io { .. })));
+        assert!(matches!(location.open(Path::new(""), Residence::File), Err(StoreError::Io { .. })));
+        fs::write(directory.path().join(file), b"").unwrap();
+        assert_eq!(location.open(file, Residence::File).unwrap().identity().length, 0);
+        fs::write(directory.path().join(file), b"weights").unwrap();
+        for residence in [Residence::File, Residence::Memory] {
+            let store = location.open(file, residence).unwrap();
+            assert_eq!(store.identity().path, directory.path().join(file));
+            assert_eq!(store.read_now(2..5).unwrap(), &b"igh"[..]);
+            let both = futures::executor::block_on(store.read(&[0..2, 5..7])).unwrap();
+            assert_eq!(both, [&b"we"[..], &b"ts"[..]]);
+            store.release(0..7);
+            assert_eq!(store.read_now(0..7).unwrap(), &b"weights"[..]);
+            let message = store.read_now(3..8).unwrap_err().to_string();
+            assert!(message.ends_with("bytes 3 to 8 were asked for, and the file has 7"), "{message}");
+            let view = store.read_now(1..3).unwrap();
+            drop(store);
+            assert_eq!(view, &b"ei"[..], "a view outlives its store");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_listed_in_order_without_hidden_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["b", "a", ".hidden"] {
+            fs::write(directory.path().join(name), b"").unwrap();
+        }
+        fs::create_dir(directory.path().join("c")).unwrap();
+        let location = Location::local(directory.path());
+        let listed = location.list(Path::new("")).unwrap();
+        let names: Vec<_> = listed.iter().map(|entry| entry.name.to_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert!(matches!(listed[2].kind, ListedKind::Directory(_)));
+        assert_eq!(location.is_directory().unwrap(), Some(true));
+        assert_eq!(Location::local(directory.path().join("gone")).is_directory().unwrap(), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! A file that was read into memory at once, where a mapping would be slow or cannot be had.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{self, BoxFuture};
+
+use crate::{Identity, Store, StoreError};
+
+/// A file in memory.
+#[derive(Debug)]
+pub struct Memory {
+    identity: Identity,
+    bytes: Bytes,
+}
+
+impl Memory {
+    /// The bytes of the file that `identity` tells of.
+    pub fn new(identity: Identity, bytes: Bytes) -> Self {
+        Self { identity, bytes }
+    }
+}
+
+impl Store for Memory {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn read<'a>(&'a self, ranges: &'a [Range<u64>]) -> BoxFuture<'a, Result<Vec<Bytes>, StoreError>> {
+        future::ready(slices(&self.identity, &self.bytes, ranges)).boxed()
+    }
+
+    fn read_now(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        Ok(self.bytes.slice(self.identity.indexes(&range)?))
+    }
+
+    /// Nothing: the bytes are to be had nowhere else.
+    fn release(&self, _: Range<u64>) {}
+}
+
+/// Views of a file that is in memory.
+pub(crate) fn slices(identity: &Identity, bytes: &Bytes, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    ranges.iter().map(|range| Ok(bytes.slice(identity.indexes(range)?))).collect()
+}

@@ -1,0 +1,85 @@
+//! What a file of weights is to the engine, wherever it lies.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::StoreError;
+
+/// A file whose ranges of bytes can be read.
+///
+/// Bytes that were read stay as they are for as long as they are held: a store of a file that changes fails instead of
+/// mixing two versions, save for a [`LocalMapping`](crate::LocalMapping), whose documentation says what it expects.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Where it lies, its length and its version, as of its opening.
+    fn identity(&self) -> &Identity;
+
+    /// Ranges of bytes, in the order asked for. A store that has the bytes in memory gives views and is ready at once.
+    ///
+    /// # Errors
+    /// If a range is not in the file, or it cannot be read.
+    fn read<'a>(&'a self, ranges: &'a [Range<u64>]) -> BoxFuture<'a, Result<Vec<Bytes>, StoreError>>;
+
+    /// A range of bytes, for threads that compute: it waits where [`read`](Self::read) would.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn read_now(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let ranges = [range];
+        let mut read = futures::executor::block_on(self.read(&ranges))?;
+        Ok(read.pop().unwrap_or_default())
+    }
+
+    /// Says that a range will not be looked at again soon, so that it need not stay in memory.
+    fn release(&self, range: Range<u64>);
+}
+
+/// Who a store is. Two of equal identity hold the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Which version of the file it is.
+    pub version: Version,
+}
+
+/// Which version of a file was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Version {
+    /// The time a local file was last modified.
+    Modified(SystemTime),
+}
+
+impl Version {
+    /// Bytes that are equal for equal versions, to be hashed.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Modified(time) => nanoseconds(*time).to_le_bytes().to_vec(),
+        }
+    }
+}
+
+impl Identity {
+    /// A range of the file as indexes of its bytes.
+    pub(crate) fn indexes(&self, range: &Range<u64>) -> Result<Range<usize>, StoreError> {
+        let inside = range.start <= range.end && range.end <= self.length;
+        match (usize::try_from(range.start), usize::try_from(range.end)) {
+            (Ok(start), Ok(end)) if inside => Ok(start..end),
+            _ => Err(StoreError::Range { path: self.path.clone(), range: range.clone(), length: self.length }),
+        }
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> i128 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => after.as_nanos() as i128,
+        Err(before) => -(before.duration().as_nanos() as i128),
+    }
+}
