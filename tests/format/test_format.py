@@ -1,0 +1,198 @@
+"""The stored format: directories of every version are restored exactly, by a reader that knows docs/format.md alone.
+
+Golden directories are in tests/data/format; its README says how they were made. The environment's ARROW_QUANT is the
+command, default target/debug/arrow-quant.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from read_directory import dequantize, read_directory
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/data/format"
+COMMAND = os.environ.get("ARROW_QUANT", str(ROOT / "target/debug/arrow-quant"))
+DIRECTORIES = sorted(path.parent for path in GOLDEN.glob("v*/*/arrow_quant.json"))
+
+specification = importlib.util.spec_from_file_location("make", GOLDEN / "make.py")
+make = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(make)
+
+
+def check_equal(found, expected):
+    """Arrays by name, with the shape, the dtype and every bit that are expected: name to (safetensors dtype, array)."""
+    assert found.keys() == expected.keys()
+    for name, (dtype, array) in expected.items():
+        assert found[name].dtype == np.dtype(make.NUMPY[dtype]), name
+        assert found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def golden(version):
+    return [path for path in DIRECTORIES if path.parent.name == version]
+
+
+# ---------------------------------------------------------------- golden directories
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_golden_directories_are_there(version):
+    assert [path.name for path in golden(version)] == sorted(make.DIRECTORIES[version])
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_golden_directory_is_restored_exactly(directory):
+    manifest = json.loads((directory / "arrow_quant.json").read_text())
+    assert f"v{manifest['format_version']}" == directory.parent.name
+    check_equal(read_directory(directory), make.read_safetensors(directory.with_suffix(".safetensors")))
+
+
+def test_golden_directories_hold_every_case():
+    for directory in DIRECTORIES:
+        manifest = json.loads((directory / "arrow_quant.json").read_text())
+        tensors = {tensor["tensor"]: tensor for tensor in manifest["tensors"]}
+        assert {tensor["bits"] for tensor in tensors.values()} == {2, 4, 8, None}
+        assert {"F64", "F32", "F16", "BF16", "I64", "BOOL"} == {tensor["dtype"] for tensor in tensors.values()}
+        assert tensors["head.weight"]["same_as"] == "embed.weight"
+        smoothed = [layer["tensor"] for layer in manifest["layers"] if layer["smoothing_alpha"] is not None]
+        assert ("conv.weight" in smoothed) == directory.name.endswith("-smoothed")
+
+
+def test_source_is_what_its_script_makes(tmp_path):
+    make.write_safetensors(tmp_path / "model.safetensors", make.source_tensors())
+    assert (tmp_path / "model.safetensors").read_bytes() == (make.SOURCE / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_command_restores_golden_directory_exactly(directory):
+    expected = make.read_safetensors(directory.with_suffix(".safetensors"))
+    found = make.restored(COMMAND, directory)
+    # A tensor without elements has no rows.
+    assert found.keys() == {name for name, (_, array) in expected.items() if array.size}
+    for name, (dtype, array) in found.items():
+        assert (dtype, array.tobytes()) == (expected[name][0], expected[name][1].tobytes()), name
+
+
+# ---------------------------------------------------------------- the reader
+
+
+def test_reader_is_short():
+    lines = (Path(__file__).parent / "read_directory.py").read_text().splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("version", [0, 4])
+def test_reader_refuses_other_versions(tmp_path, version):
+    copy = shutil.copytree(golden("v1")[0], tmp_path / "copy")
+    manifest = json.loads((copy / "arrow_quant.json").read_text())
+    (copy / "arrow_quant.json").write_text(json.dumps(manifest | {"format_version": version}))
+    with pytest.raises(ValueError, match=f"format version {version} is not 1, 2 or 3"):
+        read_directory(copy)
+
+
+def quantized_value(codes, scale, minimum):
+    """A quantized value of 8 bits with one weight a row, each with parameters of its own."""
+    return {
+        "bits": 8,
+        "group_size": 32,
+        "scheme": "affine",
+        "method": "mse",
+        "parameter_dtype": "F32",
+        "length": len(codes),
+        "row_length": 1,
+        "codes": codes.astype("u1").tobytes(),
+        "scales": scale.astype("<f4").tobytes(),
+        "minima": minimum.astype("<f4").tobytes(),
+        "zero_points": None,
+    }
+
+
+def nearest_f32(exact):
+    """A fraction rounded once to f32, ties to even."""
+    near = np.float32(float(exact))
+    candidates = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(candidates, key=lambda c: (abs(Fraction(float(c)) - exact), int(c.view("u4")) & 1))
+
+
+def test_reader_rounds_once():
+    random = np.random.default_rng(1)
+    count = 4000
+    codes = random.integers(0, 256, count)
+    minimum = (random.standard_normal(count) * 2.0 ** random.integers(-30, 30, count)).astype("<f4")
+    scale = (random.standard_normal(count) * 2.0 ** random.integers(-60, 30, count)).astype("<f4")
+    # Products in the middle between two floats, and minima below the reach of f64 that say to which side the sum goes.
+    codes[:100] = 3
+    scale[:100] = 1 + random.integers(0, 1 << 21, 100) * 2.0**-22 + 2.0**-23
+    scale[50:100] *= -1
+    minimum[:100] = np.where(np.arange(100) % 2, 1, -1) * 2.0**-60
+    found = dequantize(**quantized_value(codes, scale, minimum))
+    exact = [Fraction(float(s)) * int(c) + Fraction(float(m)) for s, c, m in zip(scale, codes, minimum)]
+    expected = np.array([nearest_f32(x) for x in exact], "<f4")
+    twice = (scale.astype("f8") * codes + minimum).astype("<f4")
+    assert found.tobytes() == expected.tobytes()
+    assert twice.tobytes() != expected.tobytes(), "no value tells one rounding from two"
+
+
+# ---------------------------------------------------------------- what the command writes today
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Two components; tensors of many chunks, a row that is cut, and one tensor in both components."""
+    random = np.random.default_rng(2)
+    path = tmp_path_factory.mktemp("pipeline")
+    shared = random.standard_normal((20, 80)).astype("<f4")
+    components = {
+        "unet": {
+            "many chunks": ("BF16", make.bf16(0.02 * random.standard_t(5, (300, 511)))),
+            "long row": ("F16", random.standard_normal((1, (1 << 20) + 100))),
+            "shared": ("F32", shared),
+            "bias": ("F32", random.standard_normal(70_000)),
+        },
+        "vae": {"decoder": ("F32", shared), "conv": ("F32", random.standard_normal((8, 4, 3, 3)))},
+    }
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "U"], "vae": ["diffusers", "V"]}
+    (path / "model_index.json").write_text(json.dumps(index))
+    shapes = {}
+    for component, tensors in components.items():
+        make.write_safetensors(path / component / "diffusion_pytorch_model.safetensors", tensors)
+        shapes |= {f"{component}/{name}": array.shape for name, (_, array) in tensors.items()}
+    return path, shapes
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("scheme", ["affine", "asymmetric", "symmetric"])
+def test_reader_restores_what_the_command_does(tmp_path, pipeline, scheme, bits):
+    source, shapes = pipeline
+    make.quantize(COMMAND, source, tmp_path / "out", scheme, "mse", "--bits", str(bits))
+    expected = make.restored(COMMAND, tmp_path / "out")
+    found = read_directory(tmp_path / "out")
+    assert found["unet/shared"].tobytes() == found["vae/decoder"].tobytes()
+    check_equal(found, {name: (dtype, array.reshape(shapes[name])) for name, (dtype, array) in expected.items()})
+
+
+@pytest.mark.parametrize("scheme", ["affine", "asymmetric", "symmetric"])
+def test_reader_restores_smoothed_weights_as_the_command_does(tmp_path, scheme):
+    table = make.SOURCE / "calibration.parquet"
+    make.quantize(COMMAND, make.SOURCE, tmp_path / "out", scheme, "mse", "--group-size", "32", "--calibration", table)
+    found = read_directory(tmp_path / "out")
+    nothing = {"nothing": ("F32", np.zeros(0, "<f4"))}  # has no rows, for it has no elements
+    expected = make.restored(COMMAND, tmp_path / "out") | nothing
+    check_equal(found, {name: (dtype, array.reshape(found[name].shape)) for name, (dtype, array) in expected.items()})
+
+
+def test_command_refuses_other_versions(tmp_path):
+    copy = shutil.copytree(golden("v1")[0], tmp_path / "copy")
+    manifest = json.loads((copy / "arrow_quant.json").read_text())
+    (copy / "arrow_quant.json").write_text(json.dumps(manifest | {"format_version": 4}))
+    done = subprocess.run([COMMAND, "report", copy], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "format version 4" in done.stderr
