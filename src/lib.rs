@@ -20,7 +20,7 @@
 mod access;
 mod arrays;
 mod calibration;
-mod config;
+pub mod config;
 mod error;
 mod job;
 mod model;
@@ -33,12 +33,12 @@ mod tables;
 pub use access::AllowedPaths;
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use calibration::{Calibration, LayerQuality, LayerReport};
-pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Origin};
+pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width};
 pub use error::{QuantError, Result};
 pub use job::{
     Attempt, JobOptions, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage,
     TensorQuality, TensorReport, Totals, ValidationReport, plan_model, quantize_model, unfinished_run, validate_model,
     verify_model,
 };
-pub use model::{Modality, Model, Tensor};
+pub use model::{Model, Tensor};
 pub use session::{register_model, service_session, session};

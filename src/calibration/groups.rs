@@ -6,11 +6,10 @@
 //! never worse than equal groups, in the mean or at the worst timestep.
 
 use std::ops::Range;
-use std::str::FromStr;
 
 use super::activations::{Bounds, Losses};
 use super::inputs::decibels;
-use crate::{QuantError, Result};
+use crate::config::Boundaries;
 
 /// Half a dB, as a ratio of powers.
 const HALF_DB: f64 = 1.122_018_454_301_963_4;
@@ -187,31 +186,6 @@ impl Candidates {
 fn equal(steps: usize, groups: usize) -> Vec<Range<usize>> {
     let groups = groups.clamp(1, steps.max(1));
     (0..groups).map(|group| group * steps / groups..(group + 1) * steps / groups).collect()
-}
-
-/// Where groups end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Boundaries {
-    /// Where the least is lost; fewer groups where they gain less than half a dB, in the mean and at the worst timestep, and
-    /// are no worse than equal ones.
-    Optimal,
-    /// After as many timesteps each, or as nearly as can be.
-    Equal,
-}
-
-impl FromStr for Boundaries {
-    type Err = QuantError;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "optimal" => Ok(Self::Optimal),
-            "equal" => Ok(Self::Equal),
-            _ => Err(QuantError::field(
-                "time_group_boundaries",
-                format!("time_group_boundaries is '{text}', allowed: optimal or equal"),
-            )),
-        }
-    }
 }
 
 /// As many groups of timesteps as there may be, if they gain anything.

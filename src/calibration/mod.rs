@@ -14,7 +14,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use groups::Boundaries;
 pub(crate) use inputs::Grouping;
 pub use layers::LayerReport;
 pub(crate) use layers::{CalibratedLayer, Wanted};

@@ -17,7 +17,6 @@ use std::time::SystemTime;
 use arrow_quant_kernels::Dtype;
 use sha2::{Digest, Sha256};
 
-pub use family::Modality;
 pub(crate) use family::{Detected, Evidence, detect};
 pub(crate) use layout::MANIFEST;
 pub use mapped::MappedFile;

@@ -8,7 +8,7 @@ use datafusion::error::DataFusionError;
 use serde_json::json;
 
 use super::body::Body;
-use super::{NamedModel, ServiceConfig, ServiceLayers, classify};
+use super::{NamedModel, ServiceConfig, ServiceLayers, classify, limit};
 use crate::{QuantError, Result};
 
 fn variable(name: &str, value: &str) -> (String, String) {
@@ -20,7 +20,7 @@ fn load(yaml: &str, with: impl FnOnce(ServiceLayers) -> ServiceLayers) -> Result
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serve.yaml");
     std::fs::write(&path, yaml).unwrap();
-    with(ServiceLayers::new().file(&path)).load()
+    Ok(with(ServiceLayers::new().file(&path)).load()?.config)
 }
 
 fn message(yaml: &str) -> String {
@@ -56,8 +56,9 @@ fn flags_go_before_the_environment_and_that_before_the_file() {
         ("ARROW_QUANT_NUM_THREADS".to_string(), "9".to_string()),
     ];
     let all = load(yaml, |layers| {
-        let layers = layers.variables(variables).flag("listen", "[::1]:100".into()).limit("sessions=700").unwrap();
-        layers.model("dream=other/place".parse().unwrap()).allow("s3://bucket/prefix")
+        let (sessions, many) = limit("sessions=700").unwrap();
+        let layers = layers.variables(variables).flag("listen", "[::1]:100".into()).flag(sessions, many);
+        layers.flag("models", json!({"dream": "other/place"})).flag("allow", json!(["s3://bucket/prefix"]))
     });
     let all = all.unwrap();
     assert_eq!((all.listen.port(), all.metrics_listen.unwrap().port(), all.threads), (100, 20, 3));
@@ -100,18 +101,17 @@ fn variables_and_flags_are_refused_by_their_names() {
     );
     assert_eq!(
         of(ServiceLayers::new().variables([variable("LISTN", "x")])),
-        "there is no variable ARROW_QUANT_SERVE_LISTN; did you mean ARROW_QUANT_SERVE_LISTEN?"
+        "there is no variable ARROW_QUANT_SERVE_LISTN; did you mean ARROW_QUANT_SERVE_LISTEN? unset it, or set that one"
     );
     assert!(
         of(ServiceLayers::new().flag("tls.client_ca", true.into())).starts_with("--tls-client-ca is true, allowed: ")
     );
-    assert!(
-        of(ServiceLayers::new().limit("sessions=none").unwrap()).starts_with("--limit sessions is 'none', allowed: 1 ")
-    );
-    let twice =
-        ["m=a", "M=b"].into_iter().fold(ServiceLayers::new(), |layers, model| layers.model(model.parse().unwrap()));
-    assert_eq!(of(twice), "--model m=b: another model has the name 'm'");
-    let limit = |text: &str| ServiceLayers::new().limit(text).unwrap_err().to_string();
+    let (sessions, none) = limit("sessions=none").unwrap();
+    assert!(of(ServiceLayers::new().flag(sessions, none)).starts_with("--limit sessions is 'none', allowed: 1 "));
+    let twice = ["m=a", "M=b"].map(|model| model.parse().unwrap());
+    let message = NamedModel::field_value(&twice).unwrap_err().to_string();
+    assert_eq!(message, "--model m=b: another model has the name 'm'");
+    let limit = |text: &str| limit(text).unwrap_err().to_string();
     assert_eq!(
         limit("query_time=1"),
         "--limit query_time=1: there is no limit 'query_time'; did you mean query_timeout?"

@@ -14,6 +14,7 @@ use datafusion::logical_expr::{CreateExternalTable, Expr};
 
 use super::{AnyModel, default_name, table_of};
 use crate::Calibration;
+use crate::calibration::Grouping;
 use crate::model::MANIFEST;
 use crate::{AllowedPaths, DiffusionQuantConfig, QuantError};
 
@@ -70,7 +71,7 @@ impl TableFunctionImpl for TimeGroups {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
         let calibration = self.0.open(path, |path| Calibration::open(path, config.calibration_samples))?;
-        Ok(table_of(calibration.activations(config.grouping()?)?)?)
+        Ok(table_of(calibration.activations(Grouping::of(&config))?)?)
     }
 }
 

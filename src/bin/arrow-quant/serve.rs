@@ -4,12 +4,13 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use arrow_quant_flight::{Server, hash_password, logs, new_token};
-use arrow_quant_v2::service::{NamedModel, ServiceConfig, ServiceLayers, bind, not_started};
-use clap::builder::PossibleValuesParser;
-use serde_json::Value;
+use arrow_quant_v2::config::{Configuration, Field};
+use arrow_quant_v2::service::{NamedModel, ServiceConfig, ServiceLayers, bind, limit, not_started};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
+use crate::flags::{flag, given};
 use crate::interrupt::Signals;
 use crate::{SHUTDOWN, cores, output, runtime};
 
@@ -35,91 +36,80 @@ enum Action {
     NewToken,
 }
 
-/// What the server is told.
-#[derive(clap::Args)]
-struct Flags {
-    /// Where clients connect; port 0 is any that is free [default: 127.0.0.1:50051]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<String>,
-    /// A model to serve as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be given more
-    /// than once
-    #[arg(long = "model", value_name = "NAME=PATH")]
-    models: Vec<NamedModel>,
-    /// A YAML file of settings; flags and the environment go before it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A directory, file or URL prefix that clients may name in statements and actions; may be given more than once
-    /// [default: none]
-    #[arg(long, value_name = "PATH_OR_URL")]
-    allow: Vec<String>,
-    /// Keep tables that clients store in this directory [default: in memory]
-    #[arg(long, value_name = "DIR")]
-    ingest_directory: Option<PathBuf>,
-    /// Let clients create, change and store; with credentials, those who may write
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    read_write: Option<bool>,
-    /// The file of users and tokens [default: everyone may connect]
-    #[arg(long, value_name = "FILE")]
-    credentials: Option<PathBuf>,
-    /// The server's certificate, PEM
-    #[arg(long, value_name = "FILE")]
-    tls_certificate: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE")]
-    tls_key: Option<PathBuf>,
-    /// The authority that clients' certificates must be signed by, PEM [default: clients need none]
-    #[arg(long, value_name = "FILE")]
-    tls_client_ca: Option<PathBuf>,
-    /// Let other machines connect without encryption or authentication
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    insecure: Option<bool>,
-    /// Where Prometheus reads metrics, without authentication [default: nowhere]
-    #[arg(long, value_name = "ADDRESS")]
-    metrics_listen: Option<String>,
-    /// A limit by its name, such as query_timeout=60, concurrent_queries=16 or memory_mb=4096; may be given more than once
-    #[arg(long = "limit", value_name = "NAME=VALUE")]
-    limits: Vec<String>,
-    /// How logs are written to standard error [default: text]
-    #[arg(long, value_parser = PossibleValuesParser::new(["text", "json"]))]
-    log_format: Option<String>,
+/// What the server is told: a flag for every field save the limits, which share one, and the number of threads, which all
+/// commands have.
+struct Flags(ArgMatches);
+
+/// A YAML file of fields.
+const FILE: &str = "config";
+
+/// Models, with their names.
+const MODELS: &str = "models";
+
+/// The limits, each by its name.
+const LIMITS: &str = "limits";
+
+/// The fields that have flags of their own.
+fn fields() -> impl Iterator<Item = &'static Field<ServiceConfig>> {
+    let has_flag = |name: &str| !name.starts_with("limits.") && ![MODELS, "threads"].contains(&name);
+    ServiceConfig::FIELDS.iter().filter(move |field| has_flag(field.name))
+}
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(FILE).long(FILE).value_name("FILE").value_parser(value_parser!(PathBuf));
+        let model = Arg::new(MODELS).long("model").value_name("NAME=PATH").action(ArgAction::Append);
+        let limit = Arg::new(LIMITS).long("limit").value_name("NAME=VALUE").action(ArgAction::Append);
+        command.args(fields().map(flag)).args([
+            model.value_parser(value_parser!(NamedModel)).help(
+                "A model to serve as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be \
+                 given more than once",
+            ),
+            file.help("A YAML file of fields; flags and the environment go before it"),
+            limit.help(
+                "A limit by its name, such as query_timeout=60, concurrent_queries=16 or memory_mb=4096; may be given more \
+                 than once",
+            ),
+        ])
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(matches.clone()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0 = matches.clone();
+        Ok(())
+    }
 }
 
 impl Flags {
     /// The file, the environment and the flags together.
     fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<ServiceConfig> {
         let mut layers = ServiceLayers::new().environment();
-        if let Some(path) = &self.config {
+        if let Some(path) = self.0.get_one::<PathBuf>(FILE) {
             layers = layers.file(path);
         }
-        let text = |text: &Option<String>| text.as_deref().map(Value::from);
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::from(path.to_string_lossy()));
-        for (name, value) in [
-            ("listen", text(&self.listen)),
-            ("metrics_listen", text(&self.metrics_listen)),
-            ("ingest_directory", path(&self.ingest_directory)),
-            ("read_write", self.read_write.map(Value::from)),
-            ("credentials", path(&self.credentials)),
-            ("tls.certificate", path(&self.tls_certificate)),
-            ("tls.key", path(&self.tls_key)),
-            ("tls.client_ca", path(&self.tls_client_ca)),
-            ("insecure", self.insecure.map(Value::from)),
-            ("threads", threads.map(Value::from)),
-            ("log_format", text(&self.log_format)),
-        ] {
-            if let Some(value) = value {
-                layers = layers.flag(name, value);
+        for field in fields() {
+            if let Some(value) = given(field, &self.0)? {
+                layers = layers.flag(field.name, value);
             }
         }
-        for limit in &self.limits {
-            layers = layers.limit(limit)?;
+        if let Some(threads) = threads {
+            layers = layers.flag("threads", threads.into());
         }
-        for allowed in &self.allow {
-            layers = layers.allow(allowed);
+        for text in self.0.get_many::<String>(LIMITS).unwrap_or_default() {
+            let (name, value) = limit(text)?;
+            layers = layers.flag(name, value);
         }
-        for model in &self.models {
-            layers = layers.model(model.clone());
-        }
-        layers.load()
+        let models: Vec<_> = self.0.get_many::<NamedModel>(MODELS).unwrap_or_default().cloned().collect();
+        Ok(layers.flag(MODELS, NamedModel::field_value(&models)?).load()?.config)
     }
 }
 

@@ -6,17 +6,15 @@ mod rules;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{LazyLock, OnceLock};
 
 use regex::{RegexSet, RegexSetBuilder};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::layout::{PIPELINE, read_json};
 use super::safetensors::{defect, shown};
+use crate::config::Modality;
 use crate::error::{QuantError, Result};
 pub(crate) use rules::FAMILIES;
 
@@ -31,42 +29,6 @@ const ARCHITECTURE: &[&str] = &["modelspec.architecture", "general.architecture"
 
 /// Components of a pipeline that make what it makes. Its text encoders and autoencoders say nothing of that.
 const MAKERS: &[&str] = &["transformer", "unet", "prior"];
-
-/// What a model makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Modality {
-    /// Text, encoders and language models by diffusion among them.
-    Text,
-    /// Source code.
-    Code,
-    /// Pictures.
-    Image,
-    /// Sound, or text from sound.
-    Audio,
-}
-
-impl Modality {
-    /// Every modality and its name.
-    pub const ALL: [(Self, &'static str); 4] =
-        [(Self::Text, "text"), (Self::Code, "code"), (Self::Image, "image"), (Self::Audio, "audio")];
-}
-
-impl fmt::Display for Modality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL.iter().find(|(modality, _)| modality == self).map_or("", |(_, name)| name);
-        f.pad(name)
-    }
-}
-
-impl FromStr for Modality {
-    type Err = QuantError;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.iter().find(|(_, name)| *name == text);
-        found.map(|(modality, _)| *modality).ok_or_else(|| QuantError::field("modality", not_allowed(text)))
-    }
-}
 
 fn not_allowed(text: &str) -> String {
     format!("modality is '{}', allowed: text, code, image or audio", shown(text))
