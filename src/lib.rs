@@ -31,6 +31,7 @@ mod session;
 mod tables;
 
 pub use access::AllowedPaths;
+pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use calibration::{Calibration, LayerQuality, LayerReport};
 pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width};

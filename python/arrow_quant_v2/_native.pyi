@@ -43,14 +43,11 @@ __all__ = [
 ]
 
 _Path: TypeAlias = str | os.PathLike[str]
-_Profile: TypeAlias = Literal["edge", "local", "cloud"]
-_Modality: TypeAlias = Literal["text", "code", "image", "audio"]
 _Bits: TypeAlias = Literal[2, 4, 8]
 _BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
 _GroupSize: TypeAlias = Literal[32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
 _Method: TypeAlias = Literal["minmax", "mse", "unbiased"]
-_Boundaries: TypeAlias = Literal["optimal", "equal"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
 # Stage, tensor, done, total, message.
 _OnProgress: TypeAlias = Callable[[str, str, int, int, str], object]
@@ -80,6 +77,7 @@ class DiffusionQuantConfig:
     def __new__(
         cls,
         *,
+        # Every field.
         deployment_profile: str = "local",
         modality: str | None = ...,
         bit_width: int = ...,
@@ -150,6 +148,7 @@ class DiffusionQuantConfig:
             ConfigurationError: for the first that is not allowed.
         """
 
+    # A property for every field.
     @property
     def deployment_profile(self) -> _Profile:
         """Where the other fields' values came from. Setting it changes no other field."""

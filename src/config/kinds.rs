@@ -227,13 +227,13 @@ impl Kind for Widths {
     fn read(&self, value: &Value) -> Option<BTreeMap<String, Width>> {
         let width = |(layer, width): (&String, &Value)| {
             pattern(layer).ok()?;
-            Some((layer.clone(), one_of().read(width)?))
+            Some((layer.clone(), one_of::<Width>().read(width)?))
         };
         value.as_object()?.iter().map(width).collect()
     }
 
     fn show(&self, value: &BTreeMap<String, Width>) -> Value {
-        value.iter().map(|(layer, width)| (layer.clone(), one_of().show(width))).collect()
+        value.iter().map(|(layer, width)| (layer.clone(), one_of::<Width>().show(width))).collect()
     }
 
     fn explain(&self, value: &Value) -> Option<Problem> {

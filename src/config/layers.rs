@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::table::{Assignment, named, unknown};
-use super::{Configuration, DiffusionQuantConfig, Field, Origin, Problem, Refused, nearest};
+use super::{Configuration, DiffusionQuantConfig, Origin, Problem, Refused, nearest};
 use crate::{QuantError, Result};
 
 /// A configuration, and where each field's value came from.
@@ -169,7 +169,8 @@ fn of_variables<C: Configuration>(variables: &[(String, String)]) -> Result<Vec<
     };
     let mut assignments = Vec::new();
     for (name, text) in variables.iter().filter(|(name, text)| is_ours(name) && !text.is_empty()) {
-        let found = C::FIELDS.iter().find_map(|field| Some((field, field.variable.filter(|variable| variable == name)?)));
+        let found =
+            C::FIELDS.iter().find_map(|field| Some((field, field.variable.filter(|variable| *variable == name)?)));
         match found {
             Some((field, variable)) => {
                 assignments.push(Assignment { field, value: value_of(text), origin: Origin::Variable(variable) });
@@ -186,7 +187,8 @@ fn refuse_unknown<C: Configuration>(name: &str) -> Result<(), Refused> {
     let rest = name.strip_prefix(C::PREFIX).unwrap_or(name);
     let (field, flag) = (rest.to_lowercase(), rest.to_lowercase().replace('_', "-"));
     let meant = C::FIELDS.iter().find(|known| known.name == field || known.flags.contains(&flag.as_str()));
-    let variables = || C::FIELDS.iter().filter_map(|field| Some((field.variable?.strip_prefix(C::PREFIX)?, field.variable?)));
+    let variables =
+        || C::FIELDS.iter().filter_map(|field| Some((field.variable?.strip_prefix(C::PREFIX)?, field.variable?)));
     let similar = nearest(rest, variables().map(|(rest, _)| rest));
     if C::SHARES_PREFIX && meant.is_none() && similar.is_none() {
         return Ok(());

@@ -28,7 +28,7 @@ pub(crate) use refused::regex;
 pub use refused::{Origin, Problem, Refused, shown};
 pub use table::{Configuration, Field, check, named, set};
 
-use crate::{QuantError, Result, field};
+use crate::{QuantError, Result, config_field};
 
 /// Fields that say how a job runs, not what comes of it: they are not recorded with a model, and a run can be resumed
 /// with others.
@@ -62,7 +62,7 @@ macro_rules! configuration {
 
         /// Every field of the configuration of a job, in the order they are shown.
         pub const FIELDS: &[Field<DiffusionQuantConfig>] = &[$(
-            field!(DiffusionQuantConfig, stringify!($name), $name, $kind, $allowed, concat!($($doc),+))
+            config_field!(DiffusionQuantConfig, stringify!($name), $name, $kind, $allowed, concat!($($doc),+))
                 $(.$with($argument))*,
         )+];
     };

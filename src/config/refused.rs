@@ -119,8 +119,8 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field.as_deref().unwrap_or_default();
         let called = match &self.origin {
-            Some(Origin::Variable(name)) => name,
-            Some(Origin::Flag(flag)) => flag,
+            Some(Origin::Variable(name)) => *name,
+            Some(Origin::Flag(flag)) => flag.as_str(),
             Some(Origin::Profile(_) | Origin::File(_) | Origin::Explicit) | None => field,
         };
         if let Some(Origin::File(path)) = &self.origin {

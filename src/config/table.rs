@@ -64,7 +64,7 @@ pub struct Field<C> {
 }
 
 impl<C> Field<C> {
-    /// A field whose flag has its name and that has no variable; [`field!`](crate::field) calls this.
+    /// A field whose flag has its name and that has no variable; [`config_field!`](crate::config_field) calls this.
     pub const fn new<K: Kind>(
         names: (&'static str, &'static str, &'static str),
         _kind: &K,
@@ -143,7 +143,7 @@ impl<C> Field<C> {
 /// A row of the table: the configuration's type, the field's name, its place in the configuration, its kind, what it may hold
 /// in words, and what it is for.
 #[macro_export]
-macro_rules! field {
+macro_rules! config_field {
     ($config:ty, $name:expr, $($place:ident).+, $kind:expr, $allowed:expr, $help:expr) => {
         $crate::config::Field::new(
             ($name, $allowed, $help),

@@ -9,8 +9,8 @@ use arrow_quant_flight::{Credentials, Limits, ServeError, ServerConfig, TlsFiles
 use serde_json::{Map, Value};
 
 use super::settings::FIELDS;
-use crate::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
 use crate::Result;
+use crate::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
 
 /// The port where clients connect, unless another is asked for.
 const PORT: u16 = 50051;
@@ -124,9 +124,8 @@ impl Configuration for ServiceConfig {
     const NULL_IS_UNSET: bool = true;
 
     fn check(&self) -> Result<(), Refused> {
-        let missing = |field: &str, why: &str| {
-            Err(Refused::new(field, Problem::Other(format!("{field} is missing: {why}"))))
-        };
+        let missing =
+            |field: &str, why: &str| Err(Refused::new(field, Problem::Other(format!("{field} is missing: {why}"))));
         match (&self.tls_certificate, &self.tls_key, &self.tls_client_ca) {
             (Some(_), None, _) => missing("tls.key", "give the private key of tls.certificate (--tls-key)"),
             (None, Some(_), _) => missing("tls.certificate", "give the certificate of tls.key (--tls-certificate)"),

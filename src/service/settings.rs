@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::config::{NamedModel, ServiceConfig};
 use crate::config::{Field, Kind, Nullable, Problem, Shape, Switch, Whole, number};
-use crate::field;
+use crate::config_field;
 
 /// The most of anything that is counted.
 const MOST: usize = 1_000_000;
@@ -170,7 +170,7 @@ macro_rules! settings {
     )+) => {
         /// Every field of the service's configuration.
         pub(super) const FIELDS: &[Field<ServiceConfig>] = &[$(
-            field!(ServiceConfig, $name, $($place).+, $kind, $allowed, concat!($($doc),+))$(.$with($argument))*,
+            config_field!(ServiceConfig, $name, $($place).+, $kind, $allowed, concat!($($doc),+))$(.$with($argument))*,
         )+];
     };
 }

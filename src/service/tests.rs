@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::body::Body;
 use super::{NamedModel, ServiceConfig, ServiceLayers, classify, limit};
+use crate::config::Configuration;
 use crate::{QuantError, Result};
 
 fn variable(name: &str, value: &str) -> (String, String) {
@@ -89,6 +90,21 @@ fn a_file_is_refused_with_what_is_allowed() {
     ] {
         let found = message(yaml);
         assert!(found.contains(expected), "{yaml}: {found}");
+    }
+}
+
+#[test]
+fn the_example_is_the_default_and_names_variables_and_flags() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("service.example.yaml");
+    let (config, text) = (ServiceLayers::new().file(&path).load().unwrap().config, std::fs::read_to_string(path).unwrap());
+    for field in ServiceConfig::FIELDS {
+        assert_eq!(field.get(&config), field.get(&ServiceConfig::default()), "{}", field.name);
+        // The limits are told of together.
+        let limit = field.name.strip_prefix("limits.").map(|limit| format!("\n  {limit}: "));
+        let of_its_own = field.variable.into_iter().map(str::to_string).chain([format!("--{}", field.flag())]);
+        let named = limit.map_or_else(|| of_its_own.collect(), |limit| vec![limit]);
+        assert!(named.iter().all(|name| text.contains(name)), "{}: {named:?}", field.name);
     }
 }
 

@@ -156,7 +156,8 @@ mod tests {
         for field in fields() {
             let flag = command.get_arguments().find(|flag| flag.get_id() == field.name).unwrap();
             assert_eq!(flag.get_long(), Some(field.flag().as_str()));
-            let (help, said) = (field.help().trim_end_matches('.').replace('`', ""), flag.get_help().unwrap().to_string());
+            let (help, said) =
+                (field.help().trim_end_matches('.').replace('`', ""), flag.get_help().unwrap().to_string());
             assert!(said.starts_with(&help), "{said}");
             for possible in flag.get_possible_values() {
                 let words: Vec<_> = field.allowed.split([' ', ',']).collect();

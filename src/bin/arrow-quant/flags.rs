@@ -10,12 +10,14 @@ pub fn flag<C: Configuration>(field: &Field<C>) -> Arg {
     let aliases = field.flags.iter().skip(1).copied();
     let flag = Arg::new(field.name).long(field.flag()).aliases(aliases).help(help(field));
     let (hint, flag) = match field.shape {
-        Shape::Switch => {
-            ("BOOL", flag.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(value_parser!(bool)))
-        }
+        Shape::Switch => (
+            "BOOL",
+            flag.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(value_parser!(bool)),
+        ),
         Shape::Choice(choices) => {
             let choices = choices().iter().map(text).collect::<Vec<_>>();
-            return flag.value_name(field.hint.map_or_else(|| field.flag().to_uppercase(), str::to_string))
+            return flag
+                .value_name(field.hint.map_or_else(|| field.flag().to_uppercase(), str::to_string))
                 .value_parser(PossibleValuesParser::new(choices));
         }
         Shape::Whole => ("N", flag.allow_negative_numbers(true).value_parser(value_parser!(i64))),
