@@ -97,28 +97,22 @@ choices! {
     Equal = "equal",
 }
 
-impl Choice for Bits {
-    fn all() -> Vec<(Self, Value)> {
-        Self::ALL.iter().map(|bits| (*bits, bits.get().into())).collect()
-    }
+/// Types of the kernels, by what writes their values.
+macro_rules! choices_of_kernels {
+    ($($name:ident, $written:ident;)+) => {$(
+        impl Choice for $name {
+            fn all() -> Vec<(Self, Value)> {
+                Self::ALL.iter().map(|choice| (*choice, choice.$written().into())).collect()
+            }
+        }
+    )+};
 }
 
-impl Choice for GroupSize {
-    fn all() -> Vec<(Self, Value)> {
-        Self::ALL.iter().map(|size| (*size, size.get().into())).collect()
-    }
-}
-
-impl Choice for Scheme {
-    fn all() -> Vec<(Self, Value)> {
-        Self::ALL.iter().map(|scheme| (*scheme, scheme.name().into())).collect()
-    }
-}
-
-impl Choice for Method {
-    fn all() -> Vec<(Self, Value)> {
-        Self::ALL.iter().map(|method| (*method, method.name().into())).collect()
-    }
+choices_of_kernels! {
+    Bits, get;
+    GroupSize, get;
+    Scheme, name;
+    Method, name;
 }
 
 /// Bits of a single tensor.

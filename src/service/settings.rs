@@ -160,93 +160,92 @@ const TIME: &str = "a number of seconds above 0, up to 1000000000";
 const PATIENCE: Seconds = Seconds(|seconds| (0.0..=LONGEST).contains(&seconds));
 const WAIT: &str = "a number of seconds, 0 to 1000000000";
 
-/// The table. Of each field: what it is for, its name, its place in the configuration, its kind and what it may hold in words;
-/// and its variable, flag and a hint, where it has them. A limit has the flag `--limit NAME=VALUE`, which a message calls
-/// `--limit NAME`.
+/// The table. Of each field: what it is for, its name, its variable without the prefix, its place in the configuration, its kind,
+/// what it may hold in words, and its flag and a hint, where it has them. A limit has the flag `--limit NAME=VALUE`, which a
+/// message calls `--limit NAME`.
 macro_rules! settings {
-    ($(
-        $(#[doc = $doc:literal])+
-        $name:literal: $($place:ident).+ = $kind:expr, $allowed:expr $(, $with:ident($argument:expr))*;
-    )+) => {
+    (
+        fields { $(
+            $(#[doc = $doc:literal])+
+            $name:literal $($variable:literal)?: $($place:ident).+ = $kind:expr, $allowed:expr
+                $(, $with:ident($argument:expr))*;
+        )+ }
+        limits { $(
+            $(#[doc = $of_limit:literal])+
+            $limit:literal $its_variable:literal: $($its_place:ident).+ = $its_kind:expr, $its_allowed:expr;
+        )+ }
+    ) => {
         /// Every field of the service's configuration.
-        pub(super) const FIELDS: &[Field<ServiceConfig>] = &[$(
-            config_field!(ServiceConfig, $name, $($place).+, $kind, $allowed, concat!($($doc),+))$(.$with($argument))*,
-        )+];
+        pub(super) const FIELDS: &[Field<ServiceConfig>] = &[
+            $(config_field!(ServiceConfig, $name, $($place).+, $kind, $allowed, concat!($($doc),+))
+                $(.variable(concat!("ARROW_QUANT_SERVE_", $variable)))? $(.$with($argument))*,)+
+            $(config_field!(
+                ServiceConfig, concat!("limits.", $limit), $($its_place).+, $its_kind, $its_allowed, concat!($($of_limit),+)
+            )
+            .variable(concat!("ARROW_QUANT_SERVE_LIMIT_", $its_variable))
+            .flags(&[concat!("limit ", $limit)]),)+
+        ];
     };
 }
 
 settings! {
-    /// Where clients connect; port 0 is any that is free.
-    "listen": listen = Address, ADDRESS, variable("ARROW_QUANT_SERVE_LISTEN"), hint("ADDRESS");
-    /// Where Prometheus reads metrics, without authentication.
-    "metrics_listen": metrics_listen = Nullable(Address), ADDRESS,
-        variable("ARROW_QUANT_SERVE_METRICS_LISTEN"), hint("ADDRESS");
-    /// The models, each a schema with the tables tensors, weights and, if it is quantized, quantized.
-    "models": models = Models, "a mapping from names to paths", flags(&["model"]), hint("NAME=PATH");
-    /// A directory, file or URL prefix that clients may name in statements and actions.
-    "allow": allow = Allowed, "a list of paths and URLs", hint("PATH_OR_URL");
-    /// Keeps tables that clients store in this directory; without it, they are in memory.
-    "ingest_directory": ingest_directory = Nullable(Place), "the path of a directory",
-        variable("ARROW_QUANT_SERVE_INGEST_DIRECTORY"), hint("DIR");
-    /// Whether clients may create, change and store; with credentials, those who may write.
-    "read_write": read_write = Switch, BOOLEAN, variable("ARROW_QUANT_SERVE_READ_WRITE");
-    /// The file of users and tokens; without it, everyone may connect.
-    "credentials": credentials = Nullable(Place), FILE, variable("ARROW_QUANT_SERVE_CREDENTIALS"), hint("FILE");
-    /// The server's certificate, PEM.
-    "tls.certificate": tls_certificate = Nullable(Place), FILE,
-        variable("ARROW_QUANT_SERVE_TLS_CERTIFICATE"), hint("FILE");
-    /// The private key of the certificate, PEM.
-    "tls.key": tls_key = Nullable(Place), FILE, variable("ARROW_QUANT_SERVE_TLS_KEY"), hint("FILE");
-    /// The authority that clients' certificates must be signed by, PEM; without it, clients need no certificate.
-    "tls.client_ca": tls_client_ca = Nullable(Place), FILE,
-        variable("ARROW_QUANT_SERVE_TLS_CLIENT_CA"), hint("FILE");
-    /// Whether other machines may connect without encryption or authentication.
-    "insecure": insecure = Switch, BOOLEAN, variable("ARROW_QUANT_SERVE_INSECURE");
-    /// Threads that compute queries and jobs.
-    "threads": threads = Whole(|threads: usize| threads <= 1024), "1 to 1024, or 0 for all cores",
-        variable("ARROW_QUANT_SERVE_THREADS");
-    /// How logs are written to standard error.
-    "log_format": log_format = Format, "text or json", variable("ARROW_QUANT_SERVE_LOG_FORMAT");
-    /// Queries, ingests and jobs that run at once.
-    "limits.concurrent_queries": limits.concurrent_queries = COUNT, COUNTED,
-        variable("ARROW_QUANT_SERVE_LIMIT_CONCURRENT_QUERIES"), flags(&["limit concurrent_queries"]);
-    /// Queries that wait.
-    "limits.queued_queries": limits.queued_queries = Whole(|count: usize| count <= MOST), "0 to 1000000",
-        variable("ARROW_QUANT_SERVE_LIMIT_QUEUED_QUERIES"), flags(&["limit queued_queries"]);
-    /// How long queries wait.
-    "limits.queue_timeout": limits.queue_timeout = PATIENCE, WAIT,
-        variable("ARROW_QUANT_SERVE_LIMIT_QUEUE_TIMEOUT"), flags(&["limit queue_timeout"]);
-    /// How long a query may take.
-    "limits.query_timeout": limits.query_timeout = SECONDS, TIME,
-        variable("ARROW_QUANT_SERVE_LIMIT_QUERY_TIMEOUT"), flags(&["limit query_timeout"]);
-    /// Bytes of a client's message.
-    "limits.message_bytes": limits.message_bytes = BYTES, MESSAGE,
-        variable("ARROW_QUANT_SERVE_LIMIT_MESSAGE_BYTES"), flags(&["limit message_bytes"]);
-    /// Bytes of a request's headers.
-    "limits.metadata_bytes": limits.metadata_bytes = BYTES, MESSAGE,
-        variable("ARROW_QUANT_SERVE_LIMIT_METADATA_BYTES"), flags(&["limit metadata_bytes"]);
-    /// Bytes of a SQL statement.
-    "limits.statement_bytes": limits.statement_bytes = BYTES, MESSAGE,
-        variable("ARROW_QUANT_SERVE_LIMIT_STATEMENT_BYTES"), flags(&["limit statement_bytes"]);
-    /// Sessions, and tokens of handshakes.
-    "limits.sessions": limits.sessions = COUNT, COUNTED,
-        variable("ARROW_QUANT_SERVE_LIMIT_SESSIONS"), flags(&["limit sessions"]);
-    /// How long a session is kept unused.
-    "limits.session_lifetime": limits.session_lifetime = SECONDS, TIME,
-        variable("ARROW_QUANT_SERVE_LIMIT_SESSION_LIFETIME"), flags(&["limit session_lifetime"]);
-    /// How long a result is kept unused.
-    "limits.result_lifetime": limits.result_lifetime = SECONDS, TIME,
-        variable("ARROW_QUANT_SERVE_LIMIT_RESULT_LIFETIME"), flags(&["limit result_lifetime"]);
-    /// Prepared statements of a session, and as many results not yet fetched.
-    "limits.statements": limits.statements = COUNT, COUNTED,
-        variable("ARROW_QUANT_SERVE_LIMIT_STATEMENTS"), flags(&["limit statements"]);
-    /// How long queries may go on once the server is told to stop.
-    "limits.drain_timeout": limits.drain_timeout = PATIENCE, WAIT,
-        variable("ARROW_QUANT_SERVE_LIMIT_DRAIN_TIMEOUT"), flags(&["limit drain_timeout"]);
-    /// Memory of all queries together.
-    "limits.memory_mb": memory_mb = Whole(|size: u64| size >= 1), "a number of MB (10^6 bytes), 1 or more",
-        variable("ARROW_QUANT_SERVE_LIMIT_MEMORY_MB"), flags(&["limit memory_mb"]);
-    /// Disk of all queries together, if memory is not enough.
-    "limits.spill_mb": spill_mb = Whole(|_: u64| true), "a number of MB (10^6 bytes), 0 or more",
-        variable("ARROW_QUANT_SERVE_LIMIT_SPILL_MB"), flags(&["limit spill_mb"]);
+    fields {
+        /// Where clients connect; port 0 is any that is free.
+        "listen" "LISTEN": listen = Address, ADDRESS, hint("ADDRESS");
+        /// Where Prometheus reads metrics, without authentication.
+        "metrics_listen" "METRICS_LISTEN": metrics_listen = Nullable(Address), ADDRESS, hint("ADDRESS");
+        /// The models, each a schema with the tables tensors, weights and, if it is quantized, quantized.
+        "models": models = Models, "a mapping from names to paths", flags(&["model"]), hint("NAME=PATH");
+        /// A directory, file or URL prefix that clients may name in statements and actions.
+        "allow": allow = Allowed, "a list of paths and URLs", hint("PATH_OR_URL");
+        /// Keeps tables that clients store in this directory; without it, they are in memory.
+        "ingest_directory" "INGEST_DIRECTORY": ingest_directory = Nullable(Place), "the path of a directory",
+            hint("DIR");
+        /// Whether clients may create, change and store; with credentials, those who may write.
+        "read_write" "READ_WRITE": read_write = Switch, BOOLEAN;
+        /// The file of users and tokens; without it, everyone may connect.
+        "credentials" "CREDENTIALS": credentials = Nullable(Place), FILE, hint("FILE");
+        /// The server's certificate, PEM.
+        "tls.certificate" "TLS_CERTIFICATE": tls_certificate = Nullable(Place), FILE, hint("FILE");
+        /// The private key of the certificate, PEM.
+        "tls.key" "TLS_KEY": tls_key = Nullable(Place), FILE, hint("FILE");
+        /// The authority that clients' certificates must be signed by, PEM; without it, clients need no certificate.
+        "tls.client_ca" "TLS_CLIENT_CA": tls_client_ca = Nullable(Place), FILE, hint("FILE");
+        /// Whether other machines may connect without encryption or authentication.
+        "insecure" "INSECURE": insecure = Switch, BOOLEAN;
+        /// Threads that compute queries and jobs.
+        "threads" "THREADS": threads = Whole(|threads: usize| threads <= 1024), "1 to 1024, or 0 for all cores";
+        /// How logs are written to standard error.
+        "log_format" "LOG_FORMAT": log_format = Format, "text or json";
+    }
+    limits {
+        /// Queries, ingests and jobs that run at once.
+        "concurrent_queries" "CONCURRENT_QUERIES": limits.concurrent_queries = COUNT, COUNTED;
+        /// Queries that wait.
+        "queued_queries" "QUEUED_QUERIES": limits.queued_queries = Whole(|count: usize| count <= MOST), "0 to 1000000";
+        /// How long queries wait.
+        "queue_timeout" "QUEUE_TIMEOUT": limits.queue_timeout = PATIENCE, WAIT;
+        /// How long a query may take.
+        "query_timeout" "QUERY_TIMEOUT": limits.query_timeout = SECONDS, TIME;
+        /// Bytes of a client's message.
+        "message_bytes" "MESSAGE_BYTES": limits.message_bytes = BYTES, MESSAGE;
+        /// Bytes of a request's headers.
+        "metadata_bytes" "METADATA_BYTES": limits.metadata_bytes = BYTES, MESSAGE;
+        /// Bytes of a SQL statement.
+        "statement_bytes" "STATEMENT_BYTES": limits.statement_bytes = BYTES, MESSAGE;
+        /// Sessions, and tokens of handshakes.
+        "sessions" "SESSIONS": limits.sessions = COUNT, COUNTED;
+        /// How long a session is kept unused.
+        "session_lifetime" "SESSION_LIFETIME": limits.session_lifetime = SECONDS, TIME;
+        /// How long a result is kept unused.
+        "result_lifetime" "RESULT_LIFETIME": limits.result_lifetime = SECONDS, TIME;
+        /// Prepared statements of a session, and as many results not yet fetched.
+        "statements" "STATEMENTS": limits.statements = COUNT, COUNTED;
+        /// How long queries may go on once the server is told to stop.
+        "drain_timeout" "DRAIN_TIMEOUT": limits.drain_timeout = PATIENCE, WAIT;
+        /// Memory of all queries together.
+        "memory_mb" "MEMORY_MB": memory_mb = Whole(|size: u64| size >= 1), "a number of MB (10^6 bytes), 1 or more";
+        /// Disk of all queries together, if memory is not enough.
+        "spill_mb" "SPILL_MB": spill_mb = Whole(|_: u64| true), "a number of MB (10^6 bytes), 0 or more";
+    }
 }

@@ -5,50 +5,38 @@ use std::path::PathBuf;
 
 use arrow_quant_v2::config::Field;
 use arrow_quant_v2::{ConfigLayers, DiffusionQuantConfig, FIELDS, LayeredConfig};
-use clap::{Arg, ArgGroup, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap::ArgGroup;
 
 use crate::failure::Failure;
-use crate::flags::{flag, given};
+use crate::flags::{Flagged, Flags};
 use crate::output;
 
-/// A YAML file of fields.
-const FILE: &str = "config";
-
-/// The target size with a unit.
-const TARGET_SIZE: &str = "target_size";
-
-/// A flag for every field, save that of the number of threads, which all commands have.
-pub struct ConfigArguments(ArgMatches);
-
-fn fields() -> impl Iterator<Item = &'static Field<DiffusionQuantConfig>> {
-    FIELDS.iter().filter(|field| field.name != "num_threads")
+/// The flags that make a configuration: one for every field, a file of fields, and a target size with a unit.
+#[derive(clap::Args)]
+#[command(
+    next_help_heading = "Configuration",
+    group = ArgGroup::new("target")
+        .args(["target_size", "target_model_size_mb", "target_bpw"])
+        .multiple(false)
+        .conflicts_with_all(["bit_width", "group_size"])
+)]
+pub struct ConfigArguments {
+    /// A YAML file of fields; flags and the environment go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// As --target-model-size-mb, with a unit: 1.9GB, 700MB, 650MiB
+    #[arg(long, value_name = "SIZE", value_parser = megabytes)]
+    target_size: Option<f64>,
+    #[command(flatten)]
+    fields: Flags<DiffusionQuantConfig>,
 }
 
-impl Args for ConfigArguments {
-    fn augment_args(command: Command) -> Command {
-        let file = Arg::new(FILE).long(FILE).value_name("FILE").value_parser(value_parser!(PathBuf));
-        let file = file.help("A YAML file of fields; flags and the environment go before it");
-        let size = Arg::new(TARGET_SIZE).long("target-size").value_name("SIZE").value_parser(megabytes);
-        let size = size.help("As --target-model-size-mb, with a unit: 1.9GB, 700MB, 650MiB");
-        // A size in one of several units, which chooses bits and group size.
-        let target = ArgGroup::new("target").args([TARGET_SIZE, "target_model_size_mb", "target_bpw"]).multiple(false);
-        let flags = fields().map(flag).chain([file, size]).map(|flag| flag.help_heading("Configuration"));
-        command.args(flags).group(target.conflicts_with_all(["bit_width", "group_size"]))
-    }
+impl Flagged for DiffusionQuantConfig {
+    const HEADING: Option<&'static str> = Some("Configuration");
 
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for ConfigArguments {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(matches.clone()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0 = matches.clone();
-        Ok(())
+    fn has_flag(field: &Field<Self>) -> bool {
+        // All commands have the number of threads.
+        field.name != "num_threads"
     }
 }
 
@@ -56,19 +44,13 @@ impl ConfigArguments {
     /// The file, the environment and the flags together.
     pub fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<LayeredConfig> {
         let mut layers = ConfigLayers::new().environment();
-        if let Some(path) = self.0.get_one::<PathBuf>(FILE) {
+        if let Some(path) = &self.config {
             layers = layers.file(path);
         }
-        for field in fields() {
-            if let Some(value) = given(field, &self.0)? {
-                layers = layers.explicit(field.name, value);
-            }
-        }
-        if let Some(size) = self.0.get_one::<f64>(TARGET_SIZE) {
-            layers = layers.explicit("target_model_size_mb", (*size).into());
-        }
-        if let Some(threads) = threads {
-            layers = layers.explicit("num_threads", threads.into());
+        let size = self.target_size.map(|size| ("target_model_size_mb", size.into()));
+        let threads = threads.map(|threads| ("num_threads", threads.into()));
+        for (field, value) in self.fields.given()?.into_iter().chain(size).chain(threads) {
+            layers = layers.explicit(field, value);
         }
         layers.load()
     }
@@ -146,25 +128,6 @@ mod tests {
         }
         for wrong in ["1.9", "GB", "-1GB", "0MB", "many MB", "NaNGB", "", "infGB"] {
             assert!(megabytes(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    /// The flag of the number of threads is the whole command's.
-    #[test]
-    fn flags_are_those_of_the_table() {
-        let command = ConfigArguments::augment_args(Command::new("test"));
-        for field in fields() {
-            let flag = command.get_arguments().find(|flag| flag.get_id() == field.name).unwrap();
-            assert_eq!(flag.get_long(), Some(field.flag().as_str()));
-            let (help, said) =
-                (field.help().trim_end_matches('.').replace('`', ""), flag.get_help().unwrap().to_string());
-            assert!(said.starts_with(&help), "{said}");
-            for possible in flag.get_possible_values() {
-                let words: Vec<_> = field.allowed.split([' ', ',']).collect();
-                let is_truth = ["true", "false"].contains(&possible.get_name());
-                assert!(is_truth || words.contains(&possible.get_name()), "{}", field.name);
-            }
-            assert!(!flag.get_possible_values().is_empty() || said.contains(field.allowed), "{said}");
         }
     }
 }

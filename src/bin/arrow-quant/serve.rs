@@ -4,13 +4,12 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use arrow_quant_flight::{Server, hash_password, logs, new_token};
-use arrow_quant_v2::config::{Configuration, Field};
+use arrow_quant_v2::config::Field;
 use arrow_quant_v2::service::{NamedModel, ServiceConfig, ServiceLayers, bind, limit, not_started};
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
-use crate::flags::{flag, given};
+use crate::flags::{Flagged, Flags};
 use crate::interrupt::Signals;
 use crate::{SHUTDOWN, cores, output, runtime};
 
@@ -24,7 +23,7 @@ pub struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
-    flags: Flags,
+    flags: ServeFlags,
 }
 
 /// What there is to do besides serving.
@@ -36,80 +35,44 @@ enum Action {
     NewToken,
 }
 
-/// What the server is told: a flag for every field save the limits, which share one, and the number of threads, which all
-/// commands have.
-struct Flags(ArgMatches);
-
-/// A YAML file of fields.
-const FILE: &str = "config";
-
-/// Models, with their names.
-const MODELS: &str = "models";
-
-/// The limits, each by its name.
-const LIMITS: &str = "limits";
-
-/// The fields that have flags of their own.
-fn fields() -> impl Iterator<Item = &'static Field<ServiceConfig>> {
-    let has_flag = |name: &str| !name.starts_with("limits.") && ![MODELS, "threads"].contains(&name);
-    ServiceConfig::FIELDS.iter().filter(move |field| has_flag(field.name))
+/// What the server is told: a flag for every field, models, limits and a file of fields.
+#[derive(clap::Args)]
+struct ServeFlags {
+    /// A model to serve as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be given more
+    /// than once
+    #[arg(long = "model", value_name = "NAME=PATH")]
+    models: Vec<NamedModel>,
+    /// A YAML file of settings; flags and the environment go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A limit by its name, such as query_timeout=60, concurrent_queries=16 or memory_mb=4096; may be given more than once
+    #[arg(long = "limit", value_name = "NAME=VALUE")]
+    limits: Vec<String>,
+    #[command(flatten)]
+    fields: Flags<ServiceConfig>,
 }
 
-impl Args for Flags {
-    fn augment_args(command: Command) -> Command {
-        let file = Arg::new(FILE).long(FILE).value_name("FILE").value_parser(value_parser!(PathBuf));
-        let model = Arg::new(MODELS).long("model").value_name("NAME=PATH").action(ArgAction::Append);
-        let limit = Arg::new(LIMITS).long("limit").value_name("NAME=VALUE").action(ArgAction::Append);
-        command.args(fields().map(flag)).args([
-            model.value_parser(value_parser!(NamedModel)).help(
-                "A model to serve as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be \
-                 given more than once",
-            ),
-            file.help("A YAML file of fields; flags and the environment go before it"),
-            limit.help(
-                "A limit by its name, such as query_timeout=60, concurrent_queries=16 or memory_mb=4096; may be given more \
-                 than once",
-            ),
-        ])
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
+impl Flagged for ServiceConfig {
+    fn has_flag(field: &Field<Self>) -> bool {
+        // Limits share one, all commands have the number of threads, and a model's path may have the character =.
+        !field.name.starts_with("limits.") && !["models", "threads"].contains(&field.name)
     }
 }
 
-impl FromArgMatches for Flags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(matches.clone()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0 = matches.clone();
-        Ok(())
-    }
-}
-
-impl Flags {
+impl ServeFlags {
     /// The file, the environment and the flags together.
     fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<ServiceConfig> {
         let mut layers = ServiceLayers::new().environment();
-        if let Some(path) = self.0.get_one::<PathBuf>(FILE) {
+        if let Some(path) = &self.config {
             layers = layers.file(path);
         }
-        for field in fields() {
-            if let Some(value) = given(field, &self.0)? {
-                layers = layers.flag(field.name, value);
-            }
+        let limits = self.limits.iter().map(|text| limit(text)).collect::<Result<Vec<_>, _>>()?;
+        let others = [("models", NamedModel::field_value(&self.models)?)];
+        let threads = threads.map(|threads| ("threads", threads.into()));
+        for (field, value) in self.fields.given()?.into_iter().chain(limits).chain(others).chain(threads) {
+            layers = layers.flag(field, value);
         }
-        if let Some(threads) = threads {
-            layers = layers.flag("threads", threads.into());
-        }
-        for text in self.0.get_many::<String>(LIMITS).unwrap_or_default() {
-            let (name, value) = limit(text)?;
-            layers = layers.flag(name, value);
-        }
-        let models: Vec<_> = self.0.get_many::<NamedModel>(MODELS).unwrap_or_default().cloned().collect();
-        Ok(layers.flag(MODELS, NamedModel::field_value(&models)?).load()?.config)
+        Ok(layers.load()?.config)
     }
 }
 
