@@ -178,7 +178,7 @@ fn property<'py>(py: Python<'py>, field: &'static Field<DiffusionQuantConfig>) -
         let (config, value) = (arguments.get_item(0)?, arguments.get_item(1)?);
         Ok(Config::set(config.cast::<Config>()?, field, &value)?)
     })?;
-    py.import("builtins")?.getattr("property")?.call1((get, set, py.None(), field.help().replace('`', "``")))
+    py.import("builtins")?.getattr("property")?.call1((get, set, py.None(), field.docstring()))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

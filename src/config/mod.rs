@@ -69,10 +69,10 @@ macro_rules! configuration {
 }
 
 configuration! {
-    /// Where the quantized model will run: gives every field that is not set its value.
+    /// Where the quantized model will run. The profile gives every other field its default.
     deployment_profile: DeploymentProfile = one_of::<DeploymentProfile>(), "edge, local or cloud",
         flags(&["profile", "deployment-profile"]);
-    /// What the model makes. As a rule its files tell; `skip_sensitive_layers` needs it.
+    /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
     modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
     /// Bits of a code. With a target size, they are chosen for each tensor.
     bit_width: Bits = one_of::<Bits>(), "2, 4 or 8",
@@ -83,7 +83,7 @@ configuration! {
     /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
     scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
     /// How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared error,
-    /// unbiased likewise and so that restored weights are not smaller.
+    /// unbiased likewise, then stretched so that restored weights do not shrink.
     method: Method = one_of::<Method>(), "minmax, mse or unbiased";
     /// The floor, the least cosine similarity of a quantized tensor: a tensor below it is quantized again at the next width.
     min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
@@ -91,7 +91,7 @@ configuration! {
     /// A second floor, the least SQNR in dB.
     min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB, or null for no floor",
         hint("DB"), example("20.0");
-    /// Whether a tensor below the floor ends the job instead.
+    /// Whether a tensor below a floor ends the job.
     fail_fast: bool = Switch, BOOLEAN, variable("ARROW_QUANT_FAIL_FAST");
     /// Quantizes only the tensors whose names match; the others keep their dtype.
     tensors: Option<String> = Nullable(Pattern), "a regular expression, or null for all",
@@ -104,39 +104,39 @@ configuration! {
     /// Tensors to keep: those whose names match one of the patterns.
     sensitive_layer_patterns: Vec<String> = Patterns, "a list of regular expressions",
         hint("REGEX"), example(r"['\.gate\.', '^model\.layers\.0\.']");
-    /// Bits of single tensors, 16 to keep them. Goes before all that is said of many.
+    /// Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above.
     layer_bit_widths: BTreeMap<String, Width> = Widths, "a mapping from a name or regular expression to 2, 4, 8 or 16",
         hint("NAME=BITS"), example(r"{lm_head: 8, 'mlp\.down_proj': 4}");
-    /// Whether a target size may give tensors different bits, and `layer_bit_widths` be set. If not, a target size chooses
-    /// the best bits and group size for all tensors alike.
+    /// Whether tensors may differ in bits, by a target size or by `layer_bit_widths`. If not, a target size chooses one width
+    /// and group size for all tensors.
     enable_mixed_precision: bool = Switch, BOOLEAN;
     /// The most that the files of weights may take, in MB (10^6 bytes). Bits and group size of each tensor are chosen for
     /// the least error at this size.
     target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0, or null for no target",
         hint("MB"), example("1900"), replaces("target_bpw");
-    /// The same in bits per weight, instead.
+    /// The same in bits per weight, an alternative to `target_model_size_mb`.
     target_bpw: Option<f64> = Nullable(Real(|bits| bits > 0.0 && bits <= 64.0)),
         "a number above 0 and up to 64, or null for no target",
         hint("BITS"), example("3.5"), replaces("target_model_size_mb");
     /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels
-    /// over all timesteps. Takes a calibration table.
+    /// over all timesteps. Needs a calibration table.
     enable_time_aware: bool = Switch, BOOLEAN;
-    /// Groups of timesteps at most. Takes a calibration table.
+    /// Groups of timesteps at most. Needs a calibration table.
     num_time_groups: u32 = Whole(|groups: u32| (1..=100).contains(&groups)), "1 to 100",
         variable("ARROW_QUANT_NUM_TIME_GROUPS");
-    /// Where time groups end: optimal, by what they lose, then fewer where they gain little; equal, after equal numbers of
-    /// timesteps. Takes a calibration table.
+    /// Where time groups end: optimal cuts them for the least error and drops groups that gain little, equal gives each the
+    /// same number of timesteps. Needs a calibration table.
     time_group_boundaries: Boundaries = one_of::<Boundaries>(), "optimal or equal";
     /// Samples of the calibration table to use.
     calibration_samples: i64 = Whole(|samples: i64| samples >= 1), "1 or more",
         variable("ARROW_QUANT_CALIBRATION_SAMPLES");
-    /// Whether activations are smoothed channel by channel. Takes a calibration table.
+    /// Whether activations are smoothed channel by channel. Needs a calibration table.
     enable_spatial: bool = Switch, BOOLEAN;
     /// Cores to use.
     num_threads: usize = Whole(|threads: usize| threads <= 1024), "1 to 1024, or 0 for all cores",
         variable("ARROW_QUANT_NUM_THREADS"), flags(&["threads", "num-threads"]);
-    /// Whether weights are read as they are needed, from files that are mapped; if not, the model is read into memory first,
-    /// which suits network file systems.
+    /// Whether weights are read from mapped files as they are needed. If not, the model is read into memory first, which suits
+    /// network file systems.
     enable_streaming: bool = Switch, BOOLEAN;
     /// The most memory the job may take, in MB (10^6 bytes).
     max_memory_limit_mb: Option<u64> = Nullable(Whole(|limit: u64| limit >= LEAST_MEMORY_MB)),

@@ -60,21 +60,24 @@ fn configuration_page_has_every_field() {
     is_up_to_date(page, "<!-- begin fields -->\n", "\n<!-- end fields -->", &table);
 }
 
-/// A comment of lines that are not longer than 120 characters.
-fn comment(text: &str) -> String {
+/// A text in lines that are not longer than 120 characters, each behind a prefix.
+fn wrapped(text: &str, prefix: &str) -> String {
     let mut lines = String::new();
-    let mut length = usize::MAX;
+    let mut width = usize::MAX;
     for word in text.split_whitespace() {
-        let width = word.chars().count() + 1;
-        if length.saturating_add(width) > 120 {
-            lines.push_str(if lines.is_empty() { "#" } else { "\n#" });
-            length = 1;
+        let length = word.chars().count() + 1;
+        if width.saturating_add(length) > 120 {
+            lines.push_str(if lines.is_empty() { "" } else { "\n" });
+            lines.push_str(prefix);
+            lines.push_str(word);
+            width = prefix.chars().count() + length - 1;
+        } else {
+            lines.push(' ');
+            lines.push_str(word);
+            width += length;
         }
-        lines.push(' ');
-        lines.push_str(word);
-        length += width;
     }
-    lines + "\n"
+    lines
 }
 
 #[test]
@@ -82,8 +85,7 @@ fn example_has_every_field_with_its_default() {
     let mut example = String::new();
     for field in FIELDS {
         let help = field.help().replace('`', "");
-        let such_as = field.example.map_or_else(String::new, |example| format!(" For example: {example}"));
-        example.push_str(&comment(&format!("{help}{such_as}")));
+        let such_as = field.example.map_or_else(String::new, |example| format!("\n# example: {example}"));
         let [edge, local, cloud] = defaults(field);
         let default = if is_of_profile(field) {
             format!("edge {edge}, local {local}, cloud {cloud}")
@@ -91,7 +93,8 @@ fn example_has_every_field_with_its_default() {
             format!("default {local}")
         };
         let variable = field.variable.map_or_else(String::new, |variable| format!("; {variable}"));
-        writeln!(example, "# allowed: {}; {default}{variable}\n{}: {local}\n", field.allowed, field.name).unwrap();
+        let facts = format!("# allowed: {}; {default}{variable}{such_as}", field.allowed);
+        writeln!(example, "{}\n{facts}\n{}: {local}\n", wrapped(&help, "# "), field.name).unwrap();
     }
     let end = "# docs/configuration.md has more on all of them.";
     is_up_to_date("config.example.yaml", "docs/configuration.md says more.\n\n", end, &example);
@@ -138,9 +141,8 @@ fn python_stub_has_every_field() {
         let [read, written] = python_types(field);
         let default = if name == "deployment_profile" { "\"local\"" } else { "..." };
         writeln!(arguments, "        {name}: {written} = {default},").unwrap();
-        let documentation = field.help().replace('`', "``");
-        writeln!(properties, "    @property\n    def {name}(self) -> {read}:\n        \"\"\"{documentation}\"\"\"")
-            .unwrap();
+        let documentation = wrapped(&format!("\"\"\"{}\"\"\"", field.docstring()), "        ");
+        writeln!(properties, "    @property\n    def {name}(self) -> {read}:\n{documentation}").unwrap();
         writeln!(properties, "    @{name}.setter\n    def {name}(self, value: {written}) -> None: ...").unwrap();
     }
     let stub = "python/arrow_quant_v2/_native.pyi";

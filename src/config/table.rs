@@ -118,6 +118,11 @@ impl<C> Field<C> {
         self.help.trim()
     }
 
+    /// The documentation of the field in Python: what it is for, and what it may hold.
+    pub fn docstring(&self) -> String {
+        format!("{} Allowed: {}.", self.help().replace('`', "``"), self.allowed.replace("null", "None"))
+    }
+
     /// The flag, without the dashes before it.
     pub fn flag(&self) -> String {
         self.flags.first().map_or_else(|| self.name.replace(['.', '_'], "-"), |flag| (*flag).to_string())
