@@ -118,6 +118,11 @@ impl<C> Field<C> {
         self.help.trim()
     }
 
+    /// What the field's flag may hold, in words: null is not spelled there.
+    pub fn allowed_in_flag(&self) -> &'static str {
+        self.allowed.split_once(", or null").filter(|_| self.is_nullable).map_or(self.allowed, |(allowed, _)| allowed)
+    }
+
     /// The documentation of the field in Python: what it is for, and what it may hold.
     pub fn docstring(&self) -> String {
         format!("{} Allowed: {}.", self.help().replace('`', "``"), self.allowed.replace("null", "None"))

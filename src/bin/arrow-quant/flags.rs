@@ -74,7 +74,7 @@ fn flag<C: Configuration>(field: &Field<C>) -> Arg {
         Shape::Choice(choices) => {
             let choices = choices().iter().map(text).collect::<Vec<_>>();
             return flag
-                .value_name(field.hint.map_or_else(|| field.flag().to_uppercase(), str::to_string))
+                .value_name(field.hint.map_or_else(|| field.flag().to_uppercase().replace('-', "_"), str::to_string))
                 .value_parser(PossibleValuesParser::new(choices));
         }
         Shape::Whole => ("N", flag.allow_negative_numbers(true).value_parser(value_parser!(i64))),
@@ -92,8 +92,12 @@ fn help<C: Configuration>(field: &Field<C>) -> String {
     let help = field.help().trim_end_matches('.').replace('`', "");
     match field.shape {
         Shape::Switch | Shape::Choice(_) => help,
-        Shape::Whole | Shape::Real | Shape::Text | Shape::Names => format!("{help} [allowed: {}]", field.allowed),
-        Shape::Texts | Shape::Mapping => format!("{help} [allowed: {}; may be given more than once]", field.allowed),
+        Shape::Whole | Shape::Real | Shape::Text | Shape::Names => {
+            format!("{help} [allowed: {}]", field.allowed_in_flag())
+        }
+        Shape::Texts | Shape::Mapping => {
+            format!("{help} [allowed: {}; may be given more than once]", field.allowed_in_flag())
+        }
     }
 }
 
@@ -154,7 +158,7 @@ mod tests {
             let allowed: Vec<_> = field.allowed.split([' ', ',']).collect();
             let possible = flag.get_possible_values();
             assert!(possible.iter().all(|value| allowed.contains(&value.get_name())), "{}", field.name);
-            assert!(!possible.is_empty() || said.contains(field.allowed), "{said}");
+            assert!(!possible.is_empty() || said.contains(field.allowed_in_flag()), "{said}");
         }
     }
 
