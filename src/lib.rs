@@ -31,10 +31,12 @@ mod session;
 mod tables;
 
 pub use access::AllowedPaths;
-pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
+pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use calibration::{Calibration, LayerQuality, LayerReport};
-pub use config::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width};
+pub use config::{
+    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
+};
 pub use error::{QuantError, Result};
 pub use job::{
     Attempt, JobOptions, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage,

@@ -6,10 +6,10 @@
 mod choices;
 mod kinds;
 mod layers;
-mod refused;
-mod table;
 #[cfg(test)]
 mod reference;
+mod refused;
+mod table;
 #[cfg(test)]
 mod tests;
 

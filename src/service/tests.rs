@@ -97,7 +97,8 @@ fn a_file_is_refused_with_what_is_allowed() {
 fn the_example_is_the_default_and_names_variables_and_flags() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join("service.example.yaml");
-    let (config, text) = (ServiceLayers::new().file(&path).load().unwrap().config, std::fs::read_to_string(path).unwrap());
+    let (config, text) =
+        (ServiceLayers::new().file(&path).load().unwrap().config, std::fs::read_to_string(path).unwrap());
     for field in ServiceConfig::FIELDS {
         assert_eq!(field.get(&config), field.get(&ServiceConfig::default()), "{}", field.name);
         // The limits are told of together.
