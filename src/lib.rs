@@ -32,10 +32,11 @@ mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
+pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use arrow_quant_stores::AllowedPaths;
 pub use calibration::Calibration;
 pub use config::{
-    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Modality, Origin,
+    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
 pub use error::{QuantError, Result};
 pub use job::{JobOptions, plan_model, quantize_model, unfinished_run, validate_model, verify_model};

@@ -6,6 +6,7 @@
 mod calibration;
 mod config;
 mod failure;
+mod flags;
 mod inspect;
 mod interrupt;
 mod output;

@@ -23,7 +23,7 @@ pub struct Arguments {
     #[arg(required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bits", "group_size"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bit_width", "group_size"])]
     plan: Option<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgument,

@@ -3,14 +3,15 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use crate::service::{NamedModel, ServiceConfig, ServiceLayers, bind, not_started};
 use arrow_quant_flight::{Server, hash_password, logs, new_token};
-use clap::builder::PossibleValuesParser;
-use serde_json::Value;
+use arrow_quant_v2::config::Field;
+
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
+use crate::flags::{Flagged, Flags};
 use crate::interrupt::Signals;
+use crate::service::{NamedModel, ServiceConfig, ServiceLayers, bind, limit, not_started};
 use crate::{SHUTDOWN, cores, output, runtime};
 
 /// Threads that take and answer requests; queries have their own.
@@ -23,7 +24,7 @@ pub struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
-    flags: Flags,
+    flags: ServeFlags,
 }
 
 /// What there is to do besides serving.
@@ -35,12 +36,9 @@ enum Action {
     NewToken,
 }
 
-/// What the server is told.
+/// What the server is told: a flag for every field, models, limits and a file of fields.
 #[derive(clap::Args)]
-struct Flags {
-    /// Where clients connect; port 0 is any that is free [default: 127.0.0.1:50051]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<String>,
+struct ServeFlags {
     /// A model to serve as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be given more
     /// than once
     #[arg(long = "model", value_name = "NAME=PATH")]
@@ -48,78 +46,34 @@ struct Flags {
     /// A YAML file of settings; flags and the environment go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A directory, file or URL prefix that clients may name in statements and actions; may be given more than once
-    /// [default: none]
-    #[arg(long, value_name = "PATH_OR_URL")]
-    allow: Vec<String>,
-    /// Keep tables that clients store in this directory [default: in memory]
-    #[arg(long, value_name = "DIR")]
-    ingest_directory: Option<PathBuf>,
-    /// Let clients create, change and store; with credentials, those who may write
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    read_write: Option<bool>,
-    /// The file of users and tokens [default: everyone may connect]
-    #[arg(long, value_name = "FILE")]
-    credentials: Option<PathBuf>,
-    /// The server's certificate, PEM
-    #[arg(long, value_name = "FILE")]
-    tls_certificate: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE")]
-    tls_key: Option<PathBuf>,
-    /// The authority that clients' certificates must be signed by, PEM [default: clients need none]
-    #[arg(long, value_name = "FILE")]
-    tls_client_ca: Option<PathBuf>,
-    /// Let other machines connect without encryption or authentication
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    insecure: Option<bool>,
-    /// Where Prometheus reads metrics, without authentication [default: nowhere]
-    #[arg(long, value_name = "ADDRESS")]
-    metrics_listen: Option<String>,
     /// A limit by its name, such as query_timeout=60, concurrent_queries=16 or memory_mb=4096; may be given more than once
     #[arg(long = "limit", value_name = "NAME=VALUE")]
     limits: Vec<String>,
-    /// How logs are written to standard error [default: text]
-    #[arg(long, value_parser = PossibleValuesParser::new(["text", "json"]))]
-    log_format: Option<String>,
+    #[command(flatten)]
+    fields: Flags<ServiceConfig>,
 }
 
-impl Flags {
+impl Flagged for ServiceConfig {
+    fn has_flag(field: &Field<Self>) -> bool {
+        // Limits share one, all commands have the number of threads, and a model's path may have the character =.
+        !field.name.starts_with("limits.") && !["models", "threads"].contains(&field.name)
+    }
+}
+
+impl ServeFlags {
     /// The file, the environment and the flags together.
     fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<ServiceConfig> {
         let mut layers = ServiceLayers::new().environment();
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }
-        let text = |text: &Option<String>| text.as_deref().map(Value::from);
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::from(path.to_string_lossy()));
-        for (name, value) in [
-            ("listen", text(&self.listen)),
-            ("metrics_listen", text(&self.metrics_listen)),
-            ("ingest_directory", path(&self.ingest_directory)),
-            ("read_write", self.read_write.map(Value::from)),
-            ("credentials", path(&self.credentials)),
-            ("tls.certificate", path(&self.tls_certificate)),
-            ("tls.key", path(&self.tls_key)),
-            ("tls.client_ca", path(&self.tls_client_ca)),
-            ("insecure", self.insecure.map(Value::from)),
-            ("threads", threads.map(Value::from)),
-            ("log_format", text(&self.log_format)),
-        ] {
-            if let Some(value) = value {
-                layers = layers.flag(name, value);
-            }
+        let limits = self.limits.iter().map(|text| limit(text)).collect::<Result<Vec<_>, _>>()?;
+        let others = [("models", NamedModel::field_value(&self.models)?)];
+        let threads = threads.map(|threads| ("threads", threads.into()));
+        for (field, value) in self.fields.given()?.into_iter().chain(limits).chain(others).chain(threads) {
+            layers = layers.flag(field, value);
         }
-        for limit in &self.limits {
-            layers = layers.limit(limit)?;
-        }
-        for allowed in &self.allow {
-            layers = layers.allow(allowed);
-        }
-        for model in &self.models {
-            layers = layers.model(model.clone());
-        }
-        layers.load()
+        Ok(layers.load()?.config)
     }
 }
 

@@ -43,14 +43,11 @@ __all__ = [
 ]
 
 _Path: TypeAlias = str | os.PathLike[str]
-_Profile: TypeAlias = Literal["edge", "local", "cloud"]
-_Modality: TypeAlias = Literal["text", "code", "image", "audio"]
 _Bits: TypeAlias = Literal[2, 4, 8]
 _BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
 _GroupSize: TypeAlias = Literal[32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
 _Method: TypeAlias = Literal["minmax", "mse", "unbiased"]
-_Boundaries: TypeAlias = Literal["optimal", "equal"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
 # Stage, tensor, done, total, message.
 _OnProgress: TypeAlias = Callable[[str, str, int, int, str], object]
@@ -80,6 +77,7 @@ class DiffusionQuantConfig:
     def __new__(
         cls,
         *,
+        # Every field.
         deployment_profile: str = "local",
         modality: str | None = ...,
         bit_width: int = ...,
@@ -150,130 +148,146 @@ class DiffusionQuantConfig:
             ConfigurationError: for the first that is not allowed.
         """
 
+    # A property for every field.
     @property
-    def deployment_profile(self) -> _Profile:
-        """Where the other fields' values came from. Setting it changes no other field."""
+    def deployment_profile(self) -> Literal["edge", "local", "cloud"]:
+        """Where the quantized model will run. The profile gives every other field its default. Allowed: edge, local or
+        cloud."""
     @deployment_profile.setter
     def deployment_profile(self, value: str) -> None: ...
     @property
-    def modality(self) -> _Modality | None:
-        """What the model makes; None to find out from its files."""
+    def modality(self) -> Literal["text", "code", "image", "audio"] | None:
+        """What the model generates. Usually its files say so; ``skip_sensitive_layers`` needs to know. Allowed: text,
+        code, image or audio, or None to find out."""
     @modality.setter
     def modality(self, value: str | None) -> None: ...
     @property
-    def bit_width(self) -> _Bits:
-        """Bits of a code: 2, 4 or 8. With a target size, they are chosen for each tensor."""
+    def bit_width(self) -> Literal[2, 4, 8]:
+        """Bits of a code. With a target size, they are chosen for each tensor. Allowed: 2, 4 or 8."""
     @bit_width.setter
     def bit_width(self, value: int) -> None: ...
     @property
-    def group_size(self) -> _GroupSize:
-        """Weights that share a scale: 32, 64, 128 or 256. With a target size, they are chosen for each tensor."""
+    def group_size(self) -> Literal[32, 64, 128, 256]:
+        """Weights that share a scale. With a target size, their number is chosen for each tensor. Allowed: 32, 64, 128
+        or 256."""
     @group_size.setter
     def group_size(self, value: int) -> None: ...
     @property
-    def scheme(self) -> _Scheme:
-        """What a code means: affine (scale and minimum), asymmetric (scale and zero point) or symmetric (scale)."""
+    def scheme(self) -> Literal["affine", "asymmetric", "symmetric"]:
+        """What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale
+        alone. Allowed: affine, asymmetric or symmetric."""
     @scheme.setter
     def scheme(self, value: str) -> None: ...
     @property
-    def method(self) -> _Method:
-        """How scales are found: mse (least squared error), unbiased (the same, and restored weights not shrunk) or minmax."""
+    def method(self) -> Literal["minmax", "mse", "unbiased"]:
+        """How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared
+        error, unbiased likewise, then stretched so that restored weights do not shrink. Allowed: minmax, mse or
+        unbiased."""
     @method.setter
     def method(self, value: str) -> None: ...
     @property
     def min_accuracy(self) -> float:
-        """The least cosine similarity of a quantized tensor, 0.0 to 1.0; one below is quantized again at the next width."""
+        """The floor, the least cosine similarity of a quantized tensor: a tensor below it is quantized again at the
+        next width. Allowed: 0.0 to 1.0."""
     @min_accuracy.setter
     def min_accuracy(self, value: float) -> None: ...
     @property
     def min_sqnr_db(self) -> float | None:
-        """The least SQNR of a quantized tensor in dB, likewise; None for no floor."""
+        """A second floor, the least SQNR in dB. Allowed: a number of dB, or None for no floor."""
     @min_sqnr_db.setter
     def min_sqnr_db(self, value: float | None) -> None: ...
     @property
     def fail_fast(self) -> bool:
-        """Whether a tensor below the floor ends the job instead."""
+        """Whether a tensor below a floor ends the job. Allowed: true or false."""
     @fail_fast.setter
     def fail_fast(self, value: bool) -> None: ...
     @property
     def tensors(self) -> str | None:
-        """A regular expression; tensors whose names it does not match are kept as they are. None for all."""
+        """Quantizes only the tensors whose names match; the others keep their dtype. Allowed: a regular expression, or
+        None for all."""
     @tensors.setter
     def tensors(self, value: str | None) -> None: ...
     @property
     def skip_sensitive_layers(self) -> bool:
-        """Whether to keep the tensors that are known to be sensitive in the model's architecture."""
+        """Whether to keep the tensors that are known to be sensitive in the model's architecture. Allowed: true or
+        false."""
     @skip_sensitive_layers.setter
     def skip_sensitive_layers(self, value: bool) -> None: ...
     @property
     def sensitive_layer_names(self) -> tuple[str, ...]:
-        """Names of tensors, or of modules with all their tensors, to keep."""
+        """Tensors to keep, and modules with all their tensors. Allowed: a list of names of tensors or modules."""
     @sensitive_layer_names.setter
     def sensitive_layer_names(self, value: Sequence[str]) -> None: ...
     @property
     def sensitive_layer_patterns(self) -> tuple[str, ...]:
-        """Regular expressions; tensors whose names match one are kept."""
+        """Tensors to keep: those whose names match one of the patterns. Allowed: a list of regular expressions."""
     @sensitive_layer_patterns.setter
     def sensitive_layer_patterns(self, value: Sequence[str]) -> None: ...
     @property
     def layer_bit_widths(self) -> MappingProxyType[str, _BitsOrKept]:
-        """Bits of single tensors: from a name, or a regular expression, to 2, 4, 8, or 16 to keep it."""
+        """Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above. Allowed: a mapping
+        from a name or regular expression to 2, 4, 8 or 16."""
     @layer_bit_widths.setter
     def layer_bit_widths(self, value: Mapping[str, int]) -> None: ...
     @property
     def enable_mixed_precision(self) -> bool:
-        """Whether a target size may give tensors different bits, and ``layer_bit_widths`` be set."""
+        """Whether tensors may differ in bits, by a target size or by ``layer_bit_widths``. If not, a target size
+        chooses one width and group size for all tensors. Allowed: true or false."""
     @enable_mixed_precision.setter
     def enable_mixed_precision(self, value: bool) -> None: ...
     @property
     def target_model_size_mb(self) -> float | None:
-        """The most that the files of weights may take, in 10⁶ bytes; None for no target."""
+        """The most that the files of weights may take, in MB (10^6 bytes). Bits and group size of each tensor are
+        chosen for the least error at this size. Allowed: a number above 0, or None for no target."""
     @target_model_size_mb.setter
     def target_model_size_mb(self, value: float | None) -> None: ...
     @property
     def target_bpw(self) -> float | None:
-        """Likewise, in bits per weight."""
+        """The same in bits per weight, an alternative to ``target_model_size_mb``. Allowed: a number above 0 and up to
+        64, or None for no target."""
     @target_bpw.setter
     def target_bpw(self, value: float | None) -> None: ...
     @property
     def enable_time_aware(self) -> bool:
         """Whether activations are quantized for each group of timesteps, and weights by the importance of their input
-        channels; takes a calibration table."""
+        channels over all timesteps. Needs a calibration table. Allowed: true or false."""
     @enable_time_aware.setter
     def enable_time_aware(self, value: bool) -> None: ...
     @property
     def num_time_groups(self) -> int:
-        """Groups of timesteps at most, 1 to 100."""
+        """Groups of timesteps at most. Needs a calibration table. Allowed: 1 to 100."""
     @num_time_groups.setter
     def num_time_groups(self, value: int) -> None: ...
     @property
-    def time_group_boundaries(self) -> _Boundaries:
-        """Where groups of timesteps end: optimal (by what they lose) or equal (after as many timesteps each)."""
+    def time_group_boundaries(self) -> Literal["optimal", "equal"]:
+        """Where time groups end: optimal cuts them for the least error and drops groups that gain little, equal gives
+        each the same number of timesteps. Needs a calibration table. Allowed: optimal or equal."""
     @time_group_boundaries.setter
     def time_group_boundaries(self, value: str) -> None: ...
     @property
     def calibration_samples(self) -> int:
-        """Samples of the calibration table to use."""
+        """Samples of the calibration table to use. Allowed: 1 or more."""
     @calibration_samples.setter
     def calibration_samples(self, value: int) -> None: ...
     @property
     def enable_spatial(self) -> bool:
-        """Whether activations are smoothed channel by channel; takes a calibration table."""
+        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: true or false."""
     @enable_spatial.setter
     def enable_spatial(self, value: bool) -> None: ...
     @property
     def num_threads(self) -> int:
-        """Cores to use; 0 for all."""
+        """Cores to use. Allowed: 1 to 1024, or 0 for all cores."""
     @num_threads.setter
     def num_threads(self, value: int) -> None: ...
     @property
     def enable_streaming(self) -> bool:
-        """Whether weights are read as they are needed, from files that are mapped; if not, the model is read first."""
+        """Whether weights are read from mapped files as they are needed. If not, the model is read into memory first,
+        which suits network file systems. Allowed: true or false."""
     @enable_streaming.setter
     def enable_streaming(self, value: bool) -> None: ...
     @property
     def max_memory_limit_mb(self) -> int | None:
-        """The most memory the job may take, in 10⁶ bytes, 192 or more; None for no limit."""
+        """The most memory the job may take, in MB (10^6 bytes). Allowed: 192 or more, or None for no limit."""
     @max_memory_limit_mb.setter
     def max_memory_limit_mb(self, value: int | None) -> None: ...
     def __eq__(self, other: object, /) -> bool: ...

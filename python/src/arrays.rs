@@ -182,7 +182,7 @@ fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
     for (field, value) in ["bit_width", "group_size", "scheme", "method"].into_iter().zip(values) {
         config.set(field, &checked(field, value)?)?;
     }
-    Ok(config.settings()?)
+    Ok(config.settings())
 }
 
 /// Quantizes the elements of a tensor, given as their bytes.

@@ -8,10 +8,10 @@ use arrow_quant_formats::manifest::{ACTIVATIONS, SMOOTHING};
 use arrow_quant_kernels::Settings;
 use parquet::arrow::ArrowWriter;
 
+use super::inputs::Grouping;
 use super::layers::{CalibratedLayer, Wanted};
 use super::smoothing::Smoothing;
 use super::table::{activation_table, smoothing_table};
-use crate::config::Grouping;
 use crate::plan::{Channels, TensorPlan};
 use crate::report::{Listener, Stage, StageProgress};
 use crate::workers::on_threads;
@@ -74,7 +74,7 @@ pub(crate) async fn calibrate(
     let layers = calibration.tensors(model)?;
     let tensors: Vec<usize> = layers.iter().map(|(tensor, _)| *tensor).collect();
     let stored: Vec<usize> = tensors.iter().map(|&tensor| plans[tensor].same_as.unwrap_or(tensor)).collect();
-    let grouping = config.grouping()?;
+    let grouping = Grouping::of(config);
     let mut work = Vec::new();
     for &tensor in &tensors {
         let is_tied = plans[tensor].same_as.is_some() || plans.iter().any(|plan| plan.same_as == Some(tensor));
@@ -155,7 +155,7 @@ pub(crate) fn expected_bytes(calibration: &Calibration, config: &DiffusionQuantC
     /// Of a file, and of a row of the parameters of activations.
     const OVERHEAD: [u64; 2] = [6000, 60];
     let (layers, channels) = calibration.size();
-    let groups = if config.enable_time_aware { config.num_time_groups.unsigned_abs() } else { 1 };
+    let groups = if config.enable_time_aware { u64::from(config.num_time_groups) } else { 1 };
     let smoothing = if config.enable_spatial { OVERHEAD[0] + 4 * channels } else { 0 };
     OVERHEAD[0] + OVERHEAD[1] * layers * groups + smoothing
 }

@@ -6,6 +6,7 @@ use datafusion::catalog::{TableFunction, TableFunctionArgs, TableFunctionImpl, T
 use datafusion::common::{Result, ScalarValue, plan_err};
 use datafusion::logical_expr::Expr;
 
+use super::Grouping;
 use crate::tables::{Files, table_of};
 use crate::{Calibration, DiffusionQuantConfig};
 
@@ -42,7 +43,7 @@ impl TableFunctionImpl for TimeGroups {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
         let calibration = self.0.open(path, |path| Calibration::open(path, config.calibration_samples))?;
-        Ok(table_of(calibration.activations(config.grouping()?)?)?)
+        Ok(table_of(calibration.activations(Grouping::of(&config))?)?)
     }
 }
 

@@ -5,7 +5,22 @@ use std::ops::Range;
 use super::activations::{Bounds, COARSE, FINE, Losses, Parameters};
 use super::groups::{Groups, finest_groups, time_groups};
 use super::{LayerStatistics, StepStatistics};
-use crate::config::Grouping;
+use crate::config::{Boundaries, DiffusionQuantConfig};
+
+/// What time groups are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grouping {
+    /// Groups at most.
+    pub most: usize,
+    pub boundaries: Boundaries,
+}
+
+impl Grouping {
+    /// What a configuration asks for.
+    pub fn of(config: &DiffusionQuantConfig) -> Self {
+        Self { most: config.num_time_groups as usize, boundaries: config.time_group_boundaries }
+    }
+}
 
 /// What the input channels of a layer count for.
 pub(crate) struct ChannelWeights<'a> {

@@ -3,10 +3,9 @@
 use arrow_quant_kernels::Settings;
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Inputs, least, mean};
+use super::inputs::{ChannelWeights, Grouping, Inputs, least, mean};
 use super::smoothing::{LayerWeights, Smoothing, importance};
 use super::table::{ActivationRow, activation_rows};
-use crate::config::Grouping;
 use crate::{LayerReport, Result, Tensor};
 
 /// What is asked of a calibration.

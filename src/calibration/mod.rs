@@ -18,6 +18,7 @@ mod tests;
 
 pub(crate) use calibrated::{Calibrated, calibrate, expected_bytes};
 pub(crate) use functions::table_functions;
+pub(crate) use inputs::Grouping;
 pub(crate) use quality::StoredCalibration;
 pub(crate) use smoothing::LayerWeights;
 

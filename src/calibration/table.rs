@@ -9,11 +9,10 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::activations::BITS;
-use super::inputs::{ChannelWeights, Inputs, TimeGroup};
+use super::inputs::{ChannelWeights, Grouping, Inputs, TimeGroup};
 use super::smoothing::{Smoothing, importance};
 use super::{Calibration, LayerStatistics};
 use crate::Result;
-use crate::config::Grouping;
 
 /// The columns of the parameters of activations.
 pub(crate) fn activation_schema() -> SchemaRef {

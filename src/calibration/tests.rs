@@ -5,8 +5,8 @@ use arrow::array::{ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatc
 use super::activations::{COARSE, Losses};
 use super::groups::{finest_groups, time_groups};
 use super::inputs::{ChannelWeights, Inputs};
-use super::{Calibration, Histogram, LayerStatistics, StepStatistics};
-use crate::config::{Boundaries, Grouping};
+use super::{Calibration, Grouping, Histogram, LayerStatistics, StepStatistics};
+use crate::config::Boundaries;
 
 /// One row: tensor, timestep, batch, samples, and minimum, maximum and mean square of each channel.
 pub(super) type Row<'a> = (&'a str, i64, i64, i64, Vec<[f32; 3]>);

@@ -1,104 +1,91 @@
-//! A configuration from several places: profile, YAML file, environment, explicit values. Later ones win.
+//! A configuration from several places: defaults of a profile, YAML file, environment, flags or explicit values. Later ones
+//! win.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::fields::{self, FIELDS};
+use super::table::{Assignment, named, unknown};
 use arrow_quant_formats::nearest;
 
-use super::{DeploymentProfile, DiffusionQuantConfig};
+use super::{Configuration, DiffusionQuantConfig, Origin, Problem, Refused};
 use crate::{QuantError, Result};
 
-/// What the names of all our variables start with.
-const PREFIX: &str = "ARROW_QUANT_";
-
-/// What those of the service start with, which are its own.
-pub const SERVICE_PREFIX: &str = "ARROW_QUANT_SERVE_";
-
-/// Where a field's value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The profile.
-    Profile(DeploymentProfile),
-    /// A YAML file.
-    File(PathBuf),
-    /// A variable of the environment.
-    Variable(&'static str),
-    /// The caller.
-    Explicit,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Profile(profile) => write!(f, "profile {profile}"),
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Variable(name) => f.write_str(name),
-            Self::Explicit => f.write_str("explicit"),
-        }
-    }
-}
-
 /// A configuration, and where each field's value came from.
-#[derive(Debug, Clone)]
-pub struct LayeredConfig {
+#[derive(Debug, Clone, Default)]
+pub struct Layered<C> {
     /// All layers together.
-    pub config: DiffusionQuantConfig,
+    pub config: C,
     origins: BTreeMap<&'static str, Origin>,
 }
 
-impl LayeredConfig {
+impl<C: Configuration> Layered<C> {
+    /// A field's value as JSON; null if there is no such field.
+    pub fn value(&self, field: &str) -> Value {
+        named::<C>(field).map(|field| field.get(&self.config)).unwrap_or_default()
+    }
+
+    fn set(&mut self, assignment: Assignment<C>) -> Result<(), Refused> {
+        let Assignment { field, value, origin } = assignment;
+        field.set(&mut self.config, &value).map_err(|refused| refused.at(origin.clone()))?;
+        // A value in one unit replaces the value that an earlier place has in another.
+        if let Some(other) = field.replaces.filter(|_| !value.is_null())
+            && self.origins.get(other).is_some_and(|from| *from != origin)
+        {
+            named::<C>(other)?.set(&mut self.config, &Value::Null)?;
+            self.origins.remove(other);
+        }
+        self.origins.insert(field.name, origin);
+        Ok(())
+    }
+
+    /// Checks fields that belong together. The message names the file, if a file has the field that is wrong.
+    fn check(&self) -> Result<(), Refused> {
+        self.config.check().map_err(|refused| {
+            match refused.field.as_deref().and_then(|field| self.origins.get(field)) {
+                Some(origin) => refused.at(origin.clone()),
+                None => refused,
+            }
+        })
+    }
+}
+
+impl Layered<DiffusionQuantConfig> {
     /// Where a field's value came from; the profile, unless a layer above it set the field.
     pub fn origin(&self, field: &str) -> Origin {
         let profile = Origin::Profile(self.config.deployment_profile);
         self.origins.get(field).cloned().unwrap_or(profile)
     }
-
-    /// A field's value as JSON.
-    pub fn value(&self, field: &str) -> Value {
-        fields::value_of(&self.config, field).unwrap_or_default()
-    }
-
-    /// A target given in one unit takes the place of one that a lower layer gave in the other.
-    fn set(&mut self, field: &str, value: &Value, origin: Origin) -> Result<(), String> {
-        let field = fields::named(field)?.name;
-        fields::set(&mut self.config, field, value)?;
-        let replaced = match field {
-            "target_model_size_mb" => "target_bpw",
-            "target_bpw" => "target_model_size_mb",
-            _ => "",
-        };
-        if !value.is_null() && self.origins.get(replaced).is_some_and(|other| *other != origin) {
-            fields::set(&mut self.config, replaced, &Value::Null)?;
-            self.origins.remove(replaced);
-        }
-        self.origins.insert(field, origin);
-        Ok(())
-    }
 }
 
-/// The places that a configuration comes from: profile < YAML file < environment < explicit values.
+/// The places that a configuration comes from: defaults < YAML file < environment < flags and explicit values.
 ///
 /// ```
 /// use arrow_quant_v2::{ConfigLayers, DeploymentProfile};
 ///
 /// let layered = ConfigLayers::new().explicit("deployment_profile", "edge".into()).explicit("bit_width", 4.into()).load()?;
-/// assert_eq!((layered.config.bit_width, layered.config.group_size), (4, 256));
+/// assert_eq!((layered.config.bit_width.get(), layered.config.group_size.get()), (4, 256));
 /// # Ok::<(), arrow_quant_v2::QuantError>(())
 /// ```
-#[derive(Debug, Default)]
-pub struct ConfigLayers {
+#[derive(Debug)]
+pub struct Layers<C: 'static> {
     file: Option<PathBuf>,
     variables: Vec<(String, String)>,
-    explicit: Map<String, Value>,
+    /// Names and values, and whether each came from a flag.
+    given: Vec<(String, Value, bool)>,
+    config: std::marker::PhantomData<C>,
 }
 
-impl ConfigLayers {
-    /// The default profile alone.
+impl<C: Configuration> Default for Layers<C> {
+    fn default() -> Self {
+        Self { file: None, variables: Vec::new(), given: Vec::new(), config: std::marker::PhantomData }
+    }
+}
+
+impl<C: Configuration> Layers<C> {
+    /// The defaults alone.
     pub fn new() -> Self {
         Self::default()
     }
@@ -122,110 +109,100 @@ impl ConfigLayers {
 
     /// With a field's value, null for none.
     pub fn explicit(mut self, field: &str, value: Value) -> Self {
-        self.explicit.insert(field.to_string(), value);
+        self.given.push((field.to_string(), value, false));
+        self
+    }
+
+    /// The same, by the field's flag, which is what messages call the field.
+    pub fn flag(mut self, field: &str, value: Value) -> Self {
+        self.given.push((field.to_string(), value, true));
         self
     }
 
     /// Puts the layers together, and checks the whole.
     ///
     /// # Errors
-    /// Naming the field, the file or variable, the value, what is allowed, and for unknown names the nearest one.
-    pub fn load(&self) -> Result<LayeredConfig> {
-        let file = self.file.as_deref().map(read).transpose()?.unwrap_or_default();
-        let mut profile_only = DiffusionQuantConfig::default();
-        let mut origin = None;
-        if let (Some(path), Some(value)) = (&self.file, file.get("deployment_profile")) {
-            fields::set(&mut profile_only, "deployment_profile", value)
-                .map_err(|e| in_file(path, Some("deployment_profile"), e))?;
-            origin = Some(Origin::File(path.clone()));
+    /// Naming the field, the file, variable or flag, the value, what is allowed, and for unknown names the nearest one.
+    pub fn load(&self) -> Result<Layered<C>> {
+        let mut assignments = self.file.as_deref().map(of_file).transpose()?.unwrap_or_default();
+        assignments.extend(of_variables(&self.variables)?);
+        for (name, value, is_flag) in &self.given {
+            let field = named(name)?;
+            let origin = if *is_flag { Origin::Flag(format!("--{}", field.flag())) } else { Origin::Explicit };
+            assignments.push(Assignment { field, value: value.clone(), origin });
         }
-        if let Some(value) = self.explicit.get("deployment_profile") {
-            profile_only.set("deployment_profile", value)?;
-            origin = Some(Origin::Explicit);
-        }
-        let mut layered = LayeredConfig {
-            config: DiffusionQuantConfig::from_profile(profile_only.deployment_profile),
-            origins: origin.map(|origin| ("deployment_profile", origin)).into_iter().collect(),
-        };
-        if let Some(path) = &self.file {
-            for (field, value) in others(&file) {
-                layered.set(field, value, Origin::File(path.clone())).map_err(|e| in_file(path, Some(field), e))?;
-            }
-            layered.config.validate().map_err(|e| match &e {
-                QuantError::Configuration { field, .. } => in_file(path, field.as_deref(), &e),
-                _ => in_file(path, None, e),
-            })?;
-        }
-        for (field, variable, value) in overrides(&self.variables)? {
-            let set = layered.set(field, &value, Origin::Variable(variable));
-            set.map_err(|_| refused(variable, field, &value))?;
-        }
-        for (field, value) in others(&self.explicit) {
-            layered.set(field, value, Origin::Explicit).map_err(|message| QuantError::field(field, message))?;
-        }
-        layered.config.validate()?;
+        // The profile comes first, whatever layer it is from: its defaults are below all layers.
+        let is_profile = |assignment: &Assignment<C>| C::PROFILE == Some(assignment.field.name);
+        let (profile, others): (Vec<_>, Vec<_>) = assignments.into_iter().partition(is_profile);
+        let mut layered = Layered::default();
+        profile.into_iter().try_for_each(|assignment| layered.set(assignment))?;
+        layered.config = layered.config.defaults_of_profile();
+        others.into_iter().try_for_each(|assignment| layered.set(assignment))?;
+        layered.check()?;
         Ok(layered)
     }
 }
 
-/// Every field of a layer but the profile, which comes first.
-fn others(layer: &Map<String, Value>) -> impl Iterator<Item = (&str, &Value)> {
-    layer.iter().map(|(field, value)| (field.as_str(), value)).filter(|(field, _)| *field != "deployment_profile")
-}
-
 /// The variables that the process was started with.
-pub fn environment() -> Vec<(String, String)> {
+pub(super) fn environment() -> Vec<(String, String)> {
     // One that is not UTF-8 must not pass for one that is not set.
     let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 /// Sets the fields that have variables; gives their names.
-pub(super) fn apply_variables(
-    config: &mut DiffusionQuantConfig,
-    variables: Vec<(String, String)>,
-) -> Result<Vec<&'static str>> {
-    let overrides = overrides(&variables)?;
-    for (field, variable, value) in &overrides {
-        fields::set(config, field, value).map_err(|_| refused(variable, field, value))?;
-    }
-    Ok(overrides.into_iter().map(|(field, _, _)| field).collect())
+pub(super) fn apply_variables<C: Configuration>(
+    config: &mut C,
+    variables: &[(String, String)],
+) -> Result<Vec<&'static str>, Refused> {
+    let assignments = of_variables(variables)?;
+    let apply = |assignment: Assignment<C>| {
+        let Assignment { field, value, origin } = assignment;
+        field.set(config, &value).map_err(|refused| refused.at(origin))?;
+        Ok(field.name)
+    };
+    assignments.into_iter().map(apply).collect()
 }
 
-/// Fields, their variables and what those hold; variables that are empty count as not set.
-fn overrides(variables: &[(String, String)]) -> Result<Vec<(&'static str, &'static str, Value)>> {
-    let ours = || FIELDS.iter().filter_map(|field| Some((field.name, field.variable?)));
-    let is_ours = |name: &str| name.starts_with(PREFIX) && !name.starts_with(SERVICE_PREFIX);
-    let mut found = Vec::new();
+/// What variables say. Variables that are empty count as not set.
+fn of_variables<C: Configuration>(variables: &[(String, String)]) -> Result<Vec<Assignment<C>>, Refused> {
+    let is_ours = |name: &str| {
+        name.starts_with(C::PREFIX) && !C::PREFIXES_OF_OTHERS.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let mut assignments = Vec::new();
     for (name, text) in variables.iter().filter(|(name, text)| is_ours(name) && !text.is_empty()) {
-        match ours().find(|(_, variable)| variable == name) {
-            Some((field, variable)) => found.push((field, variable, value_of(text))),
-            None => refuse_unknown(name, ours().map(|(_, variable)| variable))?,
+        let found =
+            C::FIELDS.iter().find_map(|field| Some((field, field.variable.filter(|variable| *variable == name)?)));
+        match found {
+            Some((field, variable)) => {
+                assignments.push(Assignment { field, value: value_of(text), origin: Origin::Variable(variable) });
+            }
+            None => refuse_unknown::<C>(name)?,
         }
     }
-    Ok(found)
+    Ok(assignments)
 }
 
-/// Names that are far from any of ours may belong to other programs of this project.
-fn refuse_unknown<'a>(name: &str, ours: impl Iterator<Item = &'a str>) -> Result<()> {
+/// Refuses a variable that no field has, unless it is probably another program's.
+fn refuse_unknown<C: Configuration>(name: &str) -> Result<(), Refused> {
     // Without the prefix, which makes all of them alike.
-    let rest = name.strip_prefix(PREFIX).unwrap_or(name);
-    let field = rest.to_lowercase();
-    if fields::named(&field).is_ok() || field == "profile" {
-        return Err(QuantError::configuration(format!(
-            "there is no variable {name}: set the field in a YAML file or by its flag, and unset the variable"
-        )));
+    let rest = name.strip_prefix(C::PREFIX).unwrap_or(name);
+    let (field, flag) = (rest.to_lowercase(), rest.to_lowercase().replace('_', "-"));
+    let meant = C::FIELDS.iter().find(|known| known.name == field || known.flags.contains(&flag.as_str()));
+    let variables =
+        || C::FIELDS.iter().filter_map(|field| Some((field.variable?.strip_prefix(C::PREFIX)?, field.variable?)));
+    let similar = nearest(rest, variables().map(|(rest, _)| rest));
+    if C::SHARES_PREFIX && meant.is_none() && similar.is_none() {
+        return Ok(());
     }
-    let ours: Vec<&str> = ours.filter_map(|variable| variable.strip_prefix(PREFIX)).collect();
-    match nearest(rest, ours) {
-        Some(near) => Err(QuantError::configuration(format!(
-            "there is no variable {name}; did you mean {PREFIX}{near}? unset it, or set that one"
-        ))),
-        None => Ok(()),
-    }
+    let nearest = match meant {
+        Some(field) => field.variable,
+        None => variables().find(|(rest, _)| Some(*rest) == similar).map(|(_, variable)| variable),
+    };
+    Err(Refused { field: None, origin: None, problem: Problem::UnknownVariable { name: name.to_string(), nearest } })
 }
 
-/// What a variable's text stands for: a number, a truth value, or text.
+/// What a text stands for: a number, a truth value, or text.
 pub fn value_of(text: &str) -> Value {
     let text = text.trim();
     match text {
@@ -235,27 +212,55 @@ pub fn value_of(text: &str) -> Value {
     }
 }
 
-fn refused(variable: &str, field: &str, value: &Value) -> QuantError {
-    let allowed = fields::named(field).map_or("", |field| field.allowed);
-    let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    QuantError::field(field, format!("{variable} is '{value}', allowed: {allowed}"))
+/// What a YAML file says.
+fn of_file<C: Configuration>(path: &Path) -> Result<Vec<Assignment<C>>> {
+    let origin = Origin::File(path.to_path_buf());
+    let mut assignments = Vec::new();
+    flatten(&mut assignments, "", &read(path)?, &origin).map_err(|refused| refused.at(origin.clone()))?;
+    Ok(assignments)
 }
 
-fn in_file(path: &Path, field: Option<&str>, message: impl fmt::Display) -> QuantError {
-    let message = format!("{}: {message}", path.display());
-    QuantError::Configuration { field: field.map(str::to_string), path: Some(path.to_path_buf()), message }
+/// The fields of a file, or of a group of fields in it, whose name then ends in a dot.
+fn flatten<C: Configuration>(
+    assignments: &mut Vec<Assignment<C>>,
+    group: &str,
+    entries: &Map<String, Value>,
+    origin: &Origin,
+) -> Result<(), Refused> {
+    for (name, value) in entries {
+        let full = format!("{group}{name}");
+        let inner = format!("{full}.");
+        let is_unset = value.is_null() && C::NULL_IS_UNSET;
+        if !name.contains('.') && C::FIELDS.iter().any(|field| field.name.starts_with(&inner)) {
+            match value {
+                Value::Object(entries) => flatten(assignments, &inner, entries, origin)?,
+                _ if is_unset => {}
+                other => {
+                    let problem = Problem::Value { found: other.clone(), allowed: "names and values" };
+                    return Err(Refused::new(&full, problem));
+                }
+            }
+            continue;
+        }
+        let known = C::FIELDS.iter().find(|field| field.name == full && !name.contains('.'));
+        let field = known.ok_or_else(|| unknown::<C>(group, name))?;
+        if !is_unset {
+            assignments.push(Assignment { field, value: value.clone(), origin: origin.clone() });
+        }
+    }
+    Ok(())
 }
 
-/// The fields of a YAML file.
-pub fn read(path: &Path) -> Result<Map<String, Value>> {
+/// The entries of a YAML file.
+fn read(path: &Path) -> Result<Map<String, Value>> {
     // A configuration that is not there is one that is wrong, not a failing disk.
     let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
     let text = fs::read_to_string(path).map_err(missing)?;
-    let yaml = serde_yaml::from_str(&text).map_err(|e| in_file(path, None, format_args!("no YAML: {e}")))?;
-    match json(yaml).map_err(|e| in_file(path, None, e))? {
+    let yaml = serde_yaml::from_str(&text).map_err(|e| Refused::file(path, format_args!("no YAML: {e}")))?;
+    match json(yaml).map_err(|message| Refused::file(path, message))? {
         Value::Object(fields) => Ok(fields),
         Value::Null => Ok(Map::new()),
-        _ => Err(in_file(path, None, "expected fields and their values, one `field: value` a line")),
+        _ => Err(Refused::file(path, "expected fields and their values, one `field: value` a line").into()),
     }
 }
 

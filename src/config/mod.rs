@@ -1,10 +1,15 @@
-//! The configuration of a job.
+//! Configurations: that of a job, and what makes one from a profile, YAML, the environment, flags and explicit values.
+//!
+//! A configuration is a struct and a table of [`Field`]s. From the table come YAML files ([`Layers`]), variables, flags,
+//! documents and type hints.
 
-mod fields;
-mod grouping;
+mod choices;
+mod kinds;
 mod layers;
-mod modality;
-mod profile;
+#[cfg(test)]
+mod reference;
+mod refused;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -13,22 +18,17 @@ use std::fs;
 use std::path::Path;
 
 use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme, Settings};
-use regex::Regex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-pub use fields::{FIELDS, Field};
-pub(crate) use grouping::{Boundaries, Grouping};
-pub use layers::{ConfigLayers, LayeredConfig, Origin};
-pub use modality::Modality;
-pub(crate) use modality::modality_not_allowed;
-pub use profile::DeploymentProfile;
-pub use {
-    fields::shown,
-    layers::{SERVICE_PREFIX, environment, read, value_of},
-};
+pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
+pub use kinds::{Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Whole, Widths, number, one_of};
+pub use layers::{Layered, Layers, value_of};
+pub(crate) use refused::regex;
+pub use refused::{Origin, Problem, Refused, shown};
+pub use table::{Configuration, Field, check, named, set};
 
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, config_field};
 
 /// Fields that say how a job runs, not what comes of it: they are not recorded with a model, and a run can be resumed
 /// with others.
@@ -37,64 +37,142 @@ const OF_THE_RUN: [&str; 3] = ["num_threads", "enable_streaming", "max_memory_li
 /// The least memory a job can be bounded to, in MB: what the program itself takes, and one part under way.
 const LEAST_MEMORY_MB: u64 = 192;
 
-/// How a model is to be quantized. A profile gives every field its value; set those that should differ.
-///
-/// [`ConfigLayers`] puts a configuration together from a profile, a YAML file, the environment and explicit values.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DiffusionQuantConfig {
-    /// Where the other fields' values came from.
-    pub deployment_profile: DeploymentProfile,
-    /// What the model makes; `None` to find out from its files.
-    pub modality: Option<Modality>,
-    /// Bits of a code: 2, 4 or 8. With a target size, they are chosen for each tensor.
-    pub bit_width: i64,
-    /// Weights that share a scale: 32, 64, 128 or 256. With a target size, they are chosen for each tensor.
-    pub group_size: i64,
-    /// What a code means: `affine`, `asymmetric` or `symmetric`.
-    pub scheme: String,
-    /// How scales are found: `mse`, `unbiased` or `minmax`.
-    pub method: String,
-    /// The least cosine similarity of a quantized tensor, 0.0 to 1.0; one below is quantized again at the next width.
-    pub min_accuracy: f64,
-    /// The least SQNR of a quantized tensor in dB; likewise.
-    pub min_sqnr_db: Option<f64>,
-    /// Whether a tensor below the floor ends the job instead.
-    pub fail_fast: bool,
-    /// A regular expression; tensors whose names it does not match are kept as they are.
-    pub tensors: Option<String>,
+const BOOLEAN: &str = "true or false";
+
+/// The places that the configuration of a job comes from.
+pub type ConfigLayers = Layers<DiffusionQuantConfig>;
+
+/// The configuration of a job, and where each field's value came from.
+pub type LayeredConfig = Layered<DiffusionQuantConfig>;
+
+/// The struct and its table. Of each field: what it is for, its name, type, kind and what it may hold in words; and its
+/// variable, flags, a hint and an example, where it has them.
+macro_rules! configuration {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident: $type:ty = $kind:expr, $allowed:expr $(, $with:ident($argument:expr))*;
+    )+) => {
+        /// How a model is to be quantized. A profile gives every field its value; set those that should differ.
+        ///
+        /// [`ConfigLayers`] puts a configuration together from a profile, a YAML file, the environment and explicit values.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DiffusionQuantConfig {
+            $($(#[doc = $doc])+ pub $name: $type,)+
+        }
+
+        /// Every field of the configuration of a job, in the order they are shown.
+        pub const FIELDS: &[Field<DiffusionQuantConfig>] = &[$(
+            config_field!(DiffusionQuantConfig, stringify!($name), $name, $kind, $allowed, concat!($($doc),+))
+                $(.$with($argument))*,
+        )+];
+    };
+}
+
+configuration! {
+    /// Where the quantized model will run. The profile gives every other field its default.
+    deployment_profile: DeploymentProfile = one_of::<DeploymentProfile>(), "edge, local or cloud",
+        flags(&["profile", "deployment-profile"]);
+    /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
+    modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
+    /// Bits of a code. With a target size, they are chosen for each tensor.
+    bit_width: Bits = one_of::<Bits>(), "2, 4 or 8",
+        variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
+    /// Weights that share a scale. With a target size, their number is chosen for each tensor.
+    group_size: GroupSize = one_of::<GroupSize>(), "32, 64, 128 or 256",
+        variable("ARROW_QUANT_GROUP_SIZE"), hint("N");
+    /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
+    scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
+    /// How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared error,
+    /// unbiased likewise, then stretched so that restored weights do not shrink.
+    method: Method = one_of::<Method>(), "minmax, mse or unbiased";
+    /// The floor, the least cosine similarity of a quantized tensor: a tensor below it is quantized again at the next width.
+    min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
+        variable("ARROW_QUANT_MIN_ACCURACY");
+    /// A second floor, the least SQNR in dB.
+    min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB, or null for no floor",
+        hint("DB"), example("20.0");
+    /// Whether a tensor below a floor ends the job.
+    fail_fast: bool = Switch, BOOLEAN, variable("ARROW_QUANT_FAIL_FAST");
+    /// Quantizes only the tensors whose names match; the others keep their dtype.
+    tensors: Option<String> = Nullable(Pattern), "a regular expression, or null for all",
+        hint("REGEX"), example("'attn|mlp'");
     /// Whether to keep the tensors that are known to be sensitive in the model's architecture.
-    pub skip_sensitive_layers: bool,
-    /// Names of tensors, or of modules with all their tensors, to keep.
-    pub sensitive_layer_names: Vec<String>,
-    /// Regular expressions; tensors whose names match one are kept.
-    pub sensitive_layer_patterns: Vec<String>,
-    /// Bits of single tensors: from a name, or a regular expression, to 2, 4, 8, or 16 to keep it.
-    pub layer_bit_widths: BTreeMap<String, i64>,
-    /// Whether a target size may give tensors different bits, and `layer_bit_widths` be set. If not, a target size
-    /// chooses the best bits and group size for all tensors alike.
-    pub enable_mixed_precision: bool,
-    /// The most that the files of weights may take, in 10⁶ bytes.
-    pub target_model_size_mb: Option<f64>,
-    /// Likewise, in bits per weight.
-    pub target_bpw: Option<f64>,
+    skip_sensitive_layers: bool = Switch, BOOLEAN;
+    /// Tensors to keep, and modules with all their tensors.
+    sensitive_layer_names: Vec<String> = Names, "a list of names of tensors or modules",
+        hint("NAME,…"), example("[lm_head, unet/conv_in.weight]");
+    /// Tensors to keep: those whose names match one of the patterns.
+    sensitive_layer_patterns: Vec<String> = Patterns, "a list of regular expressions",
+        hint("REGEX"), example(r"['\.gate\.', '^model\.layers\.0\.']");
+    /// Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above.
+    layer_bit_widths: BTreeMap<String, Width> = Widths, "a mapping from a name or regular expression to 2, 4, 8 or 16",
+        hint("NAME=BITS"), example(r"{lm_head: 8, 'mlp\.down_proj': 4}");
+    /// Whether tensors may differ in bits, by a target size or by `layer_bit_widths`. If not, a target size chooses one width
+    /// and group size for all tensors.
+    enable_mixed_precision: bool = Switch, BOOLEAN;
+    /// The most that the files of weights may take, in MB (10^6 bytes). Bits and group size of each tensor are chosen for
+    /// the least error at this size.
+    target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0, or null for no target",
+        hint("MB"), example("1900"), replaces("target_bpw");
+    /// The same in bits per weight, an alternative to `target_model_size_mb`.
+    target_bpw: Option<f64> = Nullable(Real(|bits| bits > 0.0 && bits <= 64.0)),
+        "a number above 0 and up to 64, or null for no target",
+        hint("BITS"), example("3.5"), replaces("target_model_size_mb");
     /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels
-    /// over all timesteps; takes a calibration table.
-    pub enable_time_aware: bool,
-    /// Groups of timesteps, 1 to 100.
-    pub num_time_groups: i64,
-    /// Where time groups end: `optimal`, by what they lose, then fewer where they gain little; or `equal`.
-    pub time_group_boundaries: String,
+    /// over all timesteps. Needs a calibration table.
+    enable_time_aware: bool = Switch, BOOLEAN;
+    /// Groups of timesteps at most. Needs a calibration table.
+    num_time_groups: u32 = Whole(|groups: u32| (1..=100).contains(&groups)), "1 to 100",
+        variable("ARROW_QUANT_NUM_TIME_GROUPS");
+    /// Where time groups end: optimal cuts them for the least error and drops groups that gain little, equal gives each the
+    /// same number of timesteps. Needs a calibration table.
+    time_group_boundaries: Boundaries = one_of::<Boundaries>(), "optimal or equal";
     /// Samples of the calibration table to use.
-    pub calibration_samples: i64,
-    /// Whether activations are smoothed channel by channel; takes a calibration table.
-    pub enable_spatial: bool,
-    /// Cores to use; 0 for all.
-    pub num_threads: usize,
-    /// Whether weights are read as they are needed, from files that are mapped; if not, the model is read into memory
-    /// first, which suits network file systems.
-    pub enable_streaming: bool,
-    /// The most memory the job may take, in 10⁶ bytes.
-    pub max_memory_limit_mb: Option<u64>,
+    calibration_samples: i64 = Whole(|samples: i64| samples >= 1), "1 or more",
+        variable("ARROW_QUANT_CALIBRATION_SAMPLES");
+    /// Whether activations are smoothed channel by channel. Needs a calibration table.
+    enable_spatial: bool = Switch, BOOLEAN;
+    /// Cores to use.
+    num_threads: usize = Whole(|threads: usize| threads <= 1024), "1 to 1024, or 0 for all cores",
+        variable("ARROW_QUANT_NUM_THREADS"), flags(&["threads", "num-threads"]);
+    /// Whether weights are read from mapped files as they are needed. If not, the model is read into memory first, which suits
+    /// network file systems.
+    enable_streaming: bool = Switch, BOOLEAN;
+    /// The most memory the job may take, in MB (10^6 bytes).
+    max_memory_limit_mb: Option<u64> = Nullable(Whole(|limit: u64| limit >= LEAST_MEMORY_MB)),
+        "192 or more, or null for no limit",
+        variable("ARROW_QUANT_MAX_MEMORY_MB"), flags(&["max-memory-limit-mb", "max-memory-mb"]), hint("MB"),
+        example("300");
+}
+
+impl Configuration for DiffusionQuantConfig {
+    const FIELDS: &'static [Field<Self>] = FIELDS;
+    const PREFIX: &'static str = "ARROW_QUANT_";
+    // Those of the service, which are its own.
+    const PREFIXES_OF_OTHERS: &'static [&'static str] = &["ARROW_QUANT_SERVE_"];
+    const SHARES_PREFIX: bool = true;
+    const PROFILE: Option<&'static str> = Some("deployment_profile");
+
+    fn defaults_of_profile(self) -> Self {
+        Self::from_profile(self.deployment_profile)
+    }
+
+    fn check(&self) -> Result<(), Refused> {
+        let contradiction = |field: &str, clause: &str| Err(Refused::new(field, Problem::Other(clause.to_string())));
+        if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
+            return contradiction(
+                "target_bpw",
+                "target_model_size_mb and target_bpw are both set, allowed: one of them",
+            );
+        }
+        if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
+            return contradiction(
+                "layer_bit_widths",
+                "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out",
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Default for DiffusionQuantConfig {
@@ -103,22 +181,29 @@ impl Default for DiffusionQuantConfig {
     }
 }
 
+/// As the table has it: a mapping from every field's name to its value.
+impl Serialize for DiffusionQuantConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(FIELDS.iter().map(|field| (field.name, field.get(self))))
+    }
+}
+
 impl DiffusionQuantConfig {
     /// The configuration of a profile.
     pub fn from_profile(profile: DeploymentProfile) -> Self {
         let (bit_width, num_time_groups, group_size, min_accuracy, calibration_samples, enable_spatial) = match profile
         {
-            DeploymentProfile::Edge => (2, 5, 256, 0.65, 32, false),
-            DeploymentProfile::Local => (4, 10, 128, 0.85, 128, true),
-            DeploymentProfile::Cloud => (8, 20, 64, 0.95, 512, true),
+            DeploymentProfile::Edge => (Bits::Two, 5, const { groups_of(256) }, 0.65, 32, false),
+            DeploymentProfile::Local => (Bits::Four, 10, const { groups_of(128) }, 0.85, 128, true),
+            DeploymentProfile::Cloud => (Bits::Eight, 20, const { groups_of(64) }, 0.95, 512, true),
         };
         Self {
             deployment_profile: profile,
             modality: None,
             bit_width,
             group_size,
-            scheme: Scheme::Affine.name().to_string(),
-            method: Method::Mse.name().to_string(),
+            scheme: Scheme::Affine,
+            method: Method::Mse,
             min_accuracy,
             min_sqnr_db: None,
             fail_fast: false,
@@ -132,7 +217,7 @@ impl DiffusionQuantConfig {
             target_bpw: None,
             enable_time_aware: true,
             num_time_groups,
-            time_group_boundaries: "optimal".to_string(),
+            time_group_boundaries: Boundaries::Optimal,
             calibration_samples,
             enable_spatial,
             num_threads: 0,
@@ -165,7 +250,8 @@ impl DiffusionQuantConfig {
     /// # Errors
     /// For a value that is not allowed, naming the variable, and for a variable whose name is almost that of another.
     pub fn apply_env_overrides(&mut self) -> Result<()> {
-        layers::apply_variables(self, layers::environment()).map(drop)
+        layers::apply_variables(self, &layers::environment())?;
+        Ok(())
     }
 
     /// Sets a field by its name, to a value as YAML or JSON would have it, null for none.
@@ -173,12 +259,12 @@ impl DiffusionQuantConfig {
     /// # Errors
     /// Naming the field, the value and what is allowed; for a field that does not exist, the nearest name.
     pub fn set(&mut self, field: &str, value: &Value) -> Result<()> {
-        fields::set(self, field, value).map_err(|message| QuantError::field(field, message))
+        Ok(set(self, field, value)?)
     }
 
     /// A field's value by its name, as YAML or JSON would have it; `None` for a field that does not exist.
     pub fn get(&self, field: &str) -> Option<Value> {
-        fields::named(field).ok().and_then(|field| fields::value_of(self, field.name))
+        named::<Self>(field).ok().map(|field| field.get(self))
     }
 
     /// Cores to use.
@@ -194,58 +280,26 @@ impl DiffusionQuantConfig {
     /// # Errors
     /// Naming the field, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        for field in &FIELDS {
-            fields::check(self, field.name).map_err(|message| QuantError::field(field.name, message))?;
-        }
-        let (field, contradiction) = if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
-            ("target_bpw", "target_model_size_mb and target_bpw are both set, allowed: one of them")
-        } else if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
-            let message =
-                "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out";
-            ("layer_bit_widths", message)
-        } else {
-            return Ok(());
-        };
-        Err(QuantError::field(field, contradiction))
+        Ok(check(self)?)
     }
 
     /// What is recorded with a model: every field that has a part in what it became.
-    pub(crate) fn recorded(&self) -> Result<Map<String, Value>> {
-        match serde_json::to_value(self) {
-            Ok(Value::Object(mut fields)) => {
-                fields.retain(|name, _| !OF_THE_RUN.contains(&name.as_str()));
-                Ok(fields)
-            }
-            Ok(_) | Err(_) => Err(QuantError::configuration("the configuration cannot be written as JSON")),
-        }
-    }
-
-    /// What time groups are asked for.
-    pub(crate) fn grouping(&self) -> Result<Grouping> {
-        let boundaries = self.time_group_boundaries.parse()?;
-        Ok(Grouping { most: usize::try_from(self.num_time_groups).unwrap_or(1), boundaries })
+    pub(crate) fn recorded(&self) -> Map<String, Value> {
+        let recorded = FIELDS.iter().filter(|field| !OF_THE_RUN.contains(&field.name));
+        recorded.map(|field| (field.name.to_string(), field.get(self))).collect()
     }
 
     /// The settings of the kernels.
-    ///
-    /// # Errors
-    /// As [`validate`](Self::validate).
-    pub fn settings(&self) -> Result<Settings> {
-        self.validate()?;
-        Ok(Settings {
-            bits: Bits::try_from(self.bit_width)?,
-            group_size: GroupSize::try_from(self.group_size)?,
-            scheme: self.scheme.parse()?,
-            method: self.method.parse()?,
-        })
+    pub fn settings(&self) -> Settings {
+        Settings { bits: self.bit_width, group_size: self.group_size, scheme: self.scheme, method: self.method }
     }
 }
 
-/// A regular expression that a field holds.
-pub(crate) fn regex(field: &str, pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|error| {
-        let reason = error.to_string();
-        let last = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        QuantError::field(field, format!("{field} is '{pattern}', which is no regular expression: {last}"))
-    })
+/// Groups of so many weights. In a constant, a size that there is not does not compile.
+const fn groups_of(weights: usize) -> GroupSize {
+    let mut at = 0;
+    while GroupSize::ALL[at].get() != weights {
+        at += 1;
+    }
+    GroupSize::ALL[at]
 }

@@ -81,7 +81,7 @@ pub async fn quantize_model(
     // Before anything else, for to plan may take a while.
     Staging::look(out, options.resume)?;
     let planned = Planned::new(model, config, options).await?;
-    let settings = config.recorded()?;
+    let settings = config.recorded();
     let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint()? };
     let identity = RunIdentity {
         program: PROGRAM.to_string(),

@@ -77,7 +77,8 @@ pub(crate) struct Planned {
 impl Planned {
     /// Opens a model and plans what becomes of it.
     pub async fn new(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Self> {
-        let settings = config.settings()?;
+        config.validate()?;
+        let settings = config.settings();
         Isa::active()?;
         let held = options.calibration.as_ref().map_or(0, |calibration| calibration.bytes());
         let (source, in_flight) = open(model, config, held)?;

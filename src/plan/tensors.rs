@@ -14,7 +14,7 @@ use regex::Regex;
 use super::channels::Channels;
 use super::family::Detected;
 use super::ties::repeated;
-use crate::config::regex;
+use crate::config::{Width, regex};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, Tensor};
 
 /// How a tensor is quantized; scheme and method are the job's.
@@ -105,8 +105,8 @@ struct Rules<'a> {
     sensitive_names: &'a [String],
     sensitive_patterns: Vec<Regex>,
     /// Bits by exact name, and by pattern.
-    named_widths: Vec<(&'a str, i64)>,
-    width_patterns: Vec<(&'a str, Regex, i64)>,
+    named_widths: Vec<(&'a str, Width)>,
+    width_patterns: Vec<(&'a str, Regex, Width)>,
     /// Of the architecture, if they are asked for.
     defaults: Option<&'a Detected>,
     has_target: bool,
@@ -125,17 +125,17 @@ impl<'a> Rules<'a> {
         }
         let patterns = |field, patterns: &[String]| patterns.iter().map(|p| regex(field, p)).collect::<Result<_>>();
         let (mut named_widths, mut width_patterns) = (Vec::new(), Vec::new());
-        for (layer, bits) in &config.layer_bit_widths {
+        for (layer, width) in &config.layer_bit_widths {
             if is_there(layer) {
-                refuse_unfit(model, layer, *bits)?;
-                named_widths.push((layer.as_str(), *bits));
+                refuse_unfit(model, layer, *width)?;
+                named_widths.push((layer.as_str(), *width));
                 continue;
             }
             let pattern = regex("layer_bit_widths", layer)?;
             if !model.tensors().iter().any(|tensor| is_match(&pattern, tensor)) {
                 return Err(unknown_name(model, "layer_bit_widths", layer));
             }
-            width_patterns.push((layer.as_str(), pattern, *bits));
+            width_patterns.push((layer.as_str(), pattern, *width));
         }
         Ok(Self {
             settings,
@@ -156,9 +156,8 @@ impl<'a> Rules<'a> {
         let reason = unfit.or_else(|| self.reason_to_keep(tensor).filter(|_| width.is_none()));
         let (choice, reason) = if let Some(reason) = reason {
             (None, reason)
-        } else if let Some((layer, bits)) = width {
-            // 16 bits is to keep it.
-            let choice = Bits::try_from(bits).ok().map(|bits| Choice { bits, ..choice });
+        } else if let Some((layer, width)) = width {
+            let choice = width.bits().map(|bits| Choice { bits, ..choice });
             (choice, Reason::LayerBitWidths { layer: layer.to_string() })
         } else {
             (Some(choice), Reason::BitWidth)
@@ -179,7 +178,7 @@ impl<'a> Rules<'a> {
 
     /// The bits that `layer_bit_widths` has for a tensor: by a name of it, the longest if there are several, or by
     /// patterns, which must agree.
-    fn width(&self, tensor: &Tensor) -> Result<Option<(&'a str, i64)>> {
+    fn width(&self, tensor: &Tensor) -> Result<Option<(&'a str, Width)>> {
         let named = self.named_widths.iter().filter(|(name, _)| is_named(tensor, name));
         if let Some(found) = named.max_by_key(|(name, _)| name.len()) {
             return Ok(Some(*found));
@@ -231,12 +230,12 @@ pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, setting
 }
 
 /// A width for a tensor that can have none; for a module it is that of those that can.
-fn refuse_unfit(model: &Model, name: &str, bits: i64) -> Result<()> {
+fn refuse_unfit(model: &Model, name: &str, width: Width) -> Result<()> {
     let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
     match tensor.and_then(unfit) {
-        Some(reason) if bits != 16 => Err(QuantError::field(
+        Some(reason) if width != Width::Keep => Err(QuantError::field(
             "layer_bit_widths",
-            format!("layer_bit_widths of '{name}' is {bits}, but it cannot be quantized ({reason}): leave it out"),
+            format!("layer_bit_widths of '{name}' is {width}, but it cannot be quantized ({reason}): leave it out"),
         )),
         _ => Ok(()),
     }

@@ -21,10 +21,10 @@ async fn every_kind_of_error_is_met() {
     let config = DiffusionQuantConfig::default();
     let digits = Path::new(DIGITS);
 
-    let wrong = DiffusionQuantConfig { bit_width: 3, ..config.clone() };
+    let wrong = DiffusionQuantConfig { num_time_groups: 101, ..config.clone() };
     let error = quantized(digits, &path("out"), &wrong).await.unwrap_err();
     assert!(
-        matches!(&error, QuantError::Configuration { field: Some(field), message, .. } if field == "bit_width" && message.starts_with("bit_width is 3")),
+        matches!(&error, QuantError::Configuration { field: Some(field), message, .. } if field == "num_time_groups" && message.starts_with("num_time_groups is 101")),
         "{error}"
     );
 

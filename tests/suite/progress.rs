@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::interruption::Job;
-use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, OnProgress, Progress, Stage, quantize_model};
+use arrow_quant_v2::{Bits, DiffusionQuantConfig, JobOptions, Method, OnProgress, Progress, Stage, quantize_model};
 
 /// All that a job tells of its progress, on one thread, and the time that it took.
 fn told(job: &Job, config: &DiffusionQuantConfig, interval: Duration) -> (Vec<Progress>, Duration) {
@@ -29,8 +29,8 @@ fn told(job: &Job, config: &DiffusionQuantConfig, interval: Duration) -> (Vec<Pr
 fn progress_is_told_stage_by_stage_and_not_too_often() {
     let job = Job::with_fallback();
     let config = DiffusionQuantConfig {
-        method: "minmax".to_string(),
-        bit_width: 2,
+        method: Method::MinMax,
+        bit_width: Bits::Two,
         min_accuracy: 0.99,
         num_threads: 1,
         ..DiffusionQuantConfig::default()

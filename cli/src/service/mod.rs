@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use arrow_quant_flight::{Code, ServeError, Server};
 
-pub use config::{NamedModel, ServiceConfig, ServiceLayers};
+pub use config::{NamedModel, ServiceConfig, ServiceLayers, limit};
 
 use arrow_quant_stores::StoreError;
 use arrow_quant_v2::{AllowedPaths, QuantError, Result, service_session};

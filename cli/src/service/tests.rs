@@ -7,12 +7,12 @@ use arrow_quant_flight::logs::LogFormat;
 use datafusion::error::DataFusionError;
 use serde_json::json;
 
+use super::body::Body;
+use super::{NamedModel, ServiceConfig, ServiceLayers, classify, limit};
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_stores::StoreError;
+use arrow_quant_v2::config::Configuration;
 use arrow_quant_v2::{QuantError, Result};
-
-use super::body::Body;
-use super::{NamedModel, ServiceConfig, ServiceLayers, classify};
 
 fn variable(name: &str, value: &str) -> (String, String) {
     (format!("ARROW_QUANT_SERVE_{name}"), value.to_string())
@@ -23,7 +23,7 @@ fn load(yaml: &str, with: impl FnOnce(ServiceLayers) -> ServiceLayers) -> Result
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serve.yaml");
     std::fs::write(&path, yaml).unwrap();
-    with(ServiceLayers::new().file(&path)).load()
+    Ok(with(ServiceLayers::new().file(&path)).load()?.config)
 }
 
 fn message(yaml: &str) -> String {
@@ -59,8 +59,9 @@ fn flags_go_before_the_environment_and_that_before_the_file() {
         ("ARROW_QUANT_NUM_THREADS".to_string(), "9".to_string()),
     ];
     let all = load(yaml, |layers| {
-        let layers = layers.variables(variables).flag("listen", "[::1]:100".into()).limit("sessions=700").unwrap();
-        layers.model("dream=other/place".parse().unwrap()).allow("s3://bucket/prefix")
+        let (sessions, many) = limit("sessions=700").unwrap();
+        let layers = layers.variables(variables).flag("listen", "[::1]:100".into()).flag(sessions, many);
+        layers.flag("models", json!({"dream": "other/place"})).flag("allow", json!(["s3://bucket/prefix"]))
     });
     let all = all.unwrap();
     assert_eq!((all.listen.port(), all.metrics_listen.unwrap().port(), all.threads), (100, 20, 3));
@@ -95,6 +96,22 @@ fn a_file_is_refused_with_what_is_allowed() {
 }
 
 #[test]
+fn the_example_is_the_default_and_names_variables_and_flags() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("service.example.yaml");
+    let (config, text) =
+        (ServiceLayers::new().file(&path).load().unwrap().config, std::fs::read_to_string(path).unwrap());
+    for field in ServiceConfig::FIELDS {
+        assert_eq!(field.get(&config), field.get(&ServiceConfig::default()), "{}", field.name);
+        // The limits are told of together.
+        let limit = field.name.strip_prefix("limits.").map(|limit| format!("\n  {limit}: "));
+        let of_its_own = field.variable.into_iter().map(str::to_string).chain([format!("--{}", field.flag())]);
+        let named = limit.map_or_else(|| of_its_own.collect(), |limit| vec![limit]);
+        assert!(named.iter().all(|name| text.contains(name)), "{}: {named:?}", field.name);
+    }
+}
+
+#[test]
 fn variables_and_flags_are_refused_by_their_names() {
     let of = |layers: ServiceLayers| layers.load().unwrap_err().to_string();
     assert_eq!(
@@ -103,18 +120,17 @@ fn variables_and_flags_are_refused_by_their_names() {
     );
     assert_eq!(
         of(ServiceLayers::new().variables([variable("LISTN", "x")])),
-        "there is no variable ARROW_QUANT_SERVE_LISTN; did you mean ARROW_QUANT_SERVE_LISTEN?"
+        "there is no variable ARROW_QUANT_SERVE_LISTN; did you mean ARROW_QUANT_SERVE_LISTEN? unset it, or set that one"
     );
     assert!(
         of(ServiceLayers::new().flag("tls.client_ca", true.into())).starts_with("--tls-client-ca is true, allowed: ")
     );
-    assert!(
-        of(ServiceLayers::new().limit("sessions=none").unwrap()).starts_with("--limit sessions is 'none', allowed: 1 ")
-    );
-    let twice =
-        ["m=a", "M=b"].into_iter().fold(ServiceLayers::new(), |layers, model| layers.model(model.parse().unwrap()));
-    assert_eq!(of(twice), "--model m=b: another model has the name 'm'");
-    let limit = |text: &str| ServiceLayers::new().limit(text).unwrap_err().to_string();
+    let (sessions, none) = limit("sessions=none").unwrap();
+    assert!(of(ServiceLayers::new().flag(sessions, none)).starts_with("--limit sessions is 'none', allowed: 1 "));
+    let twice = ["m=a", "M=b"].map(|model| model.parse().unwrap());
+    let message = NamedModel::field_value(&twice).unwrap_err().to_string();
+    assert_eq!(message, "--model m=b: another model has the name 'm'");
+    let limit = |text: &str| limit(text).unwrap_err().to_string();
     assert_eq!(
         limit("query_time=1"),
         "--limit query_time=1: there is no limit 'query_time'; did you mean query_timeout?"

@@ -16,7 +16,7 @@ use arrow_quant_formats::directory::PIPELINE;
 use arrow_quant_formats::manifest::Reason;
 use arrow_quant_formats::shown;
 
-use crate::config::{Modality, modality_not_allowed};
+use crate::config::Modality;
 use crate::error::{QuantError, Result};
 pub(crate) use rules::FAMILIES;
 
@@ -31,6 +31,10 @@ const ARCHITECTURE: &[&str] = &["modelspec.architecture", "general.architecture"
 
 /// Components of a pipeline that make what it makes. Its text encoders and autoencoders say nothing of that.
 const MAKERS: &[&str] = &["transformer", "unet", "prior"];
+
+fn modality_not_allowed(text: &str) -> String {
+    format!("modality is '{}', allowed: text, code, image or audio", shown(text))
+}
 
 /// An architecture family.
 #[derive(Debug)]
