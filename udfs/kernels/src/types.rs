@@ -260,9 +260,9 @@ mod tests {
 
     #[test]
     fn messages_list_every_width_and_group_size() {
-        let allowed = |result: KernelError| match result {
-            KernelError::Argument { allowed, .. } => allowed.replace(" or ", ", "),
-            other => panic!("{other}"),
+        let allowed = |error: KernelError| {
+            let KernelError::Argument { allowed, .. } = error else { panic!("{error}") };
+            allowed.replace(" or ", ", ")
         };
         let list = |values: Vec<usize>| values.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         let widths = Bits::ALL.iter().map(|bits| bits.get()).collect();
