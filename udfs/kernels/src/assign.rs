@@ -3,7 +3,7 @@
 use crate::compare::PairSums;
 use crate::grid::{Grid, inverse, magic_code};
 use crate::simd::scalar::Scalar;
-use crate::simd::{Element, LANES, MAGIC, Simd, sum_lanes};
+use crate::simd::{Element, LANES, MAGIC, Simd, Width, sum_lanes};
 
 /// Magnitudes of a group between which no square, nor the square of a quantization error that matters, leaves f32's
 /// normal range. Outside, sums are taken in f64.
@@ -174,10 +174,10 @@ impl Grids {
     }
 }
 
-/// Writes the codes of one group, `bytes` in the dtype of `E`, packed to `BITS` bits at the start of `out`, and adds its
-/// losses to those of the batch. `BITS` is 8 for codes that are packed later, because their rows do not end on a byte.
+/// Writes the codes of one group, `bytes` in the dtype of `E`, packed to the width `W` at the start of `out`, and adds
+/// its losses to those of the batch. `W` is a byte for codes that are packed later, because their rows do not end on a byte.
 #[inline(always)]
-pub(crate) fn assign<S: Simd, E: Element, const BITS: usize>(
+pub(crate) fn assign<S: Simd, E: Element, W: Width>(
     s: S,
     bytes: &[u8],
     grids: &Grids,
@@ -188,7 +188,7 @@ pub(crate) fn assign<S: Simd, E: Element, const BITS: usize>(
     let levels = grids.levels(s, lane);
     let vectors = bytes.chunks_exact(2 * LANES * E::SIZE);
     let tail = vectors.remainder();
-    let mut packed = out.chunks_exact_mut(4 * BITS);
+    let mut packed = out.chunks_exact_mut(W::packed_len(2 * LANES));
     for (pair, out) in vectors.zip(&mut packed) {
         let mut codes = [s.splat(0.0); 2];
         for k in 0..2 {
@@ -197,10 +197,10 @@ pub(crate) fn assign<S: Simd, E: Element, const BITS: usize>(
             codes[k] = code;
             sums.take(s, k, w, restored);
         }
-        s.pack::<BITS>(codes, out);
+        s.pack::<W>(codes, out);
     }
     if !tail.is_empty() {
-        let padded = assign_tail::<E, BITS>(tail, &grids.levels(Scalar, lane), packed.into_remainder());
+        let padded = assign_tail::<E, W>(tail, &grids.levels(Scalar, lane), packed.into_remainder());
         for (k, (w, restored)) in padded.iter().enumerate() {
             sums.take(s, k, s.load_lanes(w), s.load_lanes(restored));
         }
@@ -210,7 +210,7 @@ pub(crate) fn assign<S: Simd, E: Element, const BITS: usize>(
 /// The last weights of a group, fewer than two vectors: their codes, and the weights and what they are restored to, zeros
 /// after them.
 #[cold]
-fn assign_tail<E: Element, const BITS: usize>(
+fn assign_tail<E: Element, W: Width>(
     tail: &[u8],
     levels: &Levels<[f32; LANES]>,
     out: &mut [u8],
@@ -220,7 +220,7 @@ fn assign_tail<E: Element, const BITS: usize>(
     for (i, element) in tail.chunks_exact(E::SIZE).enumerate() {
         let w = E::one(element);
         let (code, restored) = levels.nearest(Scalar, [w; LANES]);
-        out[i * BITS / 8] |= (code[0].to_bits() as u8) << (i * BITS % 8);
+        out[i / W::PER_BYTE] |= (code[0].to_bits() as u8) << (i % W::PER_BYTE * W::BITS.get());
         let (weights, restored_weights) = &mut padded[i / LANES];
         (weights[i % LANES], restored_weights[i % LANES]) = (w, restored[0]);
     }

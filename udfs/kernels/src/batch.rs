@@ -8,9 +8,10 @@ use crate::compare::PairSums;
 use crate::grid::{Grid, Range, Rules, inverse};
 use crate::quantize::{Block, MAGNITUDE_LIMIT, Slice, Stop};
 use crate::search::{Groups, search};
-use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, prefetch};
+use crate::simd::{Element, Kernel, LANES, Simd, Width, for_dtype, for_width, prefetch};
 use crate::stretch::stretch;
-use crate::types::{Bits, Method, ParameterDtype};
+use crate::types::ParameterDtype;
+use crate::weights::Floats;
 
 /// How far ahead weights are fetched. A batch is read twice, with work between, which leaves the hardware's prefetchers
 /// idle at each batch's start: without this, minmax spends two fifths of its time waiting there.
@@ -23,33 +24,32 @@ pub(crate) fn quantize_block(
     block: Block<'_>,
     stored: ParameterDtype,
 ) -> Result<PairSums, Stop> {
-    let unaligned = slice.unaligned();
-    let run = Run { slice, block, rules: Rules::new(&slice.settings, stored) };
-    for_dtype!(slice.weights.dtype(), E => match (slice.settings.bits, unaligned) {
-        (Bits::Two, false) => isa.run(RunBits::<E, 2>(run, PhantomData)),
-        (Bits::Four, false) => isa.run(RunBits::<E, 4>(run, PhantomData)),
-        _ => isa.run(RunBits::<E, 8>(run, PhantomData)),
-    })
+    let mut scratch = Vec::new();
+    let weights = block.weights.floats(&mut scratch);
+    let run = Run { slice, weights, block, rules: Rules::new(&slice.settings, stored) };
+    for_dtype!(weights.dtype, E => for_width!(slice.code_width(), W => isa.run(RunOf::<E, W>(run, PhantomData))))
 }
 
 struct Run<'a, 'b> {
     slice: &'a Slice<'a>,
+    /// The block's weights, as they are loaded.
+    weights: Floats<'b>,
     block: Block<'b>,
     rules: Rules,
 }
 
-struct RunBits<'a, 'b, E, const BITS: usize>(Run<'a, 'b>, PhantomData<E>);
+struct RunOf<'a, 'b, E, W>(Run<'a, 'b>, PhantomData<(E, W)>);
 
-impl<E: Element, const BITS: usize> Kernel for RunBits<'_, '_, E, BITS> {
+impl<E: Element, W: Width> Kernel for RunOf<'_, '_, E, W> {
     type Output = Result<PairSums, Stop>;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Output {
-        let row = self.0.block.weights.row_length();
+        let row = self.0.weights.row_length;
         let group_size = self.0.slice.settings.group_size.get();
-        let rows = self.0.block.weights.len() / row;
+        let rows = self.0.weights.len() / row;
         let (full, short) = (row / group_size, row % group_size);
-        let mut batches = Batches::<S, E, BITS>::new(s, self.0);
+        let mut batches = Batches::<S, E, W>::new(s, self.0);
         // Groups of equal length go together: the full ones of all rows, then the short one of each row.
         let groups_per_row = row.div_ceil(group_size);
         let places = |first, in_row, length| Places { row, group_size, groups_per_row, rows, first, in_row, length };
@@ -95,23 +95,23 @@ struct Batch {
     length: usize,
 }
 
-struct Batches<'a, 'b, S: Simd, E, const BITS: usize> {
+struct Batches<'a, 'b, S: Simd, E, W> {
     s: S,
     run: Run<'a, 'b>,
     losses: Losses,
     /// Transposed weights and importance of a batch.
     weights: Vec<S::F>,
     importance: Vec<S::F>,
-    element: PhantomData<E>,
+    types: PhantomData<(E, W)>,
 }
 
-impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS> {
+impl<'a, 'b, S: Simd, E: Element, W: Width> Batches<'a, 'b, S, E, W> {
     #[inline(always)]
     fn new(s: S, run: Run<'a, 'b>) -> Self {
         let scratch = |wanted: bool| vec![s.splat(0.0); if wanted { run.slice.settings.group_size.get() } else { 0 }];
-        let weights = scratch(run.slice.settings.method != Method::MinMax);
+        let weights = scratch(run.slice.settings.method.searches());
         let importance = scratch(!weights.is_empty() && run.slice.importance.is_some());
-        Self { s, run, losses: Losses::new(), weights, importance, element: PhantomData }
+        Self { s, run, losses: Losses::new(), weights, importance, types: PhantomData }
     }
 
     /// Quantizes the groups at `places`, sixteen of equal length at a time.
@@ -155,7 +155,7 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
             grid = search(s, &self.run.rules, groups, range, grid);
         }
         let mut grids = Grids::new(s, &grid, range.magnitude(s), self.run.rules.max_code);
-        if self.run.slice.settings.method == Method::Unbiased {
+        if self.run.slice.settings.method.stretches() {
             let importance = &self.importance[..if self.importance.is_empty() { 0 } else { batch.length }];
             let groups = Groups { weights: &mut self.weights[..batch.length], importance };
             let stretched = stretch(s, &self.run.rules, groups, range, grid);
@@ -165,22 +165,23 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
         }
         self.store(batch, &grid);
         let mut sums = BatchSums::zero(s);
-        let block = &mut self.run.block;
+        let weights = self.run.weights;
+        let codes = &mut *self.run.block.codes;
         for (lane, &start) in batch.start[..batch.count].iter().enumerate() {
-            let group = &block.weights.bytes()[start * E::SIZE..][..batch.length * E::SIZE];
-            let out = &mut block.codes[start * BITS / 8..][..(batch.length * BITS).div_ceil(8)];
-            assign::<S, E, BITS>(s, group, &grids, lane, out, &mut sums);
+            let group = &weights.bytes[start * E::SIZE..][..batch.length * E::SIZE];
+            let out = &mut codes[start / W::PER_BYTE..][..W::packed_len(batch.length)];
+            assign::<S, E, W>(s, group, &grids, lane, out, &mut sums);
         }
-        let weights = batch.count * batch.length;
+        let count = batch.count * batch.length;
         // The sums of squares tell of a NaN, which the range may have missed; what was written is then thrown away.
         let mut finite = true;
         if grids.squares_fit {
             finite = sums.finite(s);
-            self.losses.add(s, weights, &sums);
+            self.losses.add(s, count, &sums);
         } else {
-            self.losses.add_max(s, weights, &sums);
+            self.losses.add_max(s, count, &sums);
             for (lane, &start) in batch.start[..batch.count].iter().enumerate() {
-                let group = &block.weights.bytes()[start * E::SIZE..][..batch.length * E::SIZE];
+                let group = &weights.bytes[start * E::SIZE..][..batch.length * E::SIZE];
                 finite &= self.losses.add_in_f64::<E>(group, &grids, lane);
             }
         }
@@ -193,7 +194,7 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
         let s = self.s;
         let zero = s.splat(0.0);
         let (mut min, mut max) = ([zero; LANES], [zero; LANES]);
-        let bytes = self.run.block.weights.bytes();
+        let bytes = self.run.weights.bytes;
         for lane in 0..LANES {
             let group = &bytes[batch.start[lane] * E::SIZE..][..batch.length * E::SIZE];
             let vectors = group.chunks_exact(LANES * E::SIZE);
@@ -218,7 +219,7 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
     #[inline(always)]
     fn transpose(&mut self, batch: &Batch) -> Range<S::F> {
         let s = self.s;
-        let bytes = self.run.block.weights.bytes();
+        let bytes = self.run.weights.bytes;
         let mut low = s.splat(f32::INFINITY);
         let mut high = s.splat(f32::NEG_INFINITY);
         for first in (0..batch.length).step_by(LANES) {
@@ -236,8 +237,8 @@ impl<'a, 'b, S: Simd, E: Element, const BITS: usize> Batches<'a, 'b, S, E, BITS>
             }
         }
         if let (Some(importance), false) = (self.run.slice.importance, self.importance.is_empty()) {
-            let block = &self.run.block;
-            let channels = batch.start.map(|start| block.channel + start % block.weights.row_length());
+            let (channel, row_length) = (self.run.block.channel, self.run.weights.row_length);
+            let channels = batch.start.map(|start| channel + start % row_length);
             transpose_importance(s, importance, channels, batch.length, &mut self.importance);
         }
         Range::new(s, low, high)

@@ -3,7 +3,7 @@
 use std::ops::Add;
 
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
-use crate::types::{Dtype, Weights};
+use crate::weights::{Floats, Weights};
 use crate::{Isa, KernelError, Result};
 
 /// Sums over pairs (a, b), from which cosine similarity, SQNR and the greatest error of a slice, a tensor or a model
@@ -65,11 +65,13 @@ impl Add for PairSums {
 /// If the lengths differ.
 pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Option<f64>> {
     check_lengths(&a, &b)?;
+    let mut scratch = [Vec::new(), Vec::new()];
+    let [a, b] = floats([&a, &b], &mut scratch);
     if is_wide(&a, &b) {
         return Ok(pair_sums_wide(&a, &b).cosine_similarity());
     }
-    let [ab, aa, bb] = for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
-        isa.run(Products::<A, B> { a: a.bytes(), b: b.bytes(), dtypes: std::marker::PhantomData })
+    let [ab, aa, bb] = for_dtype!(a.dtype, A => for_dtype!(b.dtype, B => {
+        isa.run(Products::<A, B> { a: a.bytes, b: b.bytes, dtypes: std::marker::PhantomData })
     }));
     Ok(PairSums { sum_aa: aa, sum_bb: bb, sum_ab: ab, ..PairSums::default() }.cosine_similarity())
 }
@@ -80,25 +82,32 @@ pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Opt
 /// If the lengths differ.
 pub fn pair_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums> {
     check_lengths(&a, &b)?;
+    let mut scratch = [Vec::new(), Vec::new()];
+    let [a, b] = floats([&a, &b], &mut scratch);
     if is_wide(&a, &b) {
         return Ok(pair_sums_wide(&a, &b));
     }
-    Ok(for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
-        isa.run(Pairs::<A, B> { a: a.bytes(), b: b.bytes(), dtypes: std::marker::PhantomData })
+    Ok(for_dtype!(a.dtype, A => for_dtype!(b.dtype, B => {
+        isa.run(Pairs::<A, B> { a: a.bytes, b: b.bytes, dtypes: std::marker::PhantomData })
     })))
 }
 
 /// True if an element of either may be no f32.
-fn is_wide(a: &Weights<'_>, b: &Weights<'_>) -> bool {
-    a.dtype() == Dtype::F64 || b.dtype() == Dtype::F64
+fn is_wide(a: &Floats<'_>, b: &Floats<'_>) -> bool {
+    a.dtype.exceeds_f32() || b.dtype.exceeds_f32()
+}
+
+fn floats<'s>(weights: [&Weights<'s>; 2], scratch: &'s mut [Vec<[u8; 4]>; 2]) -> [Floats<'s>; 2] {
+    let [first, second] = scratch;
+    [weights[0].floats(first), weights[1].floats(second)]
 }
 
 /// The sums of slices of which one is binary64, element i in lane i mod 16: the same on every instruction set.
-fn pair_sums_wide(a: &Weights<'_>, b: &Weights<'_>) -> PairSums {
-    for_dtype!(a.dtype(), A => for_dtype!(b.dtype(), B => {
+fn pair_sums_wide(a: &Floats<'_>, b: &Floats<'_>) -> PairSums {
+    for_dtype!(a.dtype, A => for_dtype!(b.dtype, B => {
         let mut lanes = [[0.0; LANES]; 4];
         let mut max = 0.0f64;
-        let elements = a.bytes().chunks_exact(A::SIZE).map(A::wide).zip(b.bytes().chunks_exact(B::SIZE).map(B::wide));
+        let elements = a.bytes.chunks_exact(A::SIZE).map(A::wide).zip(b.bytes.chunks_exact(B::SIZE).map(B::wide));
         for (i, (x, y)) in elements.enumerate() {
             let error = x - y;
             for (lane, product) in lanes.iter_mut().zip([x * x, y * y, x * y, error * error]) {

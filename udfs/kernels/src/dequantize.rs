@@ -1,8 +1,11 @@
 //! Weights from codes.
 
 use crate::quantize::QuantizedRef;
-use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
-use crate::types::{Bits, ParameterDtype, Scheme, Weights, group_count};
+use std::marker::PhantomData;
+
+use crate::simd::{Kernel, LANES, Simd, Width, for_width};
+use crate::types::{ParameterDtype, Scheme, group_count};
+use crate::weights::Weights;
 use crate::{Isa, KernelError, Result};
 
 /// The weights that the codes stand for: `scale * q + min`, or `scale * (q - zero_point)`, each rounded once to f32.
@@ -12,61 +15,29 @@ use crate::{Isa, KernelError, Result};
 pub fn dequantize(isa: Isa, quantized: &QuantizedRef<'_>) -> Result<Vec<f32>> {
     check(quantized)?;
     let mut out = vec![0.0; quantized.length];
-    match quantized.bits {
-        Bits::Two => isa.run(Dequantize::<2>(quantized, &mut out)),
-        Bits::Four => isa.run(Dequantize::<4>(quantized, &mut out)),
-        Bits::Eight => isa.run(Dequantize::<8>(quantized, &mut out)),
-    }
+    for_width!(quantized.bits, W => isa.run(Dequantize::<W> { quantized, out: &mut out, width: PhantomData }));
     Ok(out)
 }
 
-/// The elements of a slice as f32: widened, or for F64 rounded.
+/// The weights of a slice as f32: widened or decoded, or for F64 rounded.
 pub fn to_f32(isa: Isa, weights: Weights<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; weights.len()];
-    for_dtype!(weights.dtype(), E => {
-        isa.run(Widen::<E> { bytes: weights.bytes(), out: &mut out, dtype: std::marker::PhantomData })
-    });
-    out
-}
-
-struct Widen<'a, E> {
-    bytes: &'a [u8],
-    out: &'a mut [f32],
-    dtype: std::marker::PhantomData<E>,
-}
-
-impl<E: Element> Kernel for Widen<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let vectors = self.bytes.chunks_exact(LANES * E::SIZE);
-        let tail = vectors.remainder();
-        let mut outs = self.out.chunks_exact_mut(LANES);
-        for (vector, out) in vectors.zip(&mut outs) {
-            out.copy_from_slice(&s.to_array(E::load(s, vector)));
-        }
-        for (element, out) in tail.chunks_exact(E::SIZE).zip(outs.into_remainder()) {
-            *out = E::one(element);
-        }
-    }
+    weights.to_f32(isa)
 }
 
 fn check(q: &QuantizedRef<'_>) -> Result<()> {
     // First, so that no length below is too large to compute with.
-    if q.length > q.codes.len().saturating_mul(8) / q.bits.get() {
-        let expected = q.length.saturating_mul(q.bits.get()).div_ceil(8);
-        return Err(KernelError::Mismatch { what: "bytes of codes", found: q.codes.len(), expected });
+    let codes = q.bits.packed_len(q.length);
+    if q.codes.len() != codes {
+        return Err(KernelError::Mismatch { what: "bytes of codes", found: q.codes.len(), expected: codes });
     }
     if q.length > 0 && (q.row_length == 0 || !q.length.is_multiple_of(q.row_length)) {
         return Err(KernelError::Length { what: "quantized weights", found: q.length, multiple_of: q.row_length });
     }
     let groups = group_count(q.length, q.row_length, q.group_size);
     let parameters = groups * q.parameter_dtype.size();
-    let minima = if q.scheme == Scheme::Affine { parameters } else { 0 };
-    let zero_points = if q.scheme == Scheme::Asymmetric { groups } else { 0 };
+    let minima = if q.scheme.has_minima() { parameters } else { 0 };
+    let zero_points = if q.scheme.has_zero_points() { groups } else { 0 };
     for (what, found, expected) in [
-        ("bytes of codes", q.codes.len(), q.bits.packed_len(q.length)),
         ("bytes of scales", q.scales.len(), parameters),
         ("bytes of minima", q.minima.len(), minima),
         ("zero points", q.zero_points.len(), zero_points),
@@ -85,24 +56,28 @@ fn check(q: &QuantizedRef<'_>) -> Result<()> {
     }
 }
 
-struct Dequantize<'a, const BITS: usize>(&'a QuantizedRef<'a>, &'a mut [f32]);
+struct Dequantize<'a, W> {
+    quantized: &'a QuantizedRef<'a>,
+    out: &'a mut [f32],
+    width: PhantomData<W>,
+}
 
-impl<const BITS: usize> Kernel for Dequantize<'_, BITS> {
+impl<W: Width> Kernel for Dequantize<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self(q, out) = self;
+        let Self { quantized: q, out, width: _ } = self;
         let group_size = q.group_size.get();
-        let (mut group, mut start) = (0, 0);
+        let (mut group, mut start) = (0, 0usize);
         for row in out.chunks_exact_mut(q.row_length.max(1)) {
             for weights in row.chunks_mut(group_size) {
                 let level = Level::of(q, group);
-                if (start * BITS).is_multiple_of(8) {
-                    group_of::<S, BITS>(s, &q.codes[start * BITS / 8..], &level, weights);
+                if start.is_multiple_of(W::PER_BYTE) {
+                    group_of::<S, W>(s, &q.codes[start / W::PER_BYTE..], &level, weights);
                 } else {
                     for (i, w) in weights.iter_mut().enumerate() {
-                        *w = level.at(code::<BITS>(q.codes, start + i));
+                        *w = level.at(W::code(q.codes, start + i));
                     }
                 }
                 start += weights.len();
@@ -140,25 +115,19 @@ impl Level {
     }
 }
 
-#[inline(always)]
-fn code<const BITS: usize>(codes: &[u8], i: usize) -> f32 {
-    let bit = i * BITS;
-    f32::from(codes[bit / 8] >> (bit % 8) & ((1u16 << BITS) - 1) as u8)
-}
-
 /// One group whose first code starts a byte.
 #[inline(always)]
-fn group_of<S: Simd, const BITS: usize>(s: S, codes: &[u8], level: &Level, out: &mut [f32]) {
+fn group_of<S: Simd, W: Width>(s: S, codes: &[u8], level: &Level, out: &mut [f32]) {
     let (scale, min, zero) = (s.splat(level.scale), s.splat(level.min), s.splat(level.zero));
     let mut pairs = out.chunks_exact_mut(2 * LANES);
     let mut done = 0;
     for out in &mut pairs {
-        for (out, code) in out.chunks_exact_mut(LANES).zip(s.unpack::<BITS>(&codes[done * BITS / 8..])) {
+        for (out, code) in out.chunks_exact_mut(LANES).zip(s.unpack::<W>(&codes[done / W::PER_BYTE..])) {
             out.copy_from_slice(&s.to_array(s.fma(s.sub(code, zero), scale, min)));
         }
         done += 2 * LANES;
     }
     for (i, out) in pairs.into_remainder().iter_mut().enumerate() {
-        *out = level.at(code::<BITS>(codes, done + i));
+        *out = level.at(W::code(codes, done + i));
     }
 }

@@ -86,7 +86,12 @@ impl KernelError {
         match self {
             Self::NotFinite { index, value } => Self::NotFinite { index: start + index, value },
             Self::Range { index, min, max } => Self::Range { index: start + index, min, max },
-            other => other,
+            Self::Argument { .. }
+            | Self::Length { .. }
+            | Self::Mismatch { .. }
+            | Self::Importance { .. }
+            | Self::Factor { .. }
+            | Self::Isa { .. } => self,
         }
     }
 }

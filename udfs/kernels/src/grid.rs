@@ -90,7 +90,7 @@ impl Rules {
         let nearest_zero = s.min(s.max(range.min, zero), range.max);
         let min = match self.scheme {
             Scheme::Affine => s.select(flat, nearest_zero, min),
-            _ => min,
+            Scheme::Asymmetric | Scheme::Symmetric => min,
         };
         let grid_min = s.add(self.store(s, min), zero);
         let grid_zero = match self.scheme {

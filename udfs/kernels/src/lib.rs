@@ -24,6 +24,14 @@
 //! # Ok::<(), arrow_quant_kernels::KernelError>(())
 //! ```
 //!
+//! # Encodings
+//!
+//! How weights are stored is a value, [`Encoding`]: its name and the sizes of its blocks, for whatever plans, lists or
+//! checks stored weights. [`Weights`] are a view of stored weights in the encodings that the kernels read: floats, FP8
+//! elements with the [`Scales`] of their tensor, and ggml's [`BlockType`]s. Floats are loaded where they are; other encodings
+//! are decoded to F32 first, by [`quantize`] one block of 64 Ki weights at a time, and give the same results as F32 weights of
+//! those values. Grouped integers, which [`quantize`] makes, are a [`QuantizedRef`], which [`dequantize`] restores.
+//!
 //! # What is defined for odd input
 //!
 //! | input | result |
@@ -37,10 +45,14 @@
 //! | a scale or minimum that f16 cannot hold | f32 parameters for the whole slice ([`ParameterDtype`]) |
 //! | rounding | to nearest, ties to even, everywhere |
 
+// A variant that is added must be answered for wherever a variant decides (see `types`).
+#![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
+
 mod assign;
 mod batch;
 mod compare;
 mod dequantize;
+mod encoding;
 mod error;
 mod grid;
 mod isa;
@@ -51,12 +63,15 @@ mod simd;
 mod stats;
 mod stretch;
 mod types;
+mod weights;
 
 pub use compare::{PairSums, cosine_similarity, pair_sums};
 pub use dequantize::{dequantize, to_f32};
+pub use encoding::{BlockType, Encoding, Fp8, Grouping};
 pub use error::{KernelError, Result};
 pub use isa::Isa;
 pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};
 pub use scale::scale_channels;
 pub use stats::{Stats, stats};
-pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, Weights, group_count};
+pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, group_count};
+pub use weights::{Scales, Weights};

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use crate::batch::quantize_block;
 use crate::compare::PairSums;
 use crate::simd::{Element, for_dtype};
-use crate::types::{Bits, ParameterDtype, Scheme, Settings, Weights, group_count};
-use crate::{Isa, KernelError, Result};
+use crate::types::{Bits, ParameterDtype, Scheme, Settings, group_count};
+use crate::weights::{Floats, Weights};
+use crate::{Encoding, Grouping, Isa, KernelError, Result};
 
 /// Elements after which error sums are folded: whole rows, at least this many, and longer rows in pieces of it. Part of
 /// the specification, since it decides the order of additions; results are the same however many threads share the
@@ -57,6 +58,12 @@ pub struct QuantizedRef<'a> {
 }
 
 impl Quantized {
+    /// How the weights are stored.
+    pub fn encoding(&self) -> Encoding {
+        let Settings { bits, group_size, scheme, method: _ } = self.settings;
+        Encoding::Grouped(bits, Grouping { group_size, scheme, parameter_dtype: self.parameter_dtype })
+    }
+
     /// The same, borrowed.
     pub fn as_ref(&self) -> QuantizedRef<'_> {
         QuantizedRef {
@@ -174,25 +181,44 @@ pub(crate) struct Block<'a> {
 impl<'a> Slice<'a> {
     /// True if rows do not end on a byte of packed codes; these are then packed in a second step.
     pub fn unaligned(&self) -> bool {
-        !(self.weights.row_length() * self.settings.bits.get()).is_multiple_of(8)
+        !self.weights.row_length().is_multiple_of(self.settings.bits.codes_per_byte())
+    }
+
+    /// The width that codes of a block are written with.
+    pub fn code_width(&self) -> Bits {
+        if self.unaligned() { Bits::Eight } else { self.settings.bits }
     }
 
     fn empty(&self, stored: ParameterDtype) -> Quantized {
         let (length, row_length) = (self.weights.len(), self.weights.row_length());
         let groups = group_count(length, row_length, self.settings.group_size);
         let sized = |wanted: bool, size: usize| vec![0; if wanted { groups * size } else { 0 }];
-        let codes = if self.unaligned() { length } else { self.settings.bits.packed_len(length) };
         Quantized {
             settings: self.settings,
             length,
             row_length,
             parameter_dtype: stored,
-            codes: vec![0; codes],
+            codes: vec![0; self.code_width().packed_len(length)],
             scales: sized(true, stored.size()),
-            minima: sized(self.settings.scheme == Scheme::Affine, stored.size()),
-            zero_points: sized(self.settings.scheme == Scheme::Asymmetric, 1),
+            minima: sized(self.settings.scheme.has_minima(), stored.size()),
+            zero_points: sized(self.settings.scheme.has_zero_points(), 1),
             errors: PairSums::default(),
         }
+    }
+
+    /// Where blocks are: the first weight of each, their number, and where in its row the first is.
+    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (length, row_length) = (self.weights.len(), self.weights.row_length());
+        let (span, piece) = if row_length > BLOCK {
+            (row_length, BLOCK)
+        } else {
+            let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
+            (rows, rows)
+        };
+        (0..length).step_by(span).flat_map(move |first| {
+            let end = length.min(first + span);
+            (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
+        })
     }
 
     /// The slice in blocks.
@@ -200,56 +226,64 @@ impl<'a> Slice<'a> {
     where
         'a: 'b,
     {
-        let row_length = out.row_length;
-        let span = if row_length > BLOCK { row_length } else { BLOCK.div_ceil(row_length.max(1)) * row_length };
-        let piece = span.min(if row_length > BLOCK { BLOCK } else { span });
-        let code_bits = if self.unaligned() { 8 } else { self.settings.bits.get() };
+        let (row_length, width) = (out.row_length, self.code_width());
         let size = out.parameter_dtype.size();
         let (mut codes, mut scales) = (out.codes.as_mut_slice(), out.scales.as_mut_slice());
         let (mut minima, mut zero_points) = (out.minima.as_mut_slice(), out.zero_points.as_mut_slice());
         let mut blocks = Vec::new();
-        for first in (0..out.length).step_by(span.max(1)) {
-            let end = out.length.min(first + span);
-            for start in (first..end).step_by(piece) {
-                let length = piece.min(end - start);
-                let groups = group_count(length, row_length.min(length), self.settings.group_size);
-                blocks.push(Block {
-                    weights: self.weights.rows(start, length),
-                    channel: if row_length > BLOCK { start - first } else { 0 },
-                    codes: take(&mut codes, length * code_bits / 8),
-                    scales: take(&mut scales, groups * size),
-                    minima: take(&mut minima, groups * size),
-                    zero_points: take(&mut zero_points, groups),
-                });
-            }
+        for (start, length, channel) in self.places() {
+            let groups = group_count(length, row_length.min(length), self.settings.group_size);
+            blocks.push(Block {
+                weights: self.weights.rows(start, length),
+                channel,
+                codes: take(&mut codes, width.packed_len(length)),
+                scales: take(&mut scales, groups * size),
+                minima: take(&mut minima, groups * size),
+                zero_points: take(&mut zero_points, groups),
+            });
         }
         blocks
     }
 
     /// The error for the first weight, or else group, that cannot be quantized.
     fn first_invalid(&self) -> KernelError {
-        let row = self.weights.row_length();
-        let group_size = self.settings.group_size.get();
-        for_dtype!(self.weights.dtype(), E => {
-            let stored = |i: usize| &self.weights.bytes()[i * E::SIZE..];
-            let element = |i: usize| E::one(stored(i));
-            let length = self.weights.len();
-            if let Some(index) = (0..length).find(|&i| !element(i).is_finite()) {
-                return KernelError::NotFinite { index, value: E::wide(stored(index)) };
+        let mut scratch = Vec::new();
+        let mut range = None;
+        for (start, length, _) in self.places() {
+            let floats = self.weights.rows(start, length).floats(&mut scratch);
+            if let Some(error) = first_not_finite(floats) {
+                return error.within(start);
             }
-            for start in (0..length).step_by(row) {
-                for index in (start..start + row).step_by(group_size) {
-                    let end = (index + group_size).min(start + row);
-                    let min = (index..end).map(element).fold(f32::INFINITY, f32::min);
-                    let max = (index..end).map(element).fold(f32::NEG_INFINITY, f32::max);
-                    if max.abs().max(min.abs()) >= MAGNITUDE_LIMIT {
-                        return KernelError::Range { index, min, max };
-                    }
+            range = range.or_else(|| Some(first_beyond_range(floats, self.settings)?.within(start)));
+        }
+        range.expect("a block was given up for a weight or range that is not finite")
+    }
+}
+
+fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
+    for_dtype!(floats.dtype, E => {
+        let mut elements = floats.bytes.chunks_exact(E::SIZE);
+        let index = elements.clone().position(|element| !E::one(element).is_finite())?;
+        Some(KernelError::NotFinite { index, value: E::wide(elements.nth(index)?) })
+    })
+}
+
+fn first_beyond_range(floats: Floats<'_>, settings: Settings) -> Option<KernelError> {
+    let (row, group_size) = (floats.row_length, settings.group_size.get());
+    for_dtype!(floats.dtype, E => {
+        let element = |i: usize| E::one(&floats.bytes[i * E::SIZE..]);
+        for start in (0..floats.len()).step_by(row) {
+            for index in (start..start + row).step_by(group_size) {
+                let end = (index + group_size).min(start + row);
+                let min = (index..end).map(element).fold(f32::INFINITY, f32::min);
+                let max = (index..end).map(element).fold(f32::NEG_INFINITY, f32::max);
+                if max.abs().max(min.abs()) >= MAGNITUDE_LIMIT {
+                    return Some(KernelError::Range { index, min, max });
                 }
             }
-        });
-        unreachable!("a block was given up for a weight or range that is not finite")
-    }
+        }
+    });
+    None
 }
 
 /// Cuts off the first `length` bytes, or what there is: buffers a scheme does not need are empty.
@@ -260,9 +294,8 @@ fn take<'a>(rest: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
 
 /// Codes of a byte each, packed.
 fn pack_bytes(codes: &[u8], bits: Bits) -> Vec<u8> {
-    let per_byte = 8 / bits.get();
     codes
-        .chunks(per_byte)
+        .chunks(bits.codes_per_byte())
         .map(|codes| codes.iter().enumerate().fold(0, |byte, (k, code)| byte | code << (k * bits.get())))
         .collect()
 }

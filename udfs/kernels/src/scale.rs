@@ -1,7 +1,7 @@
 //! Weights with their input channels scaled.
 
 use crate::dequantize::to_f32;
-use crate::types::Weights;
+use crate::weights::Weights;
 use crate::{Isa, KernelError, Result};
 
 /// The weights as f32, element j of each row times `factors[j]`, rounded once.

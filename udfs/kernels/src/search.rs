@@ -8,7 +8,7 @@
 
 use crate::grid::{Grid, Range, Rules, inverse, magic_code, round_code};
 use crate::simd::{MAGIC, Simd};
-use crate::types::Scheme;
+use crate::types::{Bits, Scheme};
 
 /// A candidate's error must be below this part of that of `minmax`, less `NOISE` for each weight, so that what is kept is
 /// never worse in exact arithmetic. A normalized weight and its level are off by at most δ = 2⁻²², which changes a sum E
@@ -26,27 +26,41 @@ struct Effort {
 /// The effort by width. Moves find what repeating the least-squares step from more starts does not: at 2 bits and groups
 /// of 64, two starts and six moves come within 0.03 dB of the exhaustive optimum, where eight starts of three steps each
 /// leave 0.09; at 4 bits, 11 steps gain 0.12 dB over 24.
-const EFFORT: [Effort; 3] = [
-    Effort {
-        shrink: &[0.5, 0.7],
-        moves: &[(1.0, 0.0), (1.0, 0.3), (1.0, -0.3), (1.0, 0.15), (1.0, -0.15), (1.0, 0.0)],
-    },
-    Effort {
-        shrink: &[0.75, 0.9],
-        moves: &[
-            (1.02, 0.2),
-            (0.98, -0.2),
-            (1.02, -0.2),
-            (0.98, 0.2),
-            (1.04, 0.0),
-            (0.96, 0.0),
-            (1.0, 0.1),
-            (1.0, -0.1),
-            (1.0, 0.0),
-        ],
-    },
-    Effort { shrink: &[1.0], moves: &[(1.004, 0.25), (0.996, -0.25), (1.004, -0.25), (0.996, 0.25), (1.002, 0.0)] },
-];
+const fn effort(bits: Bits) -> Effort {
+    match bits {
+        Bits::Two => Effort {
+            shrink: &[0.5, 0.7],
+            moves: &[(1.0, 0.0), (1.0, 0.3), (1.0, -0.3), (1.0, 0.15), (1.0, -0.15), (1.0, 0.0)],
+        },
+        Bits::Four => Effort {
+            shrink: &[0.75, 0.9],
+            moves: &[
+                (1.02, 0.2),
+                (0.98, -0.2),
+                (1.02, -0.2),
+                (0.98, 0.2),
+                (1.04, 0.0),
+                (0.96, 0.0),
+                (1.0, 0.1),
+                (1.0, -0.1),
+                (1.0, 0.0),
+            ],
+        },
+        Bits::Eight => Effort {
+            shrink: &[1.0],
+            moves: &[(1.004, 0.25), (0.996, -0.25), (1.004, -0.25), (0.996, 0.25), (1.002, 0.0)],
+        },
+    }
+}
+
+/// True if the scheme's levels can lie anywhere, so that a search can start from levels over the whole range: the minimum, or
+/// the zero point, follows them. Symmetric levels lie around zero.
+const fn levels_shift(scheme: Scheme) -> bool {
+    match scheme {
+        Scheme::Affine | Scheme::Asymmetric => true,
+        Scheme::Symmetric => false,
+    }
+}
 
 /// Sixteen groups of equal length, transposed: element j of the group in lane k is lane k of vector j.
 pub(crate) struct Groups<'a, F> {
@@ -93,7 +107,7 @@ pub(crate) fn middle<S: Simd>(s: S, rules: &Rules, range: Range<S::F>) -> (S::F,
             let (low, high) = (s.mul(range.min, s.splat(0.5)), s.mul(range.max, s.splat(0.5)));
             (s.add(low, high), s.sub(high, low))
         }
-        _ => (s.splat(0.0), range.magnitude(s)),
+        Scheme::Asymmetric | Scheme::Symmetric => (s.splat(0.0), range.magnitude(s)),
     }
 }
 
@@ -130,7 +144,7 @@ pub(crate) fn search<S: Simd>(
             let min = s.add(rules.store(s, s.sub(base, s.mul(half, scale))), zero);
             Grid { scale, min, zero }
         }
-        _ => {
+        Scheme::Asymmetric | Scheme::Symmetric => {
             let zero_point = s.sub(half, s.mul(fit.base, inverse(s, fit.scale)));
             Grid { scale, min: zero, zero: round_code(s, zero_point, search.top) }
         }
@@ -174,28 +188,31 @@ impl<S: Simd> Search<'_, S> {
     fn best(&self, (low, high): (S::F, S::F)) -> Fit<S::F> {
         let s = self.s;
         let constant = self.constant_moments();
-        let effort = &EFFORT[self.rules.bits.get().ilog2() as usize - 1];
+        let effort = effort(self.rules.bits);
+        let zero = s.splat(0.0);
         let mut best = Fit { scale: s.splat(0.0), base: s.splat(0.0), error: s.splat(f32::INFINITY) };
         for &shrink in effort.shrink {
-            if self.rules.scheme != Scheme::Symmetric {
+            if levels_shift(self.rules.scheme) {
                 let width = s.mul(s.sub(high, low), s.splat(shrink));
                 let scale = s.div(width, self.top);
                 // The middle of the levels, p = -1/2, on the middle of the range.
                 let middle = s.mul(s.add(high, low), s.splat(0.5));
                 self.step(scale, s.fma(scale, s.splat(0.5), middle), &constant, &mut best);
             }
-            if self.rules.scheme != Scheme::Affine {
-                // Zero on a level, the extra level below it or above: for the symmetric scheme by the scale's sign, for
-                // the asymmetric one by the zero point.
-                let scale = s.splat((shrink + 0.2).min(1.0) / self.rules.half);
-                self.step(scale, s.splat(0.0), &constant, &mut best);
-                match self.rules.scheme {
-                    Scheme::Symmetric => self.step(s.sub(s.splat(0.0), scale), s.splat(0.0), &constant, &mut best),
-                    _ => self.step(scale, scale, &constant, &mut best),
-                }
+            // Zero on a level, the extra level below it or above: for the symmetric scheme by the scale's sign, for the
+            // asymmetric one by the zero point.
+            let scale = s.splat((shrink + 0.2).min(1.0) / self.rules.half);
+            let above = match self.rules.scheme {
+                Scheme::Affine => None,
+                Scheme::Asymmetric => Some((scale, scale)),
+                Scheme::Symmetric => Some((s.sub(zero, scale), zero)),
+            };
+            if let Some((scale_above, base_above)) = above {
+                self.step(scale, zero, &constant, &mut best);
+                self.step(scale_above, base_above, &constant, &mut best);
             }
         }
-        if !self.importance.is_empty() && self.rules.scheme != Scheme::Symmetric {
+        if !self.importance.is_empty() && levels_shift(self.rules.scheme) {
             // Where few weights count, their own spread is the better start: levels over 1.5 standard deviations to
             // either side, and over 3.
             let mean = s.mul(constant.z, inverse(s, constant.n));

@@ -4,7 +4,7 @@ use std::ops::Add;
 
 use crate::Isa;
 use crate::simd::{self, Element, Kernel, LANES, Simd, for_dtype, sum_lanes};
-use crate::types::{Dtype, Weights};
+use crate::weights::Weights;
 
 /// Counts, extremes and power sums, of which those of disjoint slices add up. Elements that are not finite are counted
 /// and take no part in the rest.
@@ -85,15 +85,13 @@ impl Add for Stats {
 
 /// The statistics of a slice.
 pub fn stats(isa: Isa, weights: Weights<'_>) -> Stats {
-    if weights.dtype() == Dtype::F64 {
+    let mut scratch = Vec::new();
+    let floats = weights.floats(&mut scratch);
+    if floats.dtype.exceeds_f32() {
         let of_element = |bytes| of_one(simd::F64::wide(bytes));
-        return weights
-            .bytes()
-            .chunks_exact(simd::F64::SIZE)
-            .map(of_element)
-            .fold(Stats::default(), |sum, one| sum + one);
+        return floats.bytes.chunks_exact(simd::F64::SIZE).map(of_element).fold(Stats::default(), |sum, one| sum + one);
     }
-    for_dtype!(weights.dtype(), E => isa.run(Run::<E> { bytes: weights.bytes(), dtype: std::marker::PhantomData }))
+    for_dtype!(floats.dtype, E => isa.run(Run::<E> { bytes: floats.bytes, dtype: std::marker::PhantomData }))
 }
 
 struct Run<'a, E> {

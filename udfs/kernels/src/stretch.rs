@@ -47,13 +47,15 @@ pub(crate) fn stretch<S: Simd>(
     let factor = s.select(s.lt(s.splat(FACTORS[1]), factor), one, factor);
     let [scale, min] = [grid.scale, grid.min].map(|parameter| s.mul(parameter, factor));
     let stretched = Grid { scale: rules.store_scale(s, scale), min: rules.store(s, min), zero: grid.zero };
-    if rules.stored == ParameterDtype::F32 {
-        return stretched;
-    }
-    let fits = s.lt(s.max(s.abs(scale), s.abs(min)), s.splat(LARGEST));
-    Grid {
-        scale: s.select(fits, stretched.scale, grid.scale),
-        min: s.select(fits, stretched.min, grid.min),
-        zero: grid.zero,
+    match rules.stored {
+        ParameterDtype::F32 => stretched,
+        ParameterDtype::F16 => {
+            let fits = s.lt(s.max(s.abs(scale), s.abs(min)), s.splat(LARGEST));
+            Grid {
+                scale: s.select(fits, stretched.scale, grid.scale),
+                min: s.select(fits, stretched.min, grid.min),
+                zero: grid.zero,
+            }
+        }
     }
 }

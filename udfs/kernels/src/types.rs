@@ -1,8 +1,8 @@
 //! What can be asked of the kernels, parsed once at the edge: inside, an invalid width, group size or scheme cannot be
 //! written down.
-
-use std::fmt;
-use std::str::FromStr;
+//!
+//! What a kernel needs to know of a variant is a method here with an exhaustive `match`, or an exhaustive `match` of its own,
+//! never a comparison: a new width or scheme then fails to compile until each of them has an answer for it.
 
 use crate::{KernelError, Result};
 
@@ -23,17 +23,17 @@ macro_rules! named {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.name())
             }
         }
 
-        impl FromStr for $name {
-            type Err = KernelError;
+        impl std::str::FromStr for $name {
+            type Err = $crate::KernelError;
 
-            fn from_str(text: &str) -> Result<Self> {
-                Self::ALL.iter().copied().find(|v| v.name() == text).ok_or_else(|| KernelError::Argument {
+            fn from_str(text: &str) -> $crate::Result<Self> {
+                Self::ALL.iter().copied().find(|v| v.name() == text).ok_or_else(|| $crate::KernelError::Argument {
                     name: $what,
                     value: text.to_string(),
                     allowed: concat!("one of" $(, " '", $text, "'")+),
@@ -42,6 +42,7 @@ macro_rules! named {
         }
     };
 }
+pub(crate) use named;
 
 named! {
     /// How a code stands for a weight.
@@ -52,6 +53,24 @@ named! {
     Asymmetric = "asymmetric",
     /// `w = scale * (q - 2^(bits-1))`, a scale of either sign: GGUF's Q4_0 and Q8_0.
     Symmetric = "symmetric",
+}
+
+impl Scheme {
+    /// True if each group stores a minimum, in the dtype of its scale.
+    pub const fn has_minima(self) -> bool {
+        match self {
+            Self::Affine => true,
+            Self::Asymmetric | Self::Symmetric => false,
+        }
+    }
+
+    /// True if each group stores a zero point, one byte.
+    pub const fn has_zero_points(self) -> bool {
+        match self {
+            Self::Asymmetric => true,
+            Self::Affine | Self::Symmetric => false,
+        }
+    }
 }
 
 named! {
@@ -65,6 +84,24 @@ named! {
     /// are: Σ i·w·ŵ = Σ i·w², i being the importance. Codes of the least squared error lack the energy of that error, by
     /// which each layer of a model dampens what passes through it.
     Unbiased = "unbiased",
+}
+
+impl Method {
+    /// True if grids are searched for, so that a batch's weights are kept transposed.
+    pub(crate) const fn searches(self) -> bool {
+        match self {
+            Self::MinMax => false,
+            Self::Mse | Self::Unbiased => true,
+        }
+    }
+
+    /// True if the levels of the grid found are stretched.
+    pub(crate) const fn stretches(self) -> bool {
+        match self {
+            Self::Unbiased => true,
+            Self::MinMax | Self::Mse => false,
+        }
+    }
 }
 
 named! {
@@ -89,23 +126,29 @@ impl Dtype {
             Self::F16 | Self::BF16 => 2,
         }
     }
+
+    /// True if f32 does not hold every value.
+    pub(crate) const fn exceeds_f32(self) -> bool {
+        match self {
+            Self::F64 => true,
+            Self::F32 | Self::F16 | Self::BF16 => false,
+        }
+    }
 }
 
-/// Bits of one code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Bits {
+named! {
+    /// Bits of one code, narrowest first. The names are those of grouped integers of that width.
+    #[derive(PartialOrd, Ord)]
+    Bits, "type",
     /// Four levels.
-    Two,
+    Two = "int2",
     /// Sixteen levels.
-    Four,
+    Four = "int4",
     /// 256 levels.
-    Eight,
+    Eight = "int8",
 }
 
 impl Bits {
-    /// Every width, narrowest first.
-    pub const ALL: &'static [Self] = &[Self::Two, Self::Four, Self::Eight];
-
     /// The number of bits.
     pub const fn get(self) -> usize {
         match self {
@@ -120,9 +163,19 @@ impl Bits {
         ((1u16 << self.get()) - 1) as u8
     }
 
+    /// Codes of one byte. The kernels read, write and pack codes that do not cross from one byte into the next; a width that
+    /// does not divide 8 needs code of its own wherever this is used.
+    pub(crate) const fn codes_per_byte(self) -> usize {
+        match self {
+            Self::Two => 4,
+            Self::Four => 2,
+            Self::Eight => 1,
+        }
+    }
+
     /// Bytes that `codes` packed codes take.
     pub const fn packed_len(self, codes: usize) -> usize {
-        (codes * self.get()).div_ceil(8)
+        codes.div_ceil(self.codes_per_byte())
     }
 }
 
@@ -177,82 +230,13 @@ pub struct Settings {
     pub method: Method,
 }
 
-/// Weights as they are stored: little-endian elements of one dtype, at any alignment, in rows of equal length.
-#[derive(Debug, Clone, Copy)]
-pub struct Weights<'a> {
-    dtype: Dtype,
-    bytes: &'a [u8],
-    row_length: usize,
-}
-
-impl<'a> Weights<'a> {
-    /// `bytes` as rows of `row_length` elements. Groups never cross from one row into the next.
-    ///
-    /// # Errors
-    /// If the bytes are no whole number of elements, or the elements no whole number of rows.
-    pub fn new(dtype: Dtype, bytes: &'a [u8], row_length: usize) -> Result<Self> {
-        let length = bytes.len() / dtype.size();
-        if !bytes.len().is_multiple_of(dtype.size()) {
-            return Err(KernelError::Length {
-                what: "bytes of weights",
-                found: bytes.len(),
-                multiple_of: dtype.size(),
-            });
-        }
-        if length > 0 && (row_length == 0 || !length.is_multiple_of(row_length)) {
-            return Err(KernelError::Length { what: "weights", found: length, multiple_of: row_length });
-        }
-        Ok(Self { dtype, bytes, row_length })
-    }
-
-    /// `bytes` as a single row.
-    ///
-    /// # Errors
-    /// If the bytes are no whole number of elements.
-    pub fn one_row(dtype: Dtype, bytes: &'a [u8]) -> Result<Self> {
-        Self::new(dtype, bytes, bytes.len() / dtype.size())
-    }
-
-    /// The stored dtype.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// The stored bytes.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
-    }
-
-    /// Elements in all.
-    pub fn len(&self) -> usize {
-        self.bytes.len() / self.dtype.size()
-    }
-
-    /// True without any element.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Elements of a row.
-    pub fn row_length(&self) -> usize {
-        self.row_length
-    }
-
-    /// The elements from `start` on, `length` of them: whole rows, or a piece of one, which is then a row.
-    pub(crate) fn rows(&self, start: usize, length: usize) -> Self {
-        let size = self.dtype.size();
-        let bytes = &self.bytes[start * size..(start + length) * size];
-        Self { bytes, row_length: self.row_length.min(length), ..*self }
-    }
-}
-
-/// How scales and minima are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ParameterDtype {
+named! {
+    /// How scales and minima are stored.
+    ParameterDtype, "parameter_dtype",
     /// Half precision, unless it would move a level of some group's grid by more than a quarter of a step.
-    F16,
+    F16 = "F16",
     /// Single precision.
-    F32,
+    F32 = "F32",
 }
 
 impl ParameterDtype {
@@ -263,33 +247,27 @@ impl ParameterDtype {
             Self::F32 => 4,
         }
     }
-
-    /// The name as stored.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        }
-    }
-}
-
-impl FromStr for ParameterDtype {
-    type Err = KernelError;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "F16" => Ok(Self::F16),
-            "F32" => Ok(Self::F32),
-            _ => Err(KernelError::Argument {
-                name: "parameter_dtype",
-                value: text.to_string(),
-                allowed: "one of 'F16' 'F32'",
-            }),
-        }
-    }
 }
 
 /// Groups in rows of `row_length` weights, the last of each row perhaps short.
 pub fn group_count(length: usize, row_length: usize, group_size: GroupSize) -> usize {
     if length == 0 { 0 } else { length / row_length * row_length.div_ceil(group_size.get()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_list_every_width_and_group_size() {
+        let allowed = |error: KernelError| {
+            let KernelError::Argument { allowed, .. } = error else { panic!("{error}") };
+            allowed.replace(" or ", ", ")
+        };
+        let list = |values: Vec<usize>| values.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let widths = Bits::ALL.iter().map(|bits| bits.get()).collect();
+        assert_eq!(allowed(Bits::try_from(-1).unwrap_err()), list(widths));
+        let group_sizes = GroupSize::ALL.iter().map(|size| size.get()).collect();
+        assert_eq!(allowed(GroupSize::try_from(-1).unwrap_err()), list(group_sizes));
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Products, Simd, head};
+use super::{Kernel, LANES, Products, Simd, Width, head};
+use crate::Bits;
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -260,7 +261,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn pack<const BITS: usize>(self, codes: [F; 2], out: &mut [u8]) {
+    fn pack<W: Width>(self, codes: [F; 2], out: &mut [u8]) {
         let byte = self.splat(f32::from_bits(0xff));
         let (low, high) = (both!(_mm256_and_ps, codes[0], byte), both!(_mm256_and_ps, codes[1], byte));
         simd!({
@@ -269,43 +270,41 @@ impl Simd for Avx2 {
             let high = _mm256_packus_epi32(_mm256_castps_si256(high[0]), _mm256_castps_si256(high[1]));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
-            match BITS {
-                8 => _mm256_storeu_si256(out[..32].as_mut_ptr().cast(), bytes),
-                4 => {
+            match W::BITS {
+                Bits::Eight => _mm256_storeu_si256(out[..32].as_mut_ptr().cast(), bytes),
+                Bits::Four => {
                     // q0 + 16 q1 of neighbouring bytes, in 16 bits.
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x1001));
                     let packed = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
                     _mm_storeu_si128(out[..16].as_mut_ptr().cast(), packed);
                 }
-                2 => {
+                Bits::Two => {
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0401));
                     // p0 + 16 p1 of neighbouring pairs, in 32 bits.
                     let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0010_0001));
                     let words = _mm_packus_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256::<1>(quads));
                     _mm_storel_epi64(out[..8].as_mut_ptr().cast(), _mm_packus_epi16(words, words));
                 }
-                _ => unreachable!("codes have 2, 4 or 8 bits"),
             }
         })
     }
     #[inline(always)]
-    fn unpack<const BITS: usize>(self, bytes: &[u8]) -> [F; 2] {
+    fn unpack<W: Width>(self, bytes: &[u8]) -> [F; 2] {
         simd!({
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            let mask = _mm256_set1_epi32((1 << BITS) - 1);
+            let mask = _mm256_set1_epi32(i32::from(W::BITS.max_code()));
             let mut out = [self.splat(0.0); 2];
             for i in 0..4 {
-                let codes = match BITS {
-                    8 => _mm256_cvtepu8_epi32(_mm_loadl_epi64(head::<8>(&bytes[8 * i..]).as_ptr().cast())),
-                    4 => {
+                let codes = match W::BITS {
+                    Bits::Eight => _mm256_cvtepu8_epi32(_mm_loadl_epi64(head::<8>(&bytes[8 * i..]).as_ptr().cast())),
+                    Bits::Four => {
                         let word = _mm256_set1_epi32(i32::from_le_bytes(*head(&bytes[4 * i..])));
                         _mm256_srlv_epi32(word, _mm256_slli_epi32::<2>(lanes))
                     }
-                    2 => {
+                    Bits::Two => {
                         let word = _mm256_set1_epi32(i32::from(i16::from_le_bytes(*head(&bytes[2 * i..]))));
                         _mm256_srlv_epi32(word, _mm256_slli_epi32::<1>(lanes))
                     }
-                    _ => unreachable!("codes have 2, 4 or 8 bits"),
                 };
                 out[i / 2][i % 2] = _mm256_cvtepi32_ps(_mm256_and_si256(codes, mask));
             }

@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Products, Simd, head};
+use super::{Kernel, LANES, Products, Simd, Width, head};
+use crate::Bits;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -206,48 +207,46 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn pack<const BITS: usize>(self, codes: [__m512; 2], out: &mut [u8]) {
+    fn pack<W: Width>(self, codes: [__m512; 2], out: &mut [u8]) {
         simd!({
             let low = _mm512_cvtepi32_epi8(_mm512_castps_si512(codes[0]));
             let high = _mm512_cvtepi32_epi8(_mm512_castps_si512(codes[1]));
             let bytes = _mm256_set_m128i(high, low);
-            match BITS {
-                8 => _mm256_storeu_si256(out[..32].as_mut_ptr().cast(), bytes),
-                4 => {
+            match W::BITS {
+                Bits::Eight => _mm256_storeu_si256(out[..32].as_mut_ptr().cast(), bytes),
+                Bits::Four => {
                     // q0 + 16 q1 of neighbouring bytes, in 16 bits.
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x1001));
                     _mm_storeu_si128(out[..16].as_mut_ptr().cast(), _mm256_cvtepi16_epi8(pairs));
                 }
-                2 => {
+                Bits::Two => {
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0401));
                     // p0 + 16 p1 of neighbouring pairs, in 32 bits.
                     let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0010_0001));
                     _mm_storel_epi64(out[..8].as_mut_ptr().cast(), _mm256_cvtepi32_epi8(quads));
                 }
-                _ => unreachable!("codes have 2, 4 or 8 bits"),
             }
         })
     }
     #[inline(always)]
-    fn unpack<const BITS: usize>(self, bytes: &[u8]) -> [__m512; 2] {
+    fn unpack<W: Width>(self, bytes: &[u8]) -> [__m512; 2] {
         simd!({
             let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-            let mask = _mm512_set1_epi32((1 << BITS) - 1);
+            let mask = _mm512_set1_epi32(i32::from(W::BITS.max_code()));
             let mut out = [self.splat(0.0); 2];
             for i in 0..2 {
-                let codes = match BITS {
-                    8 => _mm512_cvtepu8_epi32(_mm_loadu_si128(head::<16>(&bytes[16 * i..]).as_ptr().cast())),
-                    4 => {
+                let codes = match W::BITS {
+                    Bits::Eight => _mm512_cvtepu8_epi32(_mm_loadu_si128(head::<16>(&bytes[16 * i..]).as_ptr().cast())),
+                    Bits::Four => {
                         // Lanes 0 to 7 take their four bits from the lower half of a 64-bit word, the others from the upper.
                         let word = _mm512_set1_epi64(i64::from_le_bytes(*head(&bytes[8 * i..])));
                         let halves = _mm512_permutexvar_epi32(_mm512_srli_epi32::<3>(lanes), word);
                         _mm512_srlv_epi32(halves, _mm512_slli_epi32::<2>(_mm512_and_si512(lanes, _mm512_set1_epi32(7))))
                     }
-                    2 => {
+                    Bits::Two => {
                         let word = _mm512_set1_epi32(i32::from_le_bytes(*head(&bytes[4 * i..])));
                         _mm512_srlv_epi32(word, _mm512_slli_epi32::<1>(lanes))
                     }
-                    _ => unreachable!("codes have 2, 4 or 8 bits"),
                 };
                 out[i] = _mm512_cvtepi32_ps(_mm512_and_si512(codes, mask));
             }

@@ -12,6 +12,8 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
+use crate::Bits;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -75,10 +77,10 @@ pub(crate) trait Simd: Copy {
     /// Lane j of the result's vector i is lane i of `a[j]`.
     fn transpose(self, a: &[Self::F; LANES]) -> [Self::F; LANES];
 
-    /// Packs the low bytes of `MAGIC + code` in 32 lanes: `BITS` bits each, first code lowest, 4 * `BITS` bytes.
-    fn pack<const BITS: usize>(self, codes: [Self::F; 2], out: &mut [u8]);
-    /// 32 codes as floats from 4 * `BITS` bytes.
-    fn unpack<const BITS: usize>(self, bytes: &[u8]) -> [Self::F; 2];
+    /// Packs the low bytes of `MAGIC + code` in 32 lanes, first code lowest.
+    fn pack<W: Width>(self, codes: [Self::F; 2], out: &mut [u8]);
+    /// 32 packed codes as floats.
+    fn unpack<W: Width>(self, bytes: &[u8]) -> [Self::F; 2];
 
     /// Adds each lane to its sum.
     fn add_to_f64(self, a: Self::F, sums: &mut [f64; LANES]);
@@ -114,6 +116,58 @@ pub(crate) trait Element {
     fn wide(bytes: &[u8]) -> f64;
 }
 
+/// A width of codes as a type, so that kernels are compiled for each.
+pub(crate) trait Width {
+    const BITS: Bits;
+    const PER_BYTE: usize = Self::BITS.codes_per_byte();
+
+    /// Bytes of packed codes.
+    #[inline(always)]
+    fn packed_len(codes: usize) -> usize {
+        Self::BITS.packed_len(codes)
+    }
+
+    /// Code `i` of packed codes.
+    #[inline(always)]
+    fn code(bytes: &[u8], i: usize) -> f32 {
+        f32::from(bytes[i / Self::PER_BYTE] >> (i % Self::PER_BYTE * Self::BITS.get()) & Self::BITS.max_code())
+    }
+}
+
+macro_rules! width {
+    ($name:ident) => {
+        pub(crate) struct $name;
+        impl Width for $name {
+            const BITS: Bits = Bits::$name;
+        }
+    };
+}
+
+width!(Two);
+width!(Four);
+width!(Eight);
+
+/// Evaluates `$body` with the type of a width.
+macro_rules! for_width {
+    ($bits:expr, $W:ident => $body:expr) => {
+        match $bits {
+            $crate::Bits::Two => {
+                type $W = $crate::simd::Two;
+                $body
+            }
+            $crate::Bits::Four => {
+                type $W = $crate::simd::Four;
+                $body
+            }
+            $crate::Bits::Eight => {
+                type $W = $crate::simd::Eight;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use for_width;
+
 fn head<const N: usize>(bytes: &[u8]) -> &[u8; N] {
     bytes.first_chunk().expect("the caller passes a whole element or vector")
 }
@@ -146,7 +200,7 @@ element!(F32, 4, load_f32, b => f32::from_le_bytes(b));
 element!(F16, 2, load_f16, b => half::f16::from_le_bytes(b).to_f32());
 element!(BF16, 2, load_bf16, b => f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
 
-/// Asks for the cache line `ahead` bytes after the start of `bytes`, be it inside the slice or beyond.
+/// Asks for the cache line `ahead` bytes after the start of `bytes`, which may be beyond the slice.
 #[inline(always)]
 pub(crate) fn prefetch(bytes: &[u8], ahead: usize) {
     let address = bytes.as_ptr().wrapping_add(ahead);
@@ -164,7 +218,7 @@ pub(crate) fn prefetch(bytes: &[u8], ahead: usize) {
     let _ = address;
 }
 
-/// Calls `$kernel::<E>` with the element type of a dtype.
+/// Evaluates `$body` with the element type of a dtype.
 macro_rules! for_dtype {
     ($dtype:expr, $E:ident => $body:expr) => {
         match $dtype {

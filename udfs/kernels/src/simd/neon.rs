@@ -6,7 +6,8 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Kernel, LANES, Products, Simd, head};
+use super::{Kernel, LANES, Products, Simd, Width, head};
+use crate::Bits;
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
@@ -227,7 +228,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn pack<const BITS: usize>(self, codes: [F; 2], out: &mut [u8]) {
+    fn pack<W: Width>(self, codes: [F; 2], out: &mut [u8]) {
         simd!({
             let sixteen = |v: F| {
                 let half =
@@ -235,26 +236,25 @@ impl Simd for Neon {
                 vcombine_u8(vmovn_u16(half(v[0], v[1])), vmovn_u16(half(v[2], v[3])))
             };
             let (low, high) = (sixteen(codes[0]), sixteen(codes[1]));
-            match BITS {
-                8 => {
+            match W::BITS {
+                Bits::Eight => {
                     vst1q_u8(out[..16].as_mut_ptr(), low);
                     vst1q_u8(out[16..32].as_mut_ptr(), high);
                 }
-                4 => {
+                Bits::Four => {
                     let packed = vsliq_n_u8::<4>(vuzp1q_u8(low, high), vuzp2q_u8(low, high));
                     vst1q_u8(out[..16].as_mut_ptr(), packed);
                 }
-                2 => {
+                Bits::Two => {
                     let pairs = vsliq_n_u8::<2>(vuzp1q_u8(low, high), vuzp2q_u8(low, high));
                     let packed = vsliq_n_u8::<4>(vuzp1q_u8(pairs, pairs), vuzp2q_u8(pairs, pairs));
                     vst1_u8(out[..8].as_mut_ptr(), vget_low_u8(packed));
                 }
-                _ => unreachable!("codes have 2, 4 or 8 bits"),
             }
         })
     }
     #[inline(always)]
-    fn unpack<const BITS: usize>(self, bytes: &[u8]) -> [F; 2] {
+    fn unpack<W: Width>(self, bytes: &[u8]) -> [F; 2] {
         simd!({
             let sixteen = |bytes: uint8x16_t| {
                 let eight = |half: uint8x8_t| {
@@ -264,18 +264,18 @@ impl Simd for Neon {
                 let (low, high) = (eight(vget_low_u8(bytes)), eight(vget_high_u8(bytes)));
                 [vcvtq_f32_u32(low[0]), vcvtq_f32_u32(low[1]), vcvtq_f32_u32(high[0]), vcvtq_f32_u32(high[1])]
             };
-            let mask = vdupq_n_u8(((1u16 << BITS) - 1) as u8);
-            match BITS {
-                8 => {
+            let mask = vdupq_n_u8(W::BITS.max_code());
+            match W::BITS {
+                Bits::Eight => {
                     let bytes: &[u8; 32] = head(bytes);
                     [sixteen(vld1q_u8(bytes.as_ptr())), sixteen(vld1q_u8(bytes[16..].as_ptr()))]
                 }
-                4 => {
+                Bits::Four => {
                     let packed = vld1q_u8(head::<16>(bytes).as_ptr());
                     let (even, odd) = (vandq_u8(packed, mask), vshrq_n_u8::<4>(packed));
                     [sixteen(vzip1q_u8(even, odd)), sixteen(vzip2q_u8(even, odd))]
                 }
-                2 => {
+                Bits::Two => {
                     let half = vld1_u8(head::<8>(bytes).as_ptr());
                     let packed = vcombine_u8(half, half);
                     let plane = [packed, vshrq_n_u8::<2>(packed), vshrq_n_u8::<4>(packed), vshrq_n_u8::<6>(packed)]
@@ -288,7 +288,6 @@ impl Simd for Neon {
                         sixteen(vreinterpretq_u8_u16(vzip2q_u16(low, high))),
                     ]
                 }
-                _ => unreachable!("codes have 2, 4 or 8 bits"),
             }
         })
     }

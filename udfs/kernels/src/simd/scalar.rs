@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Kernel, LANES, Products, Simd, head};
+use super::{Kernel, LANES, Products, Simd, Width, head};
 
 /// No instruction set beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -135,20 +135,17 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn pack<const BITS: usize>(self, codes: [F; 2], out: &mut [u8]) {
-        let per_byte = 8 / BITS;
-        for (i, byte) in out[..4 * BITS].iter_mut().enumerate() {
-            *byte = (0..per_byte).fold(0, |byte, k| {
-                let code = i * per_byte + k;
-                byte | (codes[code / LANES][code % LANES].to_bits() as u8) << (k * BITS)
+    fn pack<W: Width>(self, codes: [F; 2], out: &mut [u8]) {
+        for (i, byte) in out[..W::packed_len(2 * LANES)].iter_mut().enumerate() {
+            *byte = (0..W::PER_BYTE).fold(0, |byte, k| {
+                let code = i * W::PER_BYTE + k;
+                byte | (codes[code / LANES][code % LANES].to_bits() as u8) << (k * W::BITS.get())
             });
         }
     }
     #[inline(always)]
-    fn unpack<const BITS: usize>(self, bytes: &[u8]) -> [F; 2] {
-        let per_byte = 8 / BITS;
-        let code = |i: usize| bytes[i / per_byte] >> (i % per_byte * BITS) & ((1u16 << BITS) - 1) as u8;
-        [each(|i| f32::from(code(i))), each(|i| f32::from(code(LANES + i)))]
+    fn unpack<W: Width>(self, bytes: &[u8]) -> [F; 2] {
+        [each(|i| W::code(bytes, i)), each(|i| W::code(bytes, LANES + i))]
     }
 
     #[inline(always)]
