@@ -5,18 +5,18 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::calibrated::SMOOTHING;
 use super::report::{TensorReport, Totals};
 use crate::{LayerReport, QuantError, Result};
 
-/// The version of the directory's format that this crate writes, and reads.
-const FORMAT_VERSION: u32 = 1;
+/// The version of the directory's format that this crate writes. It reads all versions up to this one: 1 has no smoothing, 2
+/// has; from 3 on smoothing needs no version of its own, every value names its encoding, and fields of NULL values are NULL.
+const FORMAT_VERSION: u32 = 3;
 
-/// That of a directory in which codes stand for weights times smoothing. Who knows nothing of that must not read it.
-const SMOOTHED: u32 = 2;
+/// The first version whose quantized values name their encoding.
+const ENCODINGS_NAMED: u32 = 3;
 
 /// The program that writes it.
-pub(crate) const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
+const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
 
 /// The manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,10 +88,17 @@ impl Manifest {
 
     /// Adds a file of what a calibration became.
     pub fn add_table(&mut self, file: FileEntry) {
-        if file.path == SMOOTHING {
-            self.format_version = SMOOTHED;
-        }
         self.tables.push(file);
+    }
+
+    /// True if the quantized values in the files name their encoding.
+    pub fn encodings_are_named(&self) -> bool {
+        self.format_version >= ENCODINGS_NAMED
+    }
+
+    /// The program and the version of what it writes: parts of another writer must not get into the same directory.
+    pub fn writer() -> String {
+        format!("{PROGRAM}, format version {FORMAT_VERSION}")
     }
 
     /// Every file that is part of what was stored.
@@ -111,9 +118,10 @@ impl Manifest {
             message: format!("{}: {message}", path.display()),
         };
         let version = serde_json::from_str::<Version>(text).map_err(|e| error(format!("no manifest: {e}")))?;
-        if ![FORMAT_VERSION, SMOOTHED].contains(&version.format_version) {
+        if !(1..=FORMAT_VERSION).contains(&version.format_version) {
             return Err(error(format!(
-                "format version {} was written by another version of arrow-quant, this one reads {FORMAT_VERSION} and {SMOOTHED}",
+                "format version {} was written by another version of arrow-quant, this one reads versions 1 to \
+                 {FORMAT_VERSION}: upgrade arrow-quant, or quantize the model again",
                 version.format_version
             )));
         }
@@ -148,7 +156,13 @@ mod tests {
     fn manifests_that_are_not_ours_are_refused() {
         let message = |text: &str| Manifest::parse(Path::new("m.json"), text).unwrap_err().to_string();
         assert!(message("{").starts_with("m.json: no manifest"));
-        assert!(message(r#"{"format_version": 9}"#).contains("format version 9 was written by another version"));
+        for version in [0, 4] {
+            let expected = format!(
+                "m.json: format version {version} was written by another version of arrow-quant, this one reads versions 1 to 3: \
+                 upgrade arrow-quant, or quantize the model again"
+            );
+            assert_eq!(message(&format!(r#"{{"format_version": {version}}}"#)), expected);
+        }
         let escape = r#"{"format_version":1,"created_by":"x","settings":{},"source":{"name":"","fingerprint":""},
             "modality":null,"notes":[],"totals":{"weights":0,"original_bytes":0,"stored_bytes":0,"bits_per_weight":0,
             "compression_ratio":0,"cosine_similarity":null,"sqnr_db":null,"squared_error":0},"tensors":[],"files":[{"path":"../x","bytes":1,"sha256":""}]}"#;

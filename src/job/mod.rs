@@ -40,7 +40,7 @@ pub use validate::{TensorQuality, ValidationReport, validate_model, verify_model
 use crate::tables::default_name;
 use crate::{Calibration, DiffusionQuantConfig, QuantError, Result};
 use journal::RunIdentity;
-use manifest::{PROGRAM, Source};
+use manifest::Source;
 use plan::TensorPlan;
 use planning::Planned;
 use progress::Listener;
@@ -99,7 +99,7 @@ pub async fn quantize_model(
     let settings = config.recorded()?;
     let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint() };
     let identity = RunIdentity {
-        program: PROGRAM.to_string(),
+        program: Manifest::writer(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),

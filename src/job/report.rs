@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use arrow_quant_kernels::PairSums;
+use arrow_quant_udfs::encoding_name;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -25,6 +26,10 @@ pub struct TensorReport {
     pub shape: Vec<i64>,
     /// Its elements.
     pub elements: u64,
+    /// How it is stored: `int4` and the like, or its own dtype if it was kept. `None` in directories of format versions 1
+    /// and 2, which do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
     /// Bits of a code; `None` if the tensor was kept at its own dtype.
     pub bits: Option<u8>,
     /// Weights that share a scale.
@@ -102,6 +107,7 @@ pub(crate) fn tensor_reports(
             dtype: tensor.dtype.clone(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
+            encoding: Some(plan.choice.map_or(&*tensor.dtype, |choice| encoding_name(choice.bits)).to_string()),
             bits: plan.choice.map(|choice| choice.bits.get() as u8),
             group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
             because: plan.because.clone(),

@@ -11,6 +11,7 @@ fn tensor(name: &str, bits: Option<u8>, db: Option<f64>) -> TensorReport {
         dtype: "BF16".into(),
         shape: vec![64, 128],
         elements: 8192,
+        encoding: None,
         bits,
         group_size: bits.map(|_| 128),
         because: if bits.is_some() { "bit_width" } else { "1-D" }.into(),
