@@ -109,7 +109,8 @@ fn downgraded(path: &Path) -> Vec<u8> {
     let mut writer: Option<ArrowWriter<Vec<u8>>> = None;
     for batch in reader.build().unwrap() {
         let batch = batch.unwrap();
-        let columns = batch.schema().fields().iter().zip(batch.columns()).map(|(field, column)| {
+        let schema = batch.schema();
+        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
             let column: ArrayRef = match column.as_struct_opt() {
                 Some(values) => Arc::new(as_before(values)),
                 None => Arc::clone(column),
