@@ -1,5 +1,6 @@
 //! `arrow_quant.json`: what a quantized model directory says of itself. `docs/format.md` specifies it.
 
+use std::ops::RangeInclusive;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,15 @@ pub const ACTIVATIONS: &str = "activations.parquet";
 /// The table of the factors that codes are to be divided by.
 pub const SMOOTHING: &str = "smoothing.parquet";
 
-/// The version of the directory's format that is written.
+/// The version of the directory's format that is written: 1 has no smoothing, 2 has; from 3 on smoothing needs no
+/// version of its own, every value names its encoding, and fields of NULL values are NULL.
 pub const FORMAT_VERSION: u32 = 3;
 
 /// The versions that are read.
-const READABLE: [u32; 3] = [1, 2, FORMAT_VERSION];
+const READABLE: RangeInclusive<u32> = 1..=FORMAT_VERSION;
+
+/// The first version whose quantized values name their encoding.
+const ENCODINGS_NAMED: u32 = 3;
 
 /// The manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,7 +94,10 @@ pub enum ManifestError {
     #[error("not a manifest: {0}")]
     NotUnderstood(String),
     /// Its version is newer than this program, or unknown.
-    #[error("format version {0} was written by another version of arrow-quant, this one reads 1, 2 and 3")]
+    #[error(
+        "format version {0} was written by another version of arrow-quant, this one reads versions 1 to {FORMAT_VERSION}: \
+         upgrade arrow-quant, or quantize the model again"
+    )]
     Version(u32),
     /// A file that it names is outside the directory.
     #[error("`{0}` is not a file of the directory")]
@@ -114,6 +122,11 @@ impl Manifest {
             layers: Vec::new(),
             tables: Vec::new(),
         }
+    }
+
+    /// True if the quantized values in the files name their encoding.
+    pub fn encodings_are_named(&self) -> bool {
+        self.format_version >= ENCODINGS_NAMED
     }
 
     /// Every file that is part of what was stored.
@@ -173,7 +186,13 @@ mod tests {
     fn manifests_that_are_not_ours_are_refused() {
         let message = |text: &str| Manifest::parse(text).unwrap_err().to_string();
         assert!(message("{").starts_with("not a manifest"));
-        assert!(message(r#"{"format_version": 9}"#).contains("format version 9 was written by another version"));
+        for version in [0, 4] {
+            let expected = format!(
+                "format version {version} was written by another version of arrow-quant, this one reads versions 1 to 3: \
+                 upgrade arrow-quant, or quantize the model again"
+            );
+            assert_eq!(message(&format!(r#"{{"format_version": {version}}}"#)), expected);
+        }
         let escape = text(1, "", r#"{"path":"../x","bytes":1,"sha256":""}"#);
         assert_eq!(message(&escape), "`../x` is not a file of the directory");
     }

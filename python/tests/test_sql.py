@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import datafusion
 import duckdb
 import numpy as np
 import pandas as pd
@@ -391,6 +392,50 @@ def test_a_name_that_is_taken_is_told(connection: Connection, digits_dit: Path) 
 def test_the_quantized_rows_of_an_original_are_not_there(connection: Connection, digits_dit: Path) -> None:
     with pytest.raises(ArrowQuantError, match="not a quantized model"):
         connection.sql(f"SELECT * FROM quantized('{digits_dit}')").collect()
+
+
+# ---------------------------------------------------------------- the files, read by others
+
+# Of each row of the files: whether `quantized` is NULL, its bits and codes, and the dtype of `weights`.
+Fields = list[tuple[bool, int | None, bytes | None, str | None]]
+
+
+def fields_by_pyarrow(parts: Path) -> Fields:
+    table = pq.read_table(parts)
+    flat = table.flatten()
+    columns = [flat[name].to_pylist() for name in ("quantized.bits", "quantized.codes", "weights.dtype")]
+    return list(zip(table["quantized"].is_null().to_pylist(), *columns, strict=True))
+
+
+def fields_by_polars(parts: Path) -> Fields:
+    quantized, weights = pl.col("quantized"), pl.col("weights")
+    fields = (quantized.struct.field("bits"), quantized.struct.field("codes"), weights.struct.field("dtype"))
+    return pl.read_parquet(parts / "*.parquet").select(quantized.is_null().alias("kept"), *fields).rows()
+
+
+def fields_by_duckdb(parts: Path) -> Fields:
+    query = "SELECT quantized IS NULL, quantized.bits, quantized.codes, weights.dtype"
+    return duckdb.sql(f"{query} FROM read_parquet('{parts}/*.parquet')").fetchall()
+
+
+def fields_by_datafusion(parts: Path) -> Fields:
+    ctx = datafusion.SessionContext()
+    ctx.register_parquet("parts", str(parts))
+    fields = "quantized IS NULL AS a, quantized['bits'] AS b, quantized['codes'] AS c, weights['dtype'] AS d"
+    return list(zip(*pa.table(ctx.sql(f"SELECT {fields} FROM parts")).to_pydict().values(), strict=True))
+
+
+@pytest.mark.parametrize("read", [fields_by_pyarrow, fields_by_polars, fields_by_duckdb, fields_by_datafusion])
+def test_fields_of_null_values_are_null(read: Callable[[Path], Fields], quantized_digits: Path) -> None:
+    found = read(quantized_digits / "weights")
+    assert len(found) == 56
+    assert sum(kept for kept, *_ in found) == 25
+    for kept, bits, codes, dtype in found:
+        assert (bits is None, codes is None, dtype is None) == (kept, kept, not kept)
+        if kept:
+            assert dtype == "BF16"
+        else:
+            assert bits == 4 and isinstance(codes, bytes) and codes
 
 
 # ---------------------------------------------------------------- statements

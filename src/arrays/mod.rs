@@ -8,10 +8,8 @@ mod tests;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use arrow::array::{ArrayRef, AsArray, StructArray};
+use arrow::array::{AsArray, StructArray};
 use arrow::buffer::Buffer;
-use arrow::compute::cast;
-use arrow::datatypes::DataType;
 use arrow_quant_kernels::{Dtype, Isa, KernelError, PairSums, Quantized, Settings, Weights, dequantize, quantize};
 use arrow_quant_udfs::{QuantizedColumn, error_sums, quantized_array};
 
@@ -163,12 +161,8 @@ impl QuantizedData {
     /// Bytes of codes and parameters.
     pub fn bytes(&self) -> u64 {
         let columns = ["codes", "scales", "minima", "zero_points"].map(|name| self.values.column_by_name(name));
-        let bytes = |column: &ArrayRef| {
-            // Of values that came from elsewhere, the encoding may be another.
-            let views = cast(column, &DataType::BinaryView).ok()?;
-            Some(views.as_binary_view().iter().flatten().map(|value| value.len() as u64).sum::<u64>())
-        };
-        columns.into_iter().flatten().filter_map(bytes).sum()
+        let values = columns.into_iter().flatten().flat_map(|column| column.as_binary_view().iter().flatten());
+        values.map(|value| value.len() as u64).sum()
     }
 
     /// What was lost.

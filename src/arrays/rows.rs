@@ -5,8 +5,9 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use arrow_quant_kernels::{Bits, Dtype, GroupSize, Settings};
-use arrow_quant_udfs::{QuantizedColumn, quantized_type};
+use arrow_quant_kernels::{Dtype, QuantizedRef, Settings};
+use arrow_quant_udfs::{QuantizedColumn, quantized_type, with_encoding};
+use datafusion::error::DataFusionError;
 
 use super::{QuantizedData, summed};
 use crate::tables::{shape_type, shapes};
@@ -140,21 +141,23 @@ impl Gathered {
             let order = Int64Array::from_iter_values(order.iter().map(|&row| row as i64));
             arrow::compute::take(&values, &order, None)?
         };
-        let values = values.as_struct().clone();
-        // Whatever their encodings, they must be quantized values before anything is made of them.
-        QuantizedColumn::try_new("dequantize", &values).map_err(|error| wrong(QuantError::from(error).to_string()))?;
-        let lengths = integers(&values, "length").ok_or_else(|| wrong("its values have no length".to_string()))?;
+        // Whatever their Arrow types, they must be quantized values before anything is made of them.
+        let unreadable = |error: DataFusionError| wrong(QuantError::from(error).to_string());
+        let values = with_encoding("dequantize", values.as_struct()).map_err(unreadable)?;
+        let column = QuantizedColumn::try_new("dequantize", &values).map_err(unreadable)?;
         let mut chunks = Vec::with_capacity(order.len());
         let mut end = 0u64;
-        for (&row, &length) in order.iter().zip(lengths.values()) {
-            if length < 0 {
-                return Err(wrong(format!("a chunk has {length} elements")));
-            }
+        for (at, &row) in order.iter().enumerate() {
+            let Some(value) = column.row(at).map_err(unreadable)? else {
+                return Err(wrong("a chunk is NULL".to_string()));
+            };
             if self.starts[row] as u64 != end {
                 return Err(wrong(format!("a chunk starts at {}, expected one at {end}", self.starts[row])));
             }
-            chunks.push(end..end + length as u64);
-            end += length as u64;
+            let next = end.checked_add(value.length as u64);
+            let next = next.ok_or_else(|| wrong(format!("a chunk has {} elements", value.length)))?;
+            chunks.push(end..next);
+            end = next;
         }
         let elements = self.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(u64::try_from(n).ok()?));
         if elements != Some(end) {
@@ -163,28 +166,22 @@ impl Gathered {
                 self.shape
             )));
         }
-        let settings =
-            settings(&values)?.ok_or_else(|| wrong("its values do not say how they were quantized".to_string()))?;
-        let errors = summed(&values)?;
+        let settings = match column.row(0).map_err(unreadable)? {
+            Some(first) => settings(&values, &first)?,
+            None => None,
+        };
+        let settings = settings.ok_or_else(|| wrong("its values do not say how they were quantized".to_string()))?;
+        let errors = summed(&values).map_err(|error| wrong(error.to_string()))?;
         Ok(QuantizedData { dtype: self.dtype.parse::<Dtype>()?, shape: self.shape, settings, chunks, values, errors })
     }
 }
 
-fn integers(values: &StructArray, name: &str) -> Option<Int64Array> {
-    Some(cast(values.column_by_name(name)?, &DataType::Int64).ok()?.as_primitive().clone())
-}
-
-/// What the first value was quantized with.
-fn settings(values: &StructArray) -> Result<Option<Settings>> {
-    let text = |name| -> Option<String> {
-        Some(cast(values.column_by_name(name)?, &DataType::Utf8).ok()?.as_string::<i32>().value(0).to_string())
+/// What the first value was quantized with; `None` if its method is not known.
+fn settings(values: &StructArray, first: &QuantizedRef<'_>) -> Result<Option<Settings>> {
+    let methods = values.column_by_name("method").map(|methods| methods.as_string::<i32>());
+    let Some(method) = methods.filter(|methods| methods.is_valid(0)).map(|methods| methods.value(0)) else {
+        return Ok(None);
     };
-    let parts = (integers(values, "bits"), integers(values, "group_size"), text("scheme"), text("method"));
-    let (Some(bits), Some(group_size), Some(scheme), Some(method)) = parts else { return Ok(None) };
-    Ok(Some(Settings {
-        bits: Bits::try_from(bits.value(0))?,
-        group_size: GroupSize::try_from(group_size.value(0))?,
-        scheme: scheme.parse()?,
-        method: method.parse()?,
-    }))
+    let QuantizedRef { bits, group_size, scheme, .. } = *first;
+    Ok(Some(Settings { bits, group_size, scheme, method: method.parse()? }))
 }

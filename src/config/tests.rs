@@ -270,9 +270,3 @@ fn a_target_takes_the_place_of_one_in_the_other_unit() {
     let layered = ConfigLayers::new().file(&file).explicit("target_model_size_mb", 12.into()).load().unwrap();
     assert_eq!((layered.config.target_bpw, layered.config.target_model_size_mb), (None, Some(12.0)));
 }
-
-#[test]
-fn the_nearest_name_is_near() {
-    assert_eq!(nearest("grup_size", FIELDS.iter().map(|f| f.name)), Some("group_size"));
-    assert_eq!(nearest("zebra", FIELDS.iter().map(|f| f.name)), None);
-}

@@ -33,9 +33,7 @@ pub(super) fn tensor_reports(
             dtype: tensor.dtype().to_string(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
-            encoding: plan
-                .choice
-                .map_or_else(|| tensor.dtype().to_string(), |choice| format!("int{}", choice.bits.get())),
+            encoding: plan.choice.map_or_else(|| tensor.dtype().to_string(), |choice| choice.bits.to_string()),
             bits: plan.choice.map(|choice| choice.bits.get() as u8),
             group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
             because: plan.reason.clone().into(),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_quant_formats::ContentHash;
-use arrow_quant_formats::manifest::{Manifest, Source};
+use arrow_quant_formats::manifest::{FORMAT_VERSION, Manifest, Source};
 
 pub use planning::plan_model;
 pub use staging::unfinished_run;
@@ -84,7 +84,7 @@ pub async fn quantize_model(
     let settings = config.recorded();
     let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint()? };
     let identity = RunIdentity {
-        program: PROGRAM.to_string(),
+        program: writer(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),
@@ -170,6 +170,11 @@ fn resumable(error: QuantError) -> QuantError {
         }
         other => other,
     }
+}
+
+/// The program and the version of what it writes: parts of another writer must not get into the same directory.
+fn writer() -> String {
+    format!("{PROGRAM}, format version {FORMAT_VERSION}")
 }
 
 fn plan_hash(plans: &[TensorPlan]) -> String {

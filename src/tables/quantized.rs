@@ -8,12 +8,14 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
 use arrow_quant_formats::full_name;
 use arrow_quant_formats::manifest::{ACTIVATIONS, FileEntry, Manifest, SMOOTHING};
-use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type};
+use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type, with_encoding};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::datasource::{ViewTable, provider_as_source};
-use datafusion::logical_expr::{Expr, JoinType, LogicalPlanBuilder, ScalarUDF, col, lit, when};
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, JoinType, LogicalPlanBuilder, ScalarUDF, Volatility, col, create_udf, lit, when,
+};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
@@ -210,9 +212,14 @@ impl QuantizedModel {
         view(self.rows()?, name, filter, payload)
     }
 
-    /// The quantized rows.
+    /// The quantized rows, in one type whatever the version of the directory.
     pub fn quantized(&self, name: &str) -> Result<Arc<dyn TableProvider>> {
-        self.view(name, Some(col("quantized").is_not_null()), col("quantized"))
+        let quantized = if self.manifest().encodings_are_named() {
+            col("quantized")
+        } else {
+            name_encodings().call(vec![col("quantized")]).alias("quantized")
+        };
+        self.view(name, Some(col("quantized").is_not_null()), quantized)
     }
 
     /// All rows: kept weights as they are, quantized ones restored.
@@ -249,6 +256,16 @@ fn view(
     let columns = ["component", "tensor", "shape", "chunk", "start"].map(col);
     let plan = plan.project([lit(name).alias("model")].into_iter().chain(columns).chain([payload]))?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+/// Fills in the `encoding` of quantized values that were stored before there was such a field.
+fn name_encodings() -> ScalarUDF {
+    const NAME: &str = "name_encodings";
+    let name_all = |args: &[ColumnarValue]| {
+        let values = ColumnarValue::values_to_arrays(args)?;
+        Ok(ColumnarValue::Array(Arc::new(with_encoding(NAME, values[0].as_struct())?)))
+    };
+    create_udf(NAME, vec![quantized_type()], quantized_type(), Volatility::Immutable, Arc::new(name_all))
 }
 
 fn function(name: &str) -> Result<Arc<ScalarUDF>> {

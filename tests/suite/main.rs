@@ -17,4 +17,5 @@ mod report;
 mod resume;
 mod service;
 mod sql;
+mod stored;
 mod target;

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
@@ -23,6 +24,8 @@ use crate::common::DIGITS;
 pub struct Service {
     process: Child,
     address: String,
+    /// Reads what the server logs, so that the pipe never fills up and stops the server; `None` once the log was taken.
+    log: Option<JoinHandle<String>>,
 }
 
 impl Service {
@@ -38,12 +41,16 @@ impl Service {
             .unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut stderr = process.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).unwrap();
+            log
+        });
         let Some(address) = line.trim().strip_prefix("listening on grpc://") else {
-            let mut message = String::new();
-            process.stderr.take().unwrap().read_to_string(&mut message).unwrap();
-            panic!("{line}{message}");
+            panic!("{line}{}", log.join().unwrap());
         };
-        Self { address: address.to_string(), process }
+        Self { address: address.to_string(), process, log: Some(log) }
     }
 
     /// A server of the example model.
@@ -63,8 +70,7 @@ impl Service {
         let id = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         let status = self.process.wait().unwrap();
-        let mut log = String::new();
-        self.process.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let log = self.log.take().unwrap().join().unwrap();
         assert!(status.success() && !log.contains("panicked"), "{status}\n{log}");
     }
 }

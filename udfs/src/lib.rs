@@ -30,7 +30,7 @@ use datafusion::common::Result;
 use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
-pub use quantized::{QuantizedColumn, error_sums, quantized_array, quantized_type};
+pub use quantized::{QuantizedColumn, error_sums, quantized_array, quantized_type, with_encoding};
 pub use reference::sql_reference;
 pub use tensor::{tensor_type, tensor_value};
 

@@ -1,11 +1,11 @@
 //! The sums over pairs that all measures of likeness share: of two tensor values, or inside one quantized value.
 
-use arrow::array::{Array, ArrayRef};
+use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
 use arrow_quant_kernels::{Isa, PairSums, pair_sums};
 use datafusion::common::{Result, exec_datafusion_err, plan_err};
 
-use crate::quantized::{ErrorColumn, QuantizedColumn};
+use crate::quantized::ErrorColumn;
 use crate::tensor::{Row, TensorColumn, kernel_error};
 
 /// A figure that follows from the sums.
@@ -30,7 +30,7 @@ impl Figure {
 /// The types to read the arguments as. Fails at planning unless they are two tensor values or one quantized value.
 pub(crate) fn coerce_types(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
     match types {
-        [quantized] => QuantizedColumn::check(function, quantized).map(|()| types.to_vec()),
+        [quantized] => ErrorColumn::check(function, quantized).map(|()| types.to_vec()),
         [a, b] => Ok(vec![
             TensorColumn::coerce(function, "its first argument", a)?,
             TensorColumn::coerce(function, "its second argument", b)?,
@@ -51,7 +51,7 @@ impl Pairs {
         if args.len() == 1 {
             return match args[0].data_type() {
                 DataType::Null => Ok(Self::Nulls),
-                _ => Ok(Self::Quantized(Box::new(ErrorColumn::try_new(&args[0])?))),
+                _ => Ok(Self::Quantized(Box::new(ErrorColumn::try_new(function, args[0].as_struct())?))),
             };
         }
         Ok(Self::Tensors {
@@ -65,7 +65,7 @@ impl Pairs {
     pub fn row(&self, row: usize) -> Result<Option<PairSums>> {
         match self {
             Self::Nulls => Ok(None),
-            Self::Quantized(errors) => Ok(errors.row(row)),
+            Self::Quantized(errors) => errors.row(row),
             Self::Tensors { function, isa, sides } => match (sides[0].row(row)?, sides[1].row(row)?) {
                 (Some(Row::Weights(a)), Some(Row::Weights(b))) => {
                     pair_sums(*isa, a, b).map(Some).map_err(|e| kernel_error(function, row, e))

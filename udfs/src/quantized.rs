@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryViewArray, Float64Array, Int32Array, Int64Array, StringArray, StringViewArray,
-    StructArray,
+    Array, ArrayAccessor, ArrayRef, AsArray, BinaryViewArray, Float64Array, Int32Array, Int64Array, StringArray,
+    StringViewArray, StructArray, new_null_array,
 };
 use arrow::buffer::NullBuffer;
+use arrow::compute::CastOptions;
 use arrow::datatypes::{DataType, Field, Fields};
-use arrow_quant_kernels::{Bits, GroupSize, PairSums, Quantized, QuantizedRef};
-use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
+use arrow_quant_kernels::{Bits, GroupSize, PairSums, Quantized, QuantizedRef, Scheme};
+use datafusion::common::{Result, cast_column, exec_datafusion_err, exec_err, plan_err};
 
 use crate::tensor::{binary_views, column, kernel_error};
 
-/// The type of a quantized value.
+/// The type of a quantized value. All fields are nullable, so that the fields of a NULL value are NULL in every engine;
+/// of a value that is not NULL, only those are NULL that its encoding or scheme has no use for.
 ///
 /// | field | meaning |
 /// |---|---|
+/// | `encoding` | how the codes stand for weights: `int2`, `int4` or `int8` |
 /// | `bits`, `group_size`, `scheme`, `method` | what `quantize` was asked for |
 /// | `parameter_dtype` | `F16`, or `F32` where f16 cannot hold the value's scales |
 /// | `length`, `row_length` | weights in all, and of a row: groups end with rows |
@@ -30,52 +33,56 @@ pub fn quantized_type() -> DataType {
 
 fn fields() -> Fields {
     Fields::from(vec![
-        Field::new("bits", DataType::Int32, false),
-        Field::new("group_size", DataType::Int32, false),
-        Field::new("scheme", DataType::Utf8, false),
-        Field::new("method", DataType::Utf8, false),
-        Field::new("parameter_dtype", DataType::Utf8, false),
-        Field::new("length", DataType::Int64, false),
-        Field::new("row_length", DataType::Int64, false),
-        Field::new("codes", DataType::BinaryView, false),
-        Field::new("scales", DataType::BinaryView, false),
+        Field::new(ENCODING, DataType::Utf8, true),
+        Field::new("bits", DataType::Int32, true),
+        Field::new("group_size", DataType::Int32, true),
+        Field::new("scheme", DataType::Utf8, true),
+        Field::new("method", DataType::Utf8, true),
+        Field::new("parameter_dtype", DataType::Utf8, true),
+        Field::new("length", DataType::Int64, true),
+        Field::new("row_length", DataType::Int64, true),
+        Field::new("codes", DataType::BinaryView, true),
+        Field::new("scales", DataType::BinaryView, true),
         Field::new("minima", DataType::BinaryView, true),
         Field::new("zero_points", DataType::BinaryView, true),
-        Field::new("errors", DataType::Struct(error_fields()), false),
+        Field::new("errors", DataType::Struct(error_fields()), true),
     ])
 }
 
 fn error_fields() -> Fields {
-    let float = |name| Field::new(name, DataType::Float64, false);
-    Fields::from(vec![
-        Field::new("n", DataType::Int64, false),
-        float("sum_ww"),
-        float("sum_qq"),
-        float("sum_wq"),
-        float("sum_ee"),
-        float("max_abs_error"),
-    ])
+    let integer = std::iter::once(Field::new(COUNT, DataType::Int64, true));
+    integer.chain(SUMS.map(|name| Field::new(name, DataType::Float64, true))).collect()
 }
+
+/// Values of stored-format versions 1 and 2 lack this field.
+const ENCODING: &str = "encoding";
+
+/// The fields that weights cannot be restored without. `minima` and `zero_points` are each needed by one scheme only, and
+/// `encoding` follows from `bits`.
+const RESTORED_FROM: [&str; 8] =
+    ["bits", "group_size", "scheme", "parameter_dtype", "length", "row_length", "codes", "scales"];
+
+/// The fields of `errors`: the number of weights, and the sums.
+const COUNT: &str = "n";
+const SUMS: [&str; 5] = ["sum_ww", "sum_qq", "sum_wq", "sum_ee", "max_abs_error"];
 
 /// Quantized values as an array, `None` being NULL.
 ///
 /// # Errors
 /// If a value is larger than a row can hold.
 pub fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef> {
-    let nulls = NullBuffer::from_iter(values.iter().map(Option::is_some));
+    let nulls = Some(NullBuffer::from_iter(values.iter().map(Option::is_some))).filter(|nulls| nulls.null_count() > 0);
     let ints = |f: fn(&Quantized) -> i32| {
-        Arc::new(values.iter().map(|v| v.as_ref().map_or(0, f)).collect::<Int32Array>()) as ArrayRef
+        Arc::new(values.iter().map(|v| v.as_ref().map(f)).collect::<Int32Array>()) as ArrayRef
     };
     let longs = |f: fn(&Quantized) -> i64| {
-        Arc::new(values.iter().map(|v| v.as_ref().map_or(0, f)).collect::<Int64Array>()) as ArrayRef
+        Arc::new(values.iter().map(|v| v.as_ref().map(f)).collect::<Int64Array>()) as ArrayRef
     };
     let names = |f: fn(&Quantized) -> &'static str| {
-        let names = values.iter().map(|v| v.as_ref().map_or("", f));
-        Arc::new(StringArray::from_iter_values(names)) as ArrayRef
+        Arc::new(values.iter().map(|v| v.as_ref().map(f)).collect::<StringArray>()) as ArrayRef
     };
     let sums = |f: fn(&PairSums) -> f64| {
-        let sums = values.iter().map(|v| v.as_ref().map_or(0.0, |v| f(&v.errors)));
-        Arc::new(Float64Array::from_iter_values(sums)) as ArrayRef
+        Arc::new(values.iter().map(|v| v.as_ref().map(|v| f(&v.errors))).collect::<Float64Array>()) as ArrayRef
     };
     let errors = StructArray::new(
         error_fields(),
@@ -87,9 +94,10 @@ pub fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef> {
             sums(|e| e.sum_ee),
             sums(|e| e.max_abs_error),
         ],
-        None,
+        nulls.clone(),
     );
     let heads = vec![
+        names(|q| q.settings.bits.name()),
         ints(|q| q.settings.bits.get() as i32),
         ints(|q| q.settings.group_size.get() as i32),
         names(|q| q.settings.scheme.name()),
@@ -100,20 +108,77 @@ pub fn quantized_array(values: Vec<Option<Quantized>>) -> Result<ArrayRef> {
     ];
     let (mut codes, mut scales, mut minima, mut zero_points) = (vec![], vec![], vec![], vec![]);
     for value in values {
-        let scheme = value.as_ref().map(|q| q.settings.scheme);
-        let (c, s, m, z) = value.map(|q| (q.codes, q.scales, q.minima, q.zero_points)).unwrap_or_default();
-        codes.push(Some(c));
-        scales.push(Some(s));
-        minima.push((scheme == Some(arrow_quant_kernels::Scheme::Affine)).then_some(m));
-        zero_points.push((scheme == Some(arrow_quant_kernels::Scheme::Asymmetric)).then_some(z));
+        let (c, s, m, z) = match value {
+            Some(q) => {
+                let scheme = q.settings.scheme;
+                let minima = scheme.has_minima().then_some(q.minima);
+                let zero_points = scheme.has_zero_points().then_some(q.zero_points);
+                (Some(q.codes), Some(q.scales), minima, zero_points)
+            }
+            None => (None, None, None, None),
+        };
+        codes.push(c);
+        scales.push(s);
+        minima.push(m);
+        zero_points.push(z);
     }
     let payloads = [binary_views(codes)?, binary_views(scales)?, binary_views(minima)?, binary_views(zero_points)?];
     let columns = heads.into_iter().chain(payloads).chain([Arc::new(errors) as ArrayRef]).collect();
-    let nulls = Some(nulls).filter(|nulls| nulls.null_count() > 0);
     Ok(Arc::new(StructArray::new(fields(), columns, nulls)))
 }
 
-/// A column of quantized values, in whatever encodings they came.
+/// The same quantized values in [`quantized_type`], from whatever Arrow types and order their fields have. An `encoding`
+/// that is missing or NULL, as in stored-format versions 1 and 2, follows from `bits`. Messages name the function.
+///
+/// # Errors
+/// If a field that weights are restored from is missing, or `encoding` and `bits` are not those of a known encoding.
+pub fn with_encoding(function: &'static str, values: &StructArray) -> Result<StructArray> {
+    let known = QuantizedColumn::try_new(function, values)?;
+    let encodings = (0..values.len()).map(|row| Ok(known.bits(row)?.map(Bits::name)));
+    let encodings = Arc::new(encodings.collect::<Result<StringArray>>()?) as ArrayRef;
+    // What does not fit is an error, not NULL.
+    let options = CastOptions { safe: false, ..CastOptions::default() };
+    let values = cast_column(&(Arc::new(values.clone()) as ArrayRef), &quantized_type(), &options)?;
+    let values = values.as_struct();
+    // Fields of NULL values of versions 1 and 2 are 0 and empty.
+    let (fields, mut columns) = values.flatten();
+    for (field, column) in fields.iter().zip(&mut columns) {
+        if field.name() == ENCODING {
+            *column = Arc::clone(&encodings);
+        } else if let Some(errors) = column.as_struct_opt() {
+            let (fields, sums) = errors.flatten();
+            *column = Arc::new(StructArray::try_new(fields, sums, errors.nulls().cloned())?);
+        }
+    }
+    Ok(StructArray::try_new(fields, columns, values.nulls().cloned())?)
+}
+
+/// Fails at planning for a type without the fields that a function needs of a quantized value.
+fn check_fields(function: &str, data_type: &DataType, needed: &[&str]) -> Result<()> {
+    let expected = format!("{function} expects a quantized value, as quantize(...) returns, found {data_type}");
+    match data_type {
+        DataType::Null => Ok(()),
+        DataType::Struct(found) => match missing(found, needed).as_slice() {
+            [] => Ok(()),
+            missing => plan_err!("{expected}, which lacks {}", missing.join(", ")),
+        },
+        _ => plan_err!("{expected}"),
+    }
+}
+
+fn missing<'a>(found: &Fields, needed: &[&'a str]) -> Vec<&'a str> {
+    needed.iter().copied().filter(|&name| found.iter().all(|field| field.name() != name)).collect()
+}
+
+/// A field in a row, of a value that is not NULL.
+fn required<A: ArrayAccessor>(function: &str, row: usize, name: &str, array: A) -> Result<A::Item> {
+    if array.is_null(row) {
+        return exec_err!("{function}, row {row}: {name} is NULL in a quantized value that is not NULL");
+    }
+    Ok(array.value(row))
+}
+
+/// A column of quantized values, in whatever Arrow types their fields came.
 pub struct QuantizedColumn {
     function: &'static str,
     nulls: Option<NullBuffer>,
@@ -121,6 +186,7 @@ pub struct QuantizedColumn {
 }
 
 struct Heads {
+    encoding: StringViewArray,
     bits: Int64Array,
     group_size: Int64Array,
     scheme: StringViewArray,
@@ -134,21 +200,9 @@ struct Heads {
 }
 
 impl QuantizedColumn {
-    /// True for a type that a quantized value can be read from.
-    pub(crate) fn accepts(data_type: &DataType) -> bool {
-        match data_type {
-            DataType::Null => true,
-            DataType::Struct(found) => fields().iter().all(|f| found.iter().any(|g| g.name() == f.name())),
-            _ => false,
-        }
-    }
-
     /// Fails at planning for a type that no quantized value can be read from.
     pub(crate) fn check(function: &str, data_type: &DataType) -> Result<()> {
-        if Self::accepts(data_type) {
-            return Ok(());
-        }
-        plan_err!("{function} expects a quantized value, as quantize(...) returns, found {data_type}")
+        check_fields(function, data_type, &RESTORED_FROM)
     }
 
     pub(crate) fn read(function: &'static str, array: &ArrayRef) -> Result<Self> {
@@ -161,7 +215,7 @@ impl QuantizedColumn {
     /// Reads quantized values; messages name the function that wants them.
     ///
     /// # Errors
-    /// If the structs lack a field of quantized values.
+    /// If the structs lack a field that weights are restored from.
     pub fn try_new(function: &'static str, array: &StructArray) -> Result<Self> {
         let int = |name| -> Result<Int64Array> { Ok(column(array, name, &DataType::Int64)?.as_primitive().clone()) };
         let text = |name| -> Result<StringViewArray> {
@@ -170,7 +224,13 @@ impl QuantizedColumn {
         let bytes = |name| -> Result<BinaryViewArray> {
             Ok(column(array, name, &DataType::BinaryView)?.as_binary_view().clone())
         };
+        let has = |name| array.column_by_name(name).is_some();
+        let nulls = |data_type| new_null_array(data_type, array.len());
+        let optional = |name| {
+            if has(name) { bytes(name) } else { Ok(nulls(&DataType::BinaryView).as_binary_view().clone()) }
+        };
         let heads = Heads {
+            encoding: if has(ENCODING) { text(ENCODING)? } else { nulls(&DataType::Utf8View).as_string_view().clone() },
             bits: int("bits")?,
             group_size: int("group_size")?,
             scheme: text("scheme")?,
@@ -179,85 +239,154 @@ impl QuantizedColumn {
             row_length: int("row_length")?,
             codes: bytes("codes")?,
             scales: bytes("scales")?,
-            minima: bytes("minima")?,
-            zero_points: bytes("zero_points")?,
+            minima: optional("minima")?,
+            zero_points: optional("zero_points")?,
         };
         Ok(Self { function, nulls: array.nulls().cloned(), heads: Some(heads) })
+    }
+
+    /// What a row holds; `None` if it is NULL.
+    fn heads(&self, row: usize) -> Option<&Heads> {
+        let is_null = self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
+        self.heads.as_ref().filter(|_| !is_null)
+    }
+
+    /// The width of a row's codes, which its encoding must agree with; `None` if the row is NULL.
+    fn bits(&self, row: usize) -> Result<Option<Bits>> {
+        let Some(heads) = self.heads(row) else { return Ok(None) };
+        let function = self.function;
+        let named = heads.encoding.is_valid(row).then(|| heads.encoding.value(row));
+        let encoding = match named {
+            Some(name) => Some(Bits::ALL.iter().copied().find(|&bits| bits.name() == name).ok_or_else(|| {
+                let allowed: Vec<_> = Bits::ALL.iter().map(|&bits| format!("'{}'", bits.name())).collect();
+                exec_datafusion_err!("{function}, row {row}: encoding is '{name}', allowed: {}", allowed.join(", "))
+            })?),
+            None => None,
+        };
+        let bits = required(function, row, "bits", &heads.bits)?;
+        let bits = Bits::try_from(bits).map_err(|error| kernel_error(function, row, error))?;
+        match encoding {
+            Some(encoding) if encoding != bits => exec_err!(
+                "{function}, row {row}: encoding is '{}' and bits is {}, allowed with these bits: '{}'",
+                encoding.name(),
+                bits.get(),
+                bits.name()
+            ),
+            Some(_) | None => Ok(Some(bits)),
+        }
     }
 
     /// The quantized value in a row; `None` if it is NULL.
     ///
     /// # Errors
-    /// If its fields hold what is not allowed.
+    /// If a field that the value needs is NULL, or holds what is not allowed.
     pub fn row(&self, row: usize) -> Result<Option<QuantizedRef<'_>>> {
-        let Some(heads) = &self.heads else { return Ok(None) };
-        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
-            return Ok(None);
-        }
+        let (Some(heads), Some(bits)) = (self.heads(row), self.bits(row)?) else { return Ok(None) };
         let error = |e| kernel_error(self.function, row, e);
-        let count = |value: i64| {
+        let int = |name, array| required::<&Int64Array>(self.function, row, name, array);
+        let text = |name, array| required::<&StringViewArray>(self.function, row, name, array);
+        let count = |name, array| {
+            let value = int(name, array)?;
             usize::try_from(value)
                 .map_err(|_| exec_datafusion_err!("{}, row {row}: {value} is no count of weights", self.function))
         };
+        let scheme = text("scheme", &heads.scheme)?.parse().map_err(error)?;
         Ok(Some(QuantizedRef {
-            bits: Bits::try_from(heads.bits.value(row)).map_err(error)?,
-            group_size: GroupSize::try_from(heads.group_size.value(row)).map_err(error)?,
-            scheme: heads.scheme.value(row).parse().map_err(error)?,
-            length: count(heads.length.value(row))?,
-            row_length: count(heads.row_length.value(row))?,
-            parameter_dtype: heads.parameter_dtype.value(row).parse().map_err(error)?,
-            codes: heads.codes.value(row),
-            scales: heads.scales.value(row),
-            minima: optional(&heads.minima, row),
-            zero_points: optional(&heads.zero_points, row),
+            bits,
+            group_size: GroupSize::try_from(int("group_size", &heads.group_size)?).map_err(error)?,
+            scheme,
+            length: count("length", &heads.length)?,
+            row_length: count("row_length", &heads.row_length)?,
+            parameter_dtype: text("parameter_dtype", &heads.parameter_dtype)?.parse().map_err(error)?,
+            codes: required(self.function, row, "codes", &heads.codes)?,
+            scales: required(self.function, row, "scales", &heads.scales)?,
+            minima: self.parameter(row, "minima", &heads.minima, scheme.has_minima())?,
+            zero_points: self.parameter(row, "zero_points", &heads.zero_points, scheme.has_zero_points())?,
         }))
     }
-}
 
-fn optional(array: &BinaryViewArray, row: usize) -> &[u8] {
-    if array.is_null(row) { &[] } else { array.value(row) }
+    /// The parameters in a row; empty where they are NULL and the scheme does not need them.
+    fn parameter<'a>(&self, row: usize, name: &str, array: &'a BinaryViewArray, is_needed: bool) -> Result<&'a [u8]> {
+        if !is_needed && array.is_null(row) { Ok(&[]) } else { required(self.function, row, name, array) }
+    }
 }
 
 /// The error sums of quantized values.
 pub(crate) struct ErrorColumn {
+    function: &'static str,
+    nulls: Option<NullBuffer>,
+    /// Of `errors` itself.
+    errors: Option<NullBuffer>,
     n: Int64Array,
     sums: [Float64Array; 5],
-    nulls: Option<NullBuffer>,
 }
 
 impl ErrorColumn {
-    pub fn try_new(array: &ArrayRef) -> Result<Self> {
-        Self::of(array.as_struct())
+    /// Fails at planning for a type without error sums.
+    pub fn check(function: &str, data_type: &DataType) -> Result<()> {
+        check_fields(function, data_type, &["errors"])?;
+        let fields = match data_type {
+            DataType::Struct(fields) => &fields[..],
+            _ => &[],
+        };
+        match fields.iter().find(|field| field.name() == "errors").map(|errors| errors.data_type()) {
+            None => Ok(()),
+            Some(DataType::Struct(sums)) if missing(sums, &[COUNT]).is_empty() && missing(sums, &SUMS).is_empty() => {
+                Ok(())
+            }
+            Some(other) => plan_err!(
+                "{function} expects the field errors of a quantized value to be a struct of {COUNT}, {}, found {other}",
+                SUMS.join(", ")
+            ),
+        }
     }
 
-    fn of(array: &StructArray) -> Result<Self> {
+    pub fn try_new(function: &'static str, array: &StructArray) -> Result<Self> {
         let Some(errors) = array.column_by_name("errors").and_then(|errors| errors.as_struct_opt()) else {
-            return exec_err!("the quantized value has no error sums");
+            return exec_err!("{function}: the quantized value has no error sums");
         };
         let sum =
             |name| -> Result<Float64Array> { Ok(column(errors, name, &DataType::Float64)?.as_primitive().clone()) };
+        let [ww, qq, wq, ee, max] = SUMS;
         Ok(Self {
-            n: column(errors, "n", &DataType::Int64)?.as_primitive().clone(),
-            sums: [sum("sum_ww")?, sum("sum_qq")?, sum("sum_wq")?, sum("sum_ee")?, sum("max_abs_error")?],
+            function,
             nulls: array.nulls().cloned(),
+            errors: errors.nulls().cloned(),
+            n: column(errors, COUNT, &DataType::Int64)?.as_primitive().clone(),
+            sums: [sum(ww)?, sum(qq)?, sum(wq)?, sum(ee)?, sum(max)?],
         })
     }
 
     /// The sums in a row; `None` if the value is NULL.
-    pub fn row(&self, row: usize) -> Option<PairSums> {
-        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
-            return None;
+    ///
+    /// # Errors
+    /// If the value is not NULL and one of them is, or their number is negative.
+    pub fn row(&self, row: usize) -> Result<Option<PairSums>> {
+        let is_null = |nulls: &Option<NullBuffer>| nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
+        if is_null(&self.nulls) {
+            return Ok(None);
         }
-        let [sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error] = self.sums.each_ref().map(|sum| sum.value(row));
-        Some(PairSums { n: self.n.value(row) as u64, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error })
+        let function = self.function;
+        if is_null(&self.errors) {
+            return exec_err!("{function}, row {row}: errors is NULL in a quantized value that is not NULL");
+        }
+        let n = required(function, row, COUNT, &self.n)?;
+        let n =
+            u64::try_from(n).map_err(|_| exec_datafusion_err!("{function}, row {row}: {n} is no count of weights"))?;
+        let mut sums = [0.0; 5];
+        for ((sum, name), array) in sums.iter_mut().zip(SUMS).zip(&self.sums) {
+            *sum = required(function, row, name, array)?;
+        }
+        let [sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error] = sums;
+        Ok(Some(PairSums { n, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error }))
     }
 }
 
 /// The error sums inside quantized values, `None` for NULL.
 ///
 /// # Errors
-/// If the array holds no quantized values.
+/// If the array holds no quantized values, or a value that is not NULL lacks a sum.
 pub fn error_sums(quantized: &StructArray) -> Result<Vec<Option<PairSums>>> {
-    let column = ErrorColumn::of(quantized)?;
-    Ok((0..quantized.len()).map(|row| column.row(row)).collect())
+    let column = ErrorColumn::try_new("error_sums", quantized)?;
+    (0..quantized.len()).map(|row| column.row(row)).collect()
 }

@@ -14,20 +14,22 @@ use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
 use datafusion::error::DataFusionError;
 
 /// The type of a tensor value: `Struct<dtype Utf8, row_length Int64, data BinaryView>`. `data` holds little-endian
-/// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do.
+/// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do. All fields are
+/// nullable, so that the fields of a NULL value are NULL in every engine. A value whose `dtype` or `data` is NULL is read as
+/// NULL, one whose `row_length` is NULL as a single row.
 pub fn tensor_type() -> DataType {
     DataType::Struct(tensor_fields())
 }
 
 fn tensor_fields() -> Fields {
     Fields::from(vec![
-        Field::new("dtype", DataType::Utf8, false),
-        Field::new("row_length", DataType::Int64, false),
-        Field::new("data", DataType::BinaryView, false),
+        Field::new("dtype", DataType::Utf8, true),
+        Field::new("row_length", DataType::Int64, true),
+        Field::new("data", DataType::BinaryView, true),
     ])
 }
 
-/// Tensor values from their parts; NULL where `nulls` says so.
+/// Tensor values from their parts; NULL where `nulls` says so, and there the parts are to be NULL too.
 pub fn tensor_value(dtype: ArrayRef, row_length: ArrayRef, data: ArrayRef, nulls: Option<NullBuffer>) -> StructArray {
     StructArray::new(tensor_fields(), vec![dtype, row_length, data], nulls)
 }

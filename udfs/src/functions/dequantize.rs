@@ -80,16 +80,16 @@ fn dequantize_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
     for row in 0..rows {
         let value = quantized.row(row)?;
         valid.push(value.is_some());
-        row_lengths.push(value.map_or(0, |value| value.row_length as i64));
+        row_lengths.push(value.map(|value| value.row_length as i64));
         data.push(match value {
             Some(value) => {
                 let floats = dequantize(isa, &value).map_err(|e| kernel_error(NAME, row, e))?;
                 Some(arrow::buffer::Buffer::from_vec(floats))
             }
-            None => Some(arrow::buffer::Buffer::from_vec(Vec::<u8>::new())),
+            None => None,
         });
     }
-    let dtypes = StringArray::from_iter_values(std::iter::repeat_n("F32", rows));
+    let dtypes: StringArray = valid.iter().map(|valid| valid.then_some("F32")).collect();
     let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
     let (dtypes, row_lengths) = (Arc::new(dtypes), Arc::new(Int64Array::from(row_lengths)));
     Ok(Arc::new(tensor_value(dtypes, row_lengths, binary_views(data)?, nulls)))

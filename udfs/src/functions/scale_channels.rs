@@ -84,11 +84,11 @@ fn scale_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
             _ => None,
         };
         valid.push(scaled.is_some());
-        let (row_length, floats) = scaled.unwrap_or_default();
-        row_lengths.push(row_length as i64);
-        data.push(Some(Buffer::from_vec(floats)));
+        let (row_length, floats) = scaled.unzip();
+        row_lengths.push(row_length.map(|row_length| row_length as i64));
+        data.push(floats.map(Buffer::from_vec));
     }
-    let dtypes = Arc::new(StringArray::from_iter_values(std::iter::repeat_n("F32", rows)));
+    let dtypes: Arc<StringArray> = Arc::new(valid.iter().map(|valid| valid.then_some("F32")).collect());
     let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
     Ok(Arc::new(tensor_value(dtypes, Arc::new(Int64Array::from(row_lengths)), binary_views(data)?, nulls)))
 }
