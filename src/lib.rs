@@ -37,7 +37,7 @@ pub use calibration::Calibration;
 pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, Field, LayeredConfig, Modality, Origin,
 };
-pub use error::{QuantError, Result};
+pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
 pub use job::{JobOptions, plan_model, quantize_model, unfinished_run, validate_model, verify_model};
 pub use model::{Model, Tensor};
 pub use report::{

@@ -18,3 +18,4 @@ mod resume;
 mod service;
 mod sql;
 mod target;
+mod words;
