@@ -1,19 +1,33 @@
 //! What can go wrong, each with what was wrong, where, and what to do.
+//!
+//! An error is a value: [`QuantError::worded`] makes its sentence in the words of a front end, and `Display` that of YAML and
+//! Rust.
 
+mod problems;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_quant_formats::directory::Missing;
+use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
 use arrow_quant_stores::StoreError;
 use datafusion::error::DataFusionError;
 
+use problems::write_shortfall;
+pub use problems::{Held, OutputProblem, SettingProblem};
+pub use words::{FieldNames, Words};
+
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantError {
-    /// A setting, flag or argument is not allowed.
-    #[error("{message}")]
+    /// A setting or argument is not allowed.
     Configuration {
         /// The field of the configuration, where it is one that is wrong.
         field: Option<String>,
@@ -22,8 +36,21 @@ pub enum QuantError {
         /// What was found, and what is allowed.
         message: String,
     },
+    /// A setting does not fit the model, the machine or another setting.
+    Setting {
+        /// The field of the configuration.
+        field: &'static str,
+        /// Why it does not fit.
+        problem: SettingProblem,
+    },
+    /// Something is where an output should go.
+    Output {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is.
+        problem: OutputProblem,
+    },
     /// There is no readable model at a path.
-    #[error("{}", missing.at(path))]
     ModelNotFound {
         /// The path asked for.
         path: PathBuf,
@@ -31,7 +58,6 @@ pub enum QuantError {
         missing: Missing,
     },
     /// A file contradicts itself, or is not understood.
-    #[error("{}: {}{problem}", path.display(), of_tensor(tensor.as_deref()))]
     Metadata {
         /// The file or directory.
         path: PathBuf,
@@ -40,8 +66,12 @@ pub enum QuantError {
         /// What is wrong with it.
         problem: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The files of a model do not tell what it makes.
+    UnknownModality {
+        /// The model.
+        path: PathBuf,
+    },
     /// Two models that should hold the same tensors do not.
-    #[error("{message}")]
     ShapeMismatch {
         /// The tensor.
         tensor: String,
@@ -49,41 +79,121 @@ pub enum QuantError {
         message: String,
     },
     /// Quality below the floor.
-    #[error("{message}")]
     Validation {
         /// The tensor, where it is one alone.
         tensor: Option<String>,
         /// Which tensors, and their figures.
         message: String,
     },
+    /// A tensor is below the floor in a job that fails fast.
+    BelowFloor {
+        /// The tensor.
+        tensor: String,
+        /// The bits it was quantized to.
+        bits: usize,
+        /// What is below the floor.
+        shortfall: Shortfall,
+    },
     /// A tensor cannot be quantized, or the job cannot go on.
-    #[error("{message}")]
     Quantization {
         /// The tensor, where it is one that is to blame.
         tensor: Option<String>,
         /// What happened, and what to do.
         message: String,
     },
+    /// A tensor of the model has weights that cannot be quantized.
+    Weights {
+        /// The tensor.
+        tensor: String,
+        /// The first such weight.
+        problem: KernelError,
+    },
     /// A file cannot be read or written.
-    #[error("{path}: {message}", path = path.display(), message = io_message(.source))]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file cannot be read or written in a job; the parts that are finished are kept for another run.
+    Unfinished {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file or store is not one that clients of this server may reach.
-    #[error(transparent)]
     Access(StoreError),
     /// A query failed.
-    #[error("{}", query_message(.0))]
     Query(Box<DataFusionError>),
 }
 
 /// The result of the engine's operations.
 pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 
+impl fmt::Display for QuantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.worded(&FieldNames).fmt(f)
+    }
+}
+
+/// An error in the words of a front end.
+struct Worded<'a> {
+    error: &'a QuantError,
+    words: &'a dyn Words,
+}
+
+impl fmt::Display for Worded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = self.words;
+        match self.error {
+            QuantError::Configuration { message, .. }
+            | QuantError::ShapeMismatch { message, .. }
+            | QuantError::Validation { message, .. }
+            | QuantError::Quantization { message, .. } => f.write_str(message),
+            QuantError::Setting { field, problem } => problem.write(field, words, f),
+            QuantError::Output { path, problem } => problem.write(path, words, f),
+            QuantError::ModelNotFound { path, missing } => missing.at(path).fmt(f),
+            QuantError::Metadata { path, tensor, problem } => {
+                write!(f, "{}: {}{problem}", path.display(), of_tensor(tensor.as_deref()))
+            }
+            QuantError::UnknownModality { path } => write!(
+                f,
+                "{}: what the model makes cannot be told from its files: give {} as text, code, image or audio, or write \
+                 `modality` into its config.json",
+                path.display(),
+                words.advised("modality")
+            ),
+            QuantError::BelowFloor { tensor, bits, shortfall } => {
+                write!(f, "{tensor} quantized to {bits} bits ")?;
+                write_shortfall(shortfall, words, f)?;
+                write!(f, ": give it more bits, or leave out {} to have that done", words.setting("fail_fast"))
+            }
+            QuantError::Weights { tensor, problem } => write!(
+                f,
+                "{tensor}: {problem}; repair the model, or leave the tensor out with {}",
+                words.advised("tensors")
+            ),
+            QuantError::Io { path, source } => write!(f, "{}: {}", path.display(), io_message(source)),
+            QuantError::Unfinished { path, source } => write!(
+                f,
+                "{}: {}; the finished parts are kept: continue with {}",
+                path.display(),
+                io_message(source),
+                words.switched("resume", true)
+            ),
+            QuantError::Access(error) => error.fmt(f),
+            QuantError::Query(error) => f.write_str(&query_message(error)),
+        }
+    }
+}
+
 impl QuantError {
+    /// The sentence of the error, in which settings have the names that a front end gives them.
+    pub fn worded<'a>(&'a self, words: &'a dyn Words) -> impl fmt::Display + 'a {
+        Worded { error: self, words }
+    }
+
     /// A setting or argument that is not allowed.
     pub fn configuration(message: impl Into<String>) -> Self {
         Self::Configuration { field: None, path: None, message: message.into() }
@@ -109,6 +219,9 @@ impl QuantError {
         let (Self::Configuration { path: Some(path), .. }
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
+        | Self::UnknownModality { path }
+        | Self::Output { path, .. }
+        | Self::Unfinished { path, .. }
         | Self::Io { path, .. }) = &mut self
         else {
             return self;
@@ -154,10 +267,7 @@ impl From<StoreError> for QuantError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Io { path, source } => Self::Io { path, source },
-            StoreError::Allow { ref text, .. } => {
-                let path = PathBuf::from(text);
-                Self::Configuration { field: Some("allow".to_string()), path: Some(path), message: error.to_string() }
-            }
+            StoreError::Allow { .. } => Self::Setting { field: "allow", problem: SettingProblem::Allow(error) },
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
             other => Self::configuration(other.to_string()),
         }
@@ -174,6 +284,10 @@ impl From<DataFusionError> for QuantError {
             },
             DataFusionError::Context(_, inner) => Self::from(*inner),
             DataFusionError::Diagnostic(_, inner) => Self::from(*inner),
+            DataFusionError::Shared(inner) => match Arc::try_unwrap(inner) {
+                Ok(inner) => Self::from(inner),
+                Err(shared) => Self::Query(Box::new(DataFusionError::Shared(shared))),
+            },
             other => Self::Query(Box::new(other)),
         }
     }
@@ -203,7 +317,11 @@ fn of_tensor(tensor: Option<&str>) -> String {
 fn io_message(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
 
-    let advice = match error.kind() {
+    // An error that is not the system's has a message of its own.
+    if error.raw_os_error().is_none() {
+        return error.to_string();
+    }
+    let message = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "the disk is full: free space, or choose an output elsewhere"
         }
@@ -211,50 +329,22 @@ fn io_message(error: &std::io::Error) -> String {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "permission denied: check who may read and write it"
         }
-        _ => {
-            let message = error.to_string();
-            return match message.split_once(" (os error") {
-                Some((said, _)) => said.to_lowercase(),
-                None => message,
-            };
-        }
+        ErrorKind::NotFound => "no such file or directory",
+        ErrorKind::NotADirectory => "not a directory",
+        ErrorKind::IsADirectory => "is a directory",
+        ErrorKind::AlreadyExists => "file exists",
+        _ => return error.to_string(),
     };
-    // An error that carries its own advice keeps it.
-    if error.raw_os_error().is_some() { advice.to_string() } else { error.to_string() }
+    message.to_string()
 }
 
 /// The innermost message, without the names of the layers it came through.
 fn query_message(error: &DataFusionError) -> String {
     match error.find_root() {
         DataFusionError::SQL(error, _) => error.to_string(),
-        DataFusionError::Execution(message) | DataFusionError::Plan(message) => argument_message(message).to_string(),
-        root => argument_message(&root.strip_backtrace()).to_string(),
-    }
-}
-
-/// What a function said of its arguments, where DataFusion put words before and after it.
-fn argument_message(message: &str) -> &str {
-    let Some((_, said)) = message.split_once("user-defined coercion failed with: ") else { return message };
-    let said = said.strip_prefix("Error during planning: ").unwrap_or(said);
-    said.split_once(" No function matches").map_or(said, |(said, _)| said.trim_end_matches('.'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_function_says_of_its_arguments_stands_alone() {
-        let wrapped = "Function 'f' user-defined coercion failed with: Error during planning: f expects a, found b. No function \
-                       matches the given name. Candidate functions: f(UserDefined)";
-        assert_eq!(argument_message(wrapped), "f expects a, found b");
-        assert_eq!(argument_message("other"), "other");
-    }
-
-    #[test]
-    fn our_own_errors_come_through_a_query_as_they_went_in() {
-        let own = QuantError::configuration("bits is 3");
-        let through = DataFusionError::from(own).context("while planning");
-        assert_eq!(QuantError::from(through).to_string(), "bits is 3");
+        DataFusionError::SchemaError(error, _) => error.to_string(),
+        DataFusionError::Execution(message) | DataFusionError::Plan(message) => message.clone(),
+        DataFusionError::External(error) => error.to_string(),
+        root => root.strip_backtrace(),
     }
 }

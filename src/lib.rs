@@ -38,7 +38,7 @@ pub use calibration::Calibration;
 pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
-pub use error::{QuantError, Result};
+pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
 pub use job::{JobOptions, plan_model, quantize_model, unfinished_run, validate_model, verify_model};
 pub use model::{Model, Tensor};
 pub use report::{

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::QuantError;
+use arrow_quant_v2::{FIELDS, Field, LayeredConfig, Origin, QuantError, Words};
 use datafusion::error::DataFusionError;
 
 /// Why the command ends without success.
@@ -13,6 +13,13 @@ use datafusion::error::DataFusionError;
 pub enum Failure {
     /// The work could not be done.
     Job(QuantError),
+    /// The work could not be done with settings that came from several places.
+    Configured {
+        /// Why.
+        error: QuantError,
+        /// The settings that did not come from flags, and their names where they came from.
+        elsewhere: Vec<(&'static str, &'static str)>,
+    },
     /// Results could not be written to standard output.
     Output(io::Error),
     /// The command itself has something to say.
@@ -27,6 +34,17 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The same of work with a configuration, whose fields may come from a file or the environment.
+    pub fn with(self, configuration: &LayeredConfig) -> Self {
+        let Self::Job(error) = self else { return self };
+        let elsewhere = |field: &'static Field| match configuration.origin(field.name) {
+            Origin::File(_) => Some((field.name, field.name)),
+            Origin::Variable(variable) => Some((field.name, variable)),
+            Origin::Profile(_) | Origin::Explicit => None,
+        };
+        Self::Configured { error, elsewhere: FIELDS.iter().filter_map(elsewhere).collect() }
+    }
+
     /// Tells it on standard error.
     pub fn print(&self) {
         // Nobody is left to hear that standard error is closed.
@@ -49,8 +67,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
-            Self::Job(error @ QuantError::Query(_)) => lower_first(&error.to_string()),
-            Self::Job(error) => error.to_string(),
+            Self::Job(error) => told(error, &[]),
+            Self::Configured { error, elsewhere } => told(error, elsewhere),
             Self::Output(error) => format!("cannot write to standard output: {error}"),
             Self::Message(message) | Self::Interrupted { message, .. } => message.clone(),
         };
@@ -86,6 +104,49 @@ impl From<ArrowError> for Failure {
     }
 }
 
+/// An error of the engine in the words of the command line.
+fn told(error: &QuantError, elsewhere: &[(&'static str, &'static str)]) -> String {
+    match error {
+        QuantError::Query(_) => lower_first(&error.to_string()),
+        error => error.worded(&Flags { elsewhere }).to_string(),
+    }
+}
+
+/// The words of the command line: settings are flags, but for those that came from elsewhere.
+struct Flags<'a> {
+    /// Settings that a file or the environment gave, and their names there.
+    elsewhere: &'a [(&'static str, &'static str)],
+}
+
+impl Words for Flags<'_> {
+    fn setting(&self, name: &str) -> String {
+        let elsewhere = self.elsewhere.iter().find(|(setting, _)| *setting == name);
+        elsewhere.map_or_else(|| flag_of(name), |(_, name)| name.to_string())
+    }
+
+    fn advised(&self, name: &str) -> String {
+        flag_of(name)
+    }
+
+    fn switched(&self, name: &str, value: bool) -> String {
+        // A switch without a value is on; one that only turns things on takes no value.
+        if value { flag_of(name) } else { format!("{}=false", flag_of(name)) }
+    }
+
+    fn list_of_tensors(&self) -> &'static str {
+        "arrow-quant inspect"
+    }
+}
+
+/// Settings whose flags have other names.
+const FLAGS: [(&str, &str); 3] = [("bit_width", "bits"), ("deployment_profile", "profile"), ("num_threads", "threads")];
+
+/// The flag of a setting.
+fn flag_of(name: &str) -> String {
+    let flag = FLAGS.iter().find(|(field, _)| *field == name).map_or(name, |(_, flag)| flag);
+    format!("--{}", flag.replace('_', "-"))
+}
+
 /// `message` on one line. Names in it come from files: no control character reaches the terminal.
 fn one_line(message: &str) -> String {
     let line = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
@@ -105,11 +166,61 @@ fn lower_first(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use arrow_quant_v2::{ConfigLayers, Held, OutputProblem, SettingProblem};
+
     use super::*;
 
     #[test]
     fn a_message_is_one_clean_line() {
         assert_eq!(one_line("first\n  second\n\n\x1b[31mthird"), "first second  [31mthird");
+    }
+
+    #[test]
+    fn settings_are_flags() {
+        let told = |error: QuantError| Failure::from(error).to_string();
+        let output = QuantError::Output { path: "out.partial".into(), problem: OutputProblem::Interrupted };
+        assert_eq!(
+            told(output),
+            "`out.partial` is left from a run that was interrupted: continue it with --resume, remove it, or choose another \
+             output"
+        );
+        let held = Held::Model;
+        let problem = SettingProblem::MemoryLimit { limit_mb: 200, least_mb: 300, held };
+        assert_eq!(
+            told(QuantError::Setting { field: "max_memory_limit_mb", problem }),
+            "--max-memory-limit-mb is 200, but the model is, because --enable-streaming is false, held in memory: allowed for \
+             it are 300 or more, or --enable-streaming"
+        );
+        let modality = told(QuantError::UnknownModality { path: "model".into() });
+        assert!(modality.contains("give --modality as text, code, image or audio"), "{modality}");
+        assert_eq!(Flags { elsewhere: &[] }.switched("enable_streaming", false), "--enable-streaming=false");
+    }
+
+    #[test]
+    fn settings_of_other_places_have_their_names_there() {
+        let variables = [("ARROW_QUANT_MAX_MEMORY_MB".to_string(), "200".to_string())];
+        let layers = ConfigLayers::new().variables(variables).explicit("enable_streaming", false.into());
+        let problem = SettingProblem::MemoryLimit { limit_mb: 200, least_mb: 300, held: Held::Model };
+        let failure = Failure::from(QuantError::Setting { field: "max_memory_limit_mb", problem });
+        let message = failure.with(&layers.load().unwrap()).to_string();
+        assert!(message.starts_with("ARROW_QUANT_MAX_MEMORY_MB is 200, but the model is, because --enable-streaming"));
+    }
+
+    #[test]
+    fn every_field_has_the_flag_that_messages_name() {
+        use clap::CommandFactory;
+
+        let command = crate::Cli::command();
+        let quantize = command.find_subcommand("quantize").unwrap();
+        // `resume` is an option of the job, and the number of threads a flag of the command as a whole.
+        let names = FIELDS.iter().map(|field| field.name).chain(["resume"]);
+        for name in names {
+            let flag = flag_of(name);
+            let is_there = |command: &clap::Command| {
+                command.get_arguments().any(|argument| argument.get_long() == Some(&flag[2..]))
+            };
+            assert!(is_there(quantize) || is_there(&command), "{name}: {flag}");
+        }
     }
 
     #[test]

@@ -43,7 +43,12 @@ fn table(text: &str) -> Result<PathBuf, String> {
 
 /// Plans and shows the plan.
 pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
-    let config = arguments.config.load(threads)?.config;
+    let layered = arguments.config.load(threads)?;
+    plan(arguments, &layered.config).map_err(|failure| failure.with(&layered))
+}
+
+/// The same, with a configuration.
+fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Failure> {
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         on_progress: Some(meter.callback()),
@@ -51,7 +56,7 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
         calibration: arguments.calibration.open(config.calibration_samples)?,
         ..JobOptions::default()
     };
-    let planned = planned(&arguments.model, &config, &options)?;
+    let planned = planned(&arguments.model, config, &options)?;
     if let Some(path) = &arguments.output {
         planned.write(path)?;
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{JobOptions, QuantizeReport, quantize_model, unfinished_run};
+use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, QuantizeReport, quantize_model, unfinished_run};
 
 use crate::calibration::CalibrationArgument;
 use crate::config::ConfigArguments;
@@ -42,7 +42,12 @@ pub struct Arguments {
 
 /// Quantizes the model and shows the report.
 pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
-    let config = arguments.config.load(threads)?.config;
+    let layered = arguments.config.load(threads)?;
+    quantize(arguments, &layered.config).map_err(|failure| failure.with(&layered))
+}
+
+/// The same, with a configuration.
+fn quantize(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Failure> {
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
@@ -52,11 +57,11 @@ pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
         progress_interval: meter.interval(),
     };
     let Some(out) = arguments.out.as_ref().filter(|_| !arguments.dry_run) else {
-        let planned = plan::planned(&arguments.model, &config, &options)?;
+        let planned = plan::planned(&arguments.model, config, &options)?;
         drop(meter);
         return plan::show(&planned, &arguments.shown);
     };
-    let job = quantize_model(&arguments.model, out, &config, &options);
+    let job = quantize_model(&arguments.model, out, config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
     drop(meter);
     let report = result.map_err(|failure| match failure {

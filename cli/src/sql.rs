@@ -161,6 +161,7 @@ fn is_complete(text: &str) -> bool {
             matches!(last, Some(Token::SemiColon))
         }
         Err(error) => {
+            // By its text, since an error of the tokenizer has a message and no kind.
             let error = error.to_string();
             !["Unterminated", "before EOF", "Unexpected EOF"].iter().any(|open| error.contains(open))
         }

@@ -12,6 +12,18 @@ pub enum ServeError {
     /// A setting is not allowed; the message names it and what is allowed.
     #[error("{0}")]
     Configuration(String),
+    /// Other machines can reach the address and could read what goes over it.
+    #[error("{address} can be reached by other machines: set `tls`, listen on 127.0.0.1, or set `insecure`")]
+    Unencrypted {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// Other machines can reach the address and nothing tells who they are.
+    #[error("{address} can be reached by other machines: set `credentials` or `tls.client_ca`, or set `insecure`")]
+    Unauthenticated {
+        /// The address asked for.
+        address: SocketAddr,
+    },
     /// A file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

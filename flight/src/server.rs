@@ -274,14 +274,10 @@ fn check(config: &ServerConfig) -> Result<(), ServeError> {
     }
     let address = config.listen;
     let Some(tls) = &config.tls else {
-        return Err(ServeError::Configuration(format!(
-            "{address} can be reached by other machines: give a TLS certificate and key, listen on 127.0.0.1, or say --insecure"
-        )));
+        return Err(ServeError::Unencrypted { address });
     };
     if config.credentials.is_none() && tls.client_ca.is_none() {
-        return Err(ServeError::Configuration(format!(
-            "{address} can be reached by other machines: give credentials or an authority of client certificates, or say --insecure"
-        )));
+        return Err(ServeError::Unauthenticated { address });
     }
     Ok(())
 }

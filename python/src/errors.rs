@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::QuantError;
+use arrow_quant_v2::{QuantError, Words};
 use datafusion::error::DataFusionError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -68,9 +68,30 @@ fn exception(py: Python<'_>, error: &QuantError) -> PyErr {
         about.set_item("field", field)?;
         about.set_item("path", path.map(Path::to_string_lossy))?;
         let class = py.import("arrow_quant_v2.errors")?.getattr(class)?;
-        class.call((error.to_string(),), Some(&about)).map(PyErr::from_value)
+        class.call((error.worded(&Keywords).to_string(),), Some(&about)).map(PyErr::from_value)
     };
     build().unwrap_or_else(|error| error)
+}
+
+/// The words of Python: settings are keywords of a call.
+struct Keywords;
+
+impl Words for Keywords {
+    fn setting(&self, name: &str) -> String {
+        name.to_string()
+    }
+
+    fn advised(&self, name: &str) -> String {
+        format!("`{name}=`")
+    }
+
+    fn switched(&self, name: &str, value: bool) -> String {
+        format!("`{name}={}`", if value { "True" } else { "False" })
+    }
+
+    fn list_of_tensors(&self) -> &'static str {
+        "`SELECT tensor FROM tensors('MODEL')`"
+    }
 }
 
 /// Which exception an error is, and its attributes.
@@ -89,6 +110,15 @@ impl<'a> About<'a> {
             QuantError::Configuration { field, path, .. } => {
                 Self { class: "ConfigurationError", field: field.as_deref(), path: path.as_deref(), ..Self::default() }
             }
+            QuantError::Setting { field, .. } => {
+                Self { class: "ConfigurationError", field: Some(field), ..Self::default() }
+            }
+            QuantError::Output { path, .. } => {
+                Self { class: "ConfigurationError", path: Some(path), ..Self::default() }
+            }
+            QuantError::UnknownModality { path } => {
+                Self { class: "MetadataError", path: Some(path), ..Self::default() }
+            }
             QuantError::ModelNotFound { path, .. } => {
                 Self { class: "ModelNotFoundError", path: Some(path), ..Self::default() }
             }
@@ -101,10 +131,18 @@ impl<'a> About<'a> {
             QuantError::Validation { tensor, .. } => {
                 Self { class: "ValidationError", tensor: tensor.as_deref(), ..Self::default() }
             }
+            QuantError::BelowFloor { tensor, .. } => {
+                Self { class: "ValidationError", tensor: Some(tensor), ..Self::default() }
+            }
+            QuantError::Weights { tensor, .. } => {
+                Self { class: "QuantizationError", tensor: Some(tensor), ..Self::default() }
+            }
             QuantError::Quantization { tensor, .. } => {
                 Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
             }
-            QuantError::Io { path, .. } => Self { class: "QuantizationError", path: Some(path), ..Self::default() },
+            QuantError::Io { path, .. } | QuantError::Unfinished { path, .. } => {
+                Self { class: "QuantizationError", path: Some(path), ..Self::default() }
+            }
             _ => Self { class: "QuantizationError", ..Self::default() },
         }
     }

@@ -107,6 +107,7 @@ def test_a_tensor_below_the_floor(digits_dit: Path, tmp_path: Path) -> None:
         ArrowQuantV2().quantize_diffusion_model(digits_dit, tmp_path / "out", config)
     (name,) = about(caught.value).values()
     assert caught.value.tensor == name and str(caught.value).startswith(f"{name} quantized to 4 bits ")
+    assert str(caught.value).endswith(": give it more bits, or leave out fail_fast to have that done")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,6 +119,7 @@ def test_a_weight_that_is_no_number(weight: float, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="199") as caught:
         ArrowQuantV2().quantize_diffusion_model(model, tmp_path / "out")
     assert about(caught.value) == {"tensor": "w"}
+    assert str(caught.value).endswith("; repair the model, or leave the tensor out with `tensors=`")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -140,6 +142,48 @@ def test_a_file_that_cannot_be_written(tiny_model: Path, tmp_path: Path) -> None
         ArrowQuantV2().quantize_diffusion_model(tiny_model, out)
     assert set(about(caught.value)) == {"path"}
     assert str(caught.value.path).startswith(str(tmp_path / "none"))
+
+
+def test_an_output_that_an_interrupted_run_left(tiny_model: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "journal.jsonl").write_text("")
+    with pytest.raises(ConfigurationError, match="continue it with `resume=True`, remove it, or choose") as caught:
+        ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out")
+    assert about(caught.value) == {"path": str(partial)}
+
+
+def test_an_output_that_exists(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigurationError, match="out` exists already: remove it, or choose another output$") as caught:
+        ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out")
+    assert about(caught.value) == {"path": str(tmp_path / "out")}
+
+
+def test_a_selection_of_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    config = DiffusionQuantConfig(tensors="nothing")
+    with pytest.raises(ConfigurationError, match="^tensors is 'nothing', which selects no tensor ") as caught:
+        ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out", config)
+    assert about(caught.value) == {"field": "tensors"}
+    # The advice is of Python, not of the command.
+    assert str(caught.value).endswith("see `SELECT tensor FROM tensors('MODEL')`")
+
+
+def test_a_model_that_does_not_fit_in_memory(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", {"w": gaussian((1024, 1024))})
+    config = DiffusionQuantConfig(max_memory_limit_mb=192, enable_streaming=False)
+    with pytest.raises(ConfigurationError, match="^max_memory_limit_mb is 192, but the model is, because ") as caught:
+        ArrowQuantV2().quantize_diffusion_model(model, tmp_path / "out", config)
+    assert about(caught.value) == {"field": "max_memory_limit_mb"}
+    assert str(caught.value).endswith(", or `enable_streaming=True`")
+
+
+def test_a_model_that_does_not_tell_what_it_makes(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", {"alpha.weight": gaussian((64, 64))})
+    config = DiffusionQuantConfig(skip_sensitive_layers=True)
+    with pytest.raises(MetadataError, match="give `modality=` as text, code, image or audio") as caught:
+        ArrowQuantV2().quantize_diffusion_model(model, tmp_path / "out", config)
+    assert about(caught.value) == {"path": str(model)}
 
 
 def test_a_query_that_fails() -> None:

@@ -8,7 +8,6 @@ mod run;
 mod staging;
 mod validate;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -161,13 +160,7 @@ fn is_final(error: &QuantError) -> bool {
 /// A failure that leaves parts behind says so.
 fn resumable(error: QuantError) -> QuantError {
     match error {
-        QuantError::Io { path, source } => {
-            let said = QuantError::io(&path, source);
-            let message = format!("{said}; the finished parts are kept, continue with them (`resume`, --resume)");
-            let message =
-                message.strip_prefix(&format!("{}: ", path.display())).map_or(message.clone(), str::to_string);
-            QuantError::io(&path, io::Error::other(message))
-        }
+        QuantError::Io { path, source } => QuantError::Unfinished { path, source },
         other => other,
     }
 }

@@ -18,7 +18,7 @@ use crate::plan::{
 };
 use crate::report::{Listener, PlanReport, PlannedTensor, finite, sqnr_db};
 use crate::tables::ModelParts;
-use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, Modality, Model, QuantError, Result, SettingProblem};
 
 /// Bytes of a part's file beside payloads: of the file itself, and of each chunk's row. On five models, from 0.3 million to a
 /// billion weights, right to 0.25 % of the size; it is known better once a round was written.
@@ -28,7 +28,7 @@ const OVERHEAD: [f64; 2] = [5950.0, 72.0];
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
     /// The field that has it.
-    field: &'static str,
+    pub field: &'static str,
     pub bytes: u64,
 }
 
@@ -45,10 +45,7 @@ impl Target {
         let unit = if self.field == "target_bpw" { weights as f64 / 8.0 } else { 1e6 };
         let least = (least as f64 / unit * 1e3).ceil() / 1e3;
         let asked = self.bytes as f64 / unit;
-        QuantError::field(
-            self.field,
-            format!("{} is {asked:.3}, allowed for this model: about {least:.3} or more", self.field),
-        )
+        QuantError::Setting { field: self.field, problem: SettingProblem::TooSmall { asked, least } }
     }
 }
 
@@ -286,20 +283,17 @@ fn refuse_decisions(config: &DiffusionQuantConfig) -> Result<()> {
         ("skip_sensitive_layers", config.skip_sensitive_layers),
     ];
     match set.iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => Err(QuantError::field(
-            field,
-            format!("{field} is set beside a plan, which says what each tensor becomes: leave one out"),
-        )),
+        Some((field, _)) => Err(QuantError::Setting { field, problem: SettingProblem::BesidePlan }),
         None => Ok(()),
     }
 }
 
 fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: &[TensorPlan]) -> Result<()> {
     match &config.tensors {
-        Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => Err(QuantError::field(
-            "tensors",
-            format!("tensors is '{pattern}', which selects no tensor that can be quantized; see arrow-quant inspect"),
-        )),
+        Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => {
+            let problem = SettingProblem::SelectsNothing { pattern: pattern.clone() };
+            Err(QuantError::Setting { field: "tensors", problem })
+        }
         _ => Ok(()),
     }
 }

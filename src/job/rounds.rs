@@ -12,7 +12,7 @@ use super::planning::Planned;
 use super::run::{Run, TensorSums, tensor_sums};
 use crate::plan::{Allocation, Choice, TensorPlan, kept_unless_smaller};
 use crate::report::{self, Stage};
-use crate::{DiffusionQuantConfig, QuantError, Result};
+use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
 
 /// A part of the target size that may stay unused.
 const UNUSED: f64 = 0.005;
@@ -190,15 +190,10 @@ impl Rounds {
     }
 
     fn too_small(&self) -> QuantError {
-        let target = self.planned.target.map_or(0, |target| target.bytes) as f64 / 1e6;
-        let fell_back = self.fell_because.iter().flatten().count();
-        QuantError::configuration(match fell_back {
-            0 => format!("the target size of {target:.6} MB cannot be met: allow a little more"),
-            _ => format!(
-                "the target size of {target:.6} MB cannot be met, for {fell_back} tensors were below the floor and need more \
-                 bits: allow more, or lower min_accuracy"
-            ),
-        })
+        let (field, bytes) =
+            self.planned.target.map_or(("target_model_size_mb", 0), |target| (target.field, target.bytes));
+        let below_floor = self.fell_because.iter().flatten().count();
+        QuantError::Setting { field, problem: SettingProblem::NotMet { target_mb: bytes as f64 / 1e6, below_floor } }
     }
 
     fn refuse_too_large(&self, files: u64) -> Result<()> {
@@ -224,13 +219,7 @@ fn better(allocation: &Allocation, budget: u64, is_unlike: bool) -> Option<Alloc
 fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
     let name = full_name(&plan.component, &plan.tensor);
     let bits = plan.choice.map_or(0, |choice| choice.bits.get());
-    let found = floor.shortfall(sums);
-    QuantError::Validation {
-        tensor: Some(name.clone()),
-        message: format!(
-            "{name} quantized to {bits} bits has {found}: give it more bits, or leave out fail_fast to have that done"
-        ),
-    }
+    QuantError::BelowFloor { tensor: name, bits, shortfall: floor.shortfall(sums) }
 }
 
 /// Looks at parts as they are written, to end a job that shall fail fast.

@@ -12,7 +12,7 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST};
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use crate::model::hash_of;
 use crate::targets::UNFINISHED;
-use crate::{QuantError, Result};
+use crate::{OutputProblem, QuantError, Result};
 
 /// The journal's name in the staging directory.
 const JOURNAL: &str = "journal.jsonl";
@@ -76,11 +76,8 @@ impl Staging {
             found => found?,
         };
         match found {
-            Some(Found::Running) => Err(in_the_way(&path, "belongs to a run that is still going on: wait for it")),
-            Some(Found::Left(_)) if !resume => {
-                let why = "is left from a run that was interrupted: continue it (`resume`, --resume), remove it";
-                Err(in_the_way(&path, why))
-            }
+            Some(Found::Running) => Err(in_the_way(&path, OutputProblem::Running)),
+            Some(Found::Left(_)) if !resume => Err(in_the_way(&path, OutputProblem::Interrupted)),
             Some(Found::Left(left)) => Ok(Some(left)),
             None => Ok(None),
         }
@@ -176,7 +173,7 @@ fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
             if !is_empty {
-                return Err(in_the_way(path, "is in the way, and not from a run of arrow-quant: remove it"));
+                return Err(in_the_way(path, OutputProblem::Foreign));
             }
         }
         made => made.map_err(|e| create_error(path, e))?,
@@ -184,7 +181,7 @@ fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
     Journal::create(&path.join(JOURNAL), identity).map_err(|error| match error {
         // Another run was faster.
         QuantError::Io { source, .. } if matches!(source.kind(), ErrorKind::AlreadyExists | ErrorKind::WouldBlock) => {
-            in_the_way(path, "belongs to a run that is still going on: wait for it")
+            in_the_way(path, OutputProblem::Running)
         }
         error => {
             // Of the directory only what is ours. The error that is about to be told says more than that this failed too.
@@ -238,17 +235,13 @@ fn partial(out: &Path) -> PathBuf {
 
 fn refuse_existing(out: &Path) -> Result<()> {
     match out.symlink_metadata() {
-        Ok(_) => Err(QuantError::configuration(format!(
-            "`{}` exists already: remove it, or choose another output",
-            out.display()
-        ))
-        .at(out)),
+        Ok(_) => Err(in_the_way(out, OutputProblem::Exists)),
         Err(_) => Ok(()),
     }
 }
 
-fn in_the_way(path: &Path, why: &str) -> QuantError {
-    QuantError::configuration(format!("`{}` {why}, or choose another output", path.display())).at(path)
+fn in_the_way(path: &Path, problem: OutputProblem) -> QuantError {
+    QuantError::Output { path: path.to_path_buf(), problem }
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -1,6 +1,6 @@
 //! How much memory a job takes, and how many parts may be under way within a limit.
 
-use crate::{DiffusionQuantConfig, QuantError, Result};
+use crate::{DiffusionQuantConfig, Held, QuantError, Result, SettingProblem};
 
 /// What the program takes beside its parts, its code included, in 10⁶ bytes; measured.
 const BASE_MB: u64 = 160;
@@ -20,15 +20,9 @@ pub(crate) fn in_flight(config: &DiffusionQuantConfig, held: u64) -> Result<usiz
     match limit.checked_sub(least) {
         Some(left) => Ok(wanted.min(1 + (left / PART_MB) as usize)),
         None => {
-            let (what, advice) = if config.enable_streaming {
-                ("the calibration is", "")
-            } else {
-                ("the model, which enable_streaming: false has read, is", ", or set enable_streaming to true")
-            };
-            let message = format!(
-                "max_memory_limit_mb is {limit}, but {what} held in memory: allowed for it are {least} or more{advice}"
-            );
-            Err(QuantError::field("max_memory_limit_mb", message))
+            let held = if config.enable_streaming { Held::Calibration } else { Held::Model };
+            let problem = SettingProblem::MemoryLimit { limit_mb: limit, least_mb: least, held };
+            Err(QuantError::Setting { field: "max_memory_limit_mb", problem })
         }
     }
 }

@@ -15,7 +15,7 @@ use super::channels::Channels;
 use super::family::Detected;
 use super::ties::repeated;
 use crate::config::{Width, regex};
-use crate::{DiffusionQuantConfig, Model, QuantError, Result, Tensor};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem, Tensor};
 
 /// How a tensor is quantized; scheme and method are the job's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,13 +186,14 @@ impl<'a> Rules<'a> {
         let mut matching = self.width_patterns.iter().filter(|(_, pattern, _)| is_match(pattern, tensor));
         let Some((first, _, bits)) = matching.next() else { return Ok(None) };
         match matching.find(|(_, _, other)| other != bits) {
-            Some((second, _, other)) => Err(QuantError::field(
-                "layer_bit_widths",
-                format!(
-                    "layer_bit_widths of '{first}' is {bits} and of '{second}' {other}, and both match {}: name it, or narrow one",
-                    full_name(&tensor.component, &tensor.name)
-                ),
-            )),
+            Some((second, _, other)) => {
+                let patterns = [(first, bits), (second, other)];
+                let problem = SettingProblem::Disagreement {
+                    patterns: patterns.map(|(pattern, width)| (pattern.to_string(), width.to_string())),
+                    tensor: full_name(&tensor.component, &tensor.name),
+                };
+                Err(QuantError::Setting { field: "layer_bit_widths", problem })
+            }
             None => Ok(Some((first, *bits))),
         }
     }
@@ -233,10 +234,10 @@ pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, setting
 fn refuse_unfit(model: &Model, name: &str, width: Width) -> Result<()> {
     let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
     match tensor.and_then(unfit) {
-        Some(reason) if width != Width::Keep => Err(QuantError::field(
-            "layer_bit_widths",
-            format!("layer_bit_widths of '{name}' is {width}, but it cannot be quantized ({reason}): leave it out"),
-        )),
+        Some(reason) if width != Width::Keep => {
+            let problem = SettingProblem::CannotBeQuantized { name: name.to_string(), width: width.to_string(), reason };
+            Err(QuantError::Setting { field: "layer_bit_widths", problem })
+        }
         _ => Ok(()),
     }
 }
@@ -260,12 +261,12 @@ fn is_named(tensor: &Tensor, name: &str) -> bool {
     is_module_of(&tensor.name) || !tensor.component.is_empty() && (tensor.component == name || is_module_of(&full()))
 }
 
-fn unknown_name<'a>(model: &'a Model, field: &str, name: &str) -> QuantError {
+fn unknown_name<'a>(model: &'a Model, field: &'static str, name: &str) -> QuantError {
     // Tensors, and the modules that they are of.
     let modules = |tensor: &'a str| tensor.match_indices('.').map(move |(end, _)| &tensor[..end]).chain([tensor]);
     let near = nearest(name, model.tensors().iter().flat_map(|tensor| modules(&tensor.name)));
-    let advice = near.map_or("see arrow-quant inspect".to_string(), |near| format!("did you mean '{near}'?"));
-    QuantError::field(field, format!("{field} has '{name}', which is no tensor or module of the model; {advice}"))
+    let problem = SettingProblem::UnknownName { name: name.to_string(), nearest: near.map(str::to_string) };
+    QuantError::Setting { field, problem }
 }
 
 /// Bytes of codes and f16 parameters.
@@ -335,8 +336,6 @@ pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError>
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
     let data = tensor.data().ok()?;
     let weights = Weights::new(dtype, &data, tensor.row_length() as usize).ok()?;
-    let reason = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
-    let name = full_name(&tensor.component, &tensor.name);
-    let message = format!("{name}: {reason}; repair the model, or leave the tensor out (`tensors`, --tensors)");
-    Some(QuantError::Quantization { tensor: Some(name), message })
+    let problem = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
+    Some(QuantError::Weights { tensor: full_name(&tensor.component, &tensor.name), problem })
 }

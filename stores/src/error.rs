@@ -40,7 +40,7 @@ pub enum StoreError {
     },
     /// What an operator wants to allow cannot be allowed.
     #[error(
-        "allow: `{text}` {problem}; give a directory or file that exists, or a URL of an object store (s3://bucket/prefix)"
+        "`{text}` {problem}; give a directory or file that exists, or a URL of an object store (s3://bucket/prefix)"
     )]
     Allow {
         /// The path or URL.

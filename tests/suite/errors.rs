@@ -45,7 +45,7 @@ async fn every_kind_of_error_is_met() {
     let strict = DiffusionQuantConfig { min_accuracy: 0.999, fail_fast: true, ..config.clone() };
     let error = quantized(digits, &path("out"), &strict).await.unwrap_err();
     assert!(
-        matches!(&error, QuantError::Validation { tensor: Some(_), message } if message.contains("min_accuracy 0.999")),
+        matches!(&error, QuantError::BelowFloor { .. }) && error.to_string().contains("below min_accuracy 0.999"),
         "{error}"
     );
 
@@ -53,7 +53,17 @@ async fn every_kind_of_error_is_met() {
     bad.values[7] = f64::NAN;
     write_model(&path("nan.safetensors"), &[bad]);
     let error = quantized(&path("nan.safetensors"), &path("out"), &config).await.unwrap_err();
-    assert!(matches!(&error, QuantError::Quantization { tensor: Some(tensor), .. } if tensor == "w"), "{error}");
+    assert!(matches!(&error, QuantError::Weights { tensor, .. } if tensor == "w"), "{error}");
+
+    assert!(error.to_string().ends_with("or leave the tensor out with `tensors`"), "{error}");
+
+    let nothing = DiffusionQuantConfig { tensors: Some("nothing".to_string()), ..config.clone() };
+    let error = quantized(digits, &path("out"), &nothing).await.unwrap_err();
+    assert!(matches!(&error, QuantError::Setting { field: "tensors", .. }), "{error}");
+    assert!(error.to_string().starts_with("tensors is 'nothing', which selects no tensor"), "{error}");
+
+    let error = quantized(digits, &path("a"), &config).await.unwrap_err();
+    assert!(matches!(&error, QuantError::Output { path: named, .. } if *named == path("a")), "{error}");
 
     let error = quantized(digits, &path("no/out"), &config).await.unwrap_err();
     assert!(matches!(&error, QuantError::Io { path: named, .. } if named.starts_with(path("no"))), "{error}");

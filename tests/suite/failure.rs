@@ -17,7 +17,7 @@ fn a_weight_that_is_not_finite_is_named_and_nothing_left() {
     write_model(&model, &[Tensor::gaussian("blocks.0.weight", "F32", &[64, 128], 1), bad]);
     let out = directory.path().join("out");
     let message = refused(text(&model), &out, &[]);
-    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "--tensors"]);
+    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "leave the tensor out with --tensors"]);
     // As the message advises.
     run(arrow_quant(&["quantize", text(&model), text(&out), "--tensors", "blocks.0", "--quiet"])).printed();
 }
@@ -63,7 +63,7 @@ fn outputs_that_cannot_be_written() {
     contains(&message(&path("file")), &["file` exists already: remove it, or choose another output"]);
     contains(
         &message(&path("killed")),
-        &["killed.partial` is left from a run that was interrupted", "continue it (`resume`, --resume)", "remove it"],
+        &["killed.partial` is left from a run that was interrupted", "continue it with --resume", "remove it"],
     );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);
@@ -93,7 +93,7 @@ fn a_selection_of_nothing_is_refused() {
     let directory = TempDir::new().unwrap();
     let out = directory.path().join("out");
     let error = run(arrow_quant(&["quantize", "tests/data/digits-dit", text(&out), "--tensors", "nothing"])).error();
-    contains(&error, &["tensors is 'nothing', which selects no tensor"]);
+    contains(&error, &["--tensors is 'nothing', which selects no tensor", "see arrow-quant inspect"]);
     assert!(names(directory.path()).is_empty());
 }
 
@@ -252,7 +252,7 @@ fn a_job_that_fails_fast_leaves_nothing_however_often_it_is_run() {
     for _ in 0..20 {
         let arguments =
             ["--fail-fast", "--bits", "2", "--min-accuracy", "0.99", "--method", "minmax", "--threads", "3"];
-        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below min_accuracy 0.99"]);
+        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below --min-accuracy 0.99"]);
     }
 }
 

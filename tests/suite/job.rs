@@ -73,7 +73,13 @@ fn with_fail_fast_a_poor_tensor_ends_the_job() {
     let message = refused(text(&model), &out, &arguments);
     contains(
         &message,
-        &[POOR, "quantized to 2 bits", "a cosine similarity of 0.8", "below min_accuracy 0.9", "leave out fail_fast"],
+        &[
+            POOR,
+            "quantized to 2 bits",
+            "a cosine similarity of 0.8",
+            "below --min-accuracy 0.9",
+            "leave out --fail-fast",
+        ],
     );
     // Without a poor tensor there is nothing to stop for.
     let (_, report) = quantized(DIGITS, directory.path(), "out", &arguments);
@@ -247,7 +253,7 @@ fn a_model_that_does_not_fit_in_memory_is_refused_unless_it_is_mapped() {
     let limit = least_megabytes(&refused(text(&model), &out, &["--max-memory-limit-mb", "1"]));
     let with_limit = |limit, streaming| ["--max-memory-limit-mb", limit, streaming, "--method", "minmax"];
     let message = refused(text(&model), &out, &with_limit(&limit, "--enable-streaming=false"));
-    contains(&message, &[&format!("max_memory_limit_mb is {limit}, but "), "or set enable_streaming to true"]);
+    contains(&message, &[&format!("--max-memory-limit-mb is {limit}, but "), "or --enable-streaming"]);
     // Both ways out of it.
     let enough = least_megabytes(&message);
     let quantized = |name, arguments: [&str; 5]| files(&quantized(text(&model), directory.path(), name, &arguments).0);

@@ -80,11 +80,11 @@ fn names_that_are_no_layers() {
     let unknown = message(&widths(&["block.0.fc1.weight=8"]));
     contains(
         &unknown,
-        &["layer_bit_widths has 'block.0.fc1.weight', which is no tensor", "did you mean 'blocks.0.fc1.weight'?"],
+        &["--layer-bit-widths has 'block.0.fc1.weight', which is no tensor", "did you mean 'blocks.0.fc1.weight'?"],
     );
     let unknown = message(&["--sensitive-layer-names", "pos_embed,label_embd.weight"]);
-    contains(&unknown, &["sensitive_layer_names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);
-    contains(&message(&widths(&["zzz=8"])), &["layer_bit_widths has 'zzz'", "see arrow-quant inspect"]);
+    contains(&unknown, &["--sensitive-layer-names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);
+    contains(&message(&widths(&["zzz=8"])), &["--layer-bit-widths has 'zzz'", "see arrow-quant inspect"]);
     contains(&message(&widths(&["pos_embed=3"])), &["layer_bit_widths of 'pos_embed' is 3, allowed: 2, 4, 8, or 16"]);
     contains(&message(&["--sensitive-layer-patterns", "("]), &["sensitive_layer_patterns is '('"]);
     let contradiction = message(&[&widths(&["pos_embed=8"])[..], &["--enable-mixed-precision=false"]].concat());
@@ -142,7 +142,7 @@ fn a_model_that_nothing_is_known_of() {
     let message = refused(text(&model), &directory.path().join("out"), &["--skip-sensitive-layers"]);
     contains(
         &message,
-        &["m.safetensors", "what the model makes cannot be told", "--modality text|code|image|audio", "`modality` in"],
+        &["m.safetensors", "what the model makes cannot be told", "give --modality as text, code", "config.json"],
     );
     let named = ["--skip-sensitive-layers", "--modality", "audio"];
     let (_, report) = quantized(text(&model), directory.path(), "named", &named);

@@ -19,3 +19,4 @@ mod service;
 mod sql;
 mod stored;
 mod target;
+mod words;

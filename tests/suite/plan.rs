@@ -187,7 +187,8 @@ fn a_plan_goes_with_nothing_that_decides_otherwise() {
     }
     fs::write(&config, "target_bpw: 4\n").unwrap();
     let message = refused(DIGITS, &out, &["--plan", text(&plan), "--config", text(&config)]);
-    contains(&message, &["target_bpw is set beside a plan", "leave one out"]);
+    // It is no flag here.
+    contains(&message, &["error: target_bpw is set beside a plan", "leave one out"]);
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn too_small_a_target_names_the_least_there_is() {
     let directory = TempDir::new().unwrap();
     let out = directory.path().join("out");
     for (flag, target, field) in
-        [("--target-bpw", "2", "target_bpw is 2"), ("--target-size", "100kB", "target_model_size_mb is 0.1")]
+        [("--target-bpw", "2", "--target-bpw is 2"), ("--target-size", "100kB", "--target-model-size-mb is 0.1")]
     {
         let message = refused(DIGITS, &out, &[flag, target]);
         contains(&message, &[field, ", allowed for this model: about ", " or more"]);
@@ -199,14 +199,14 @@ fn a_floor_holds_under_a_target() {
     // At two bits hardly any tensor is that good.
     let out = directory.path().join("other");
     let message = refused(DIGITS, &out, &["--target-bpw", "3", "--min-accuracy", "0.98"]);
-    contains(&message, &["target_bpw is 3", ", allowed for this model: about 4."]);
+    contains(&message, &["--target-bpw is 3", ", allowed for this model: about 4."]);
 }
 
 /// Nothing is left to choose, so it is said at once.
 #[test]
 fn a_target_that_nothing_can_meet_is_refused_by_the_plan() {
     let wrong = run(arrow_quant(&["plan", DIGITS, "--target-bpw", "4", "--sensitive-layer-patterns", "."])).error();
-    contains(&wrong, &["target_bpw is 4", "allowed for this model: about 16."]);
+    contains(&wrong, &["--target-bpw is 4", "allowed for this model: about 16."]);
 }
 
 #[test]

@@ -18,6 +18,7 @@
 //! `quantize(...)` should.
 
 mod aggregates;
+mod arguments;
 mod functions;
 mod pairs;
 mod quantized;

@@ -28,7 +28,7 @@ impl Figure {
 }
 
 /// The types to read the arguments as. Fails at planning unless they are two tensor values or one quantized value.
-pub(crate) fn coerce_types(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
+pub(crate) fn read_as(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
     match types {
         [quantized] => ErrorColumn::check(function, quantized).map(|()| types.to_vec()),
         [a, b] => Ok(vec![

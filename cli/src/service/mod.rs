@@ -47,6 +47,20 @@ pub fn not_started(error: ServeError) -> QuantError {
     match error {
         ServeError::Io { path, source } => QuantError::Io { path, source },
         ServeError::DataFusion(error) => error.into(),
+        ServeError::Unencrypted { address } => QuantError::field(
+            "insecure",
+            format!(
+                "{address} can be reached by other machines: give a TLS certificate and key (--tls-certificate, --tls-key), \
+                 listen on 127.0.0.1, or say --insecure"
+            ),
+        ),
+        ServeError::Unauthenticated { address } => QuantError::field(
+            "insecure",
+            format!(
+                "{address} can be reached by other machines: give credentials (--credentials) or an authority of client \
+                 certificates (--tls-client-ca), or say --insecure"
+            ),
+        ),
         other => QuantError::configuration(other.to_string()),
     }
 }
@@ -74,17 +88,21 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
     match error.downcast_ref::<QuantError>()? {
         QuantError::Access(_) => Some(Code::PermissionDenied),
         QuantError::ModelNotFound { .. } => Some(Code::NotFound),
-        QuantError::Quantization { .. } => Some(Code::FailedPrecondition),
-        QuantError::Io { source, .. } => Some(match source.kind() {
+        QuantError::Quantization { .. } | QuantError::Weights { .. } => Some(Code::FailedPrecondition),
+        QuantError::Io { source, .. } | QuantError::Unfinished { source, .. } => Some(match source.kind() {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             _ => Code::Internal,
         }),
         QuantError::Query(_) => None,
         QuantError::Configuration { .. }
+        | QuantError::Setting { .. }
+        | QuantError::Output { .. }
         | QuantError::Metadata { .. }
+        | QuantError::UnknownModality { .. }
         | QuantError::ShapeMismatch { .. }
-        | QuantError::Validation { .. } => Some(Code::InvalidArgument),
+        | QuantError::Validation { .. }
+        | QuantError::BelowFloor { .. } => Some(Code::InvalidArgument),
         // Kinds that this crate does not know yet.
         _ => None,
     }

@@ -42,7 +42,7 @@ impl Caller {
     /// Fails with PERMISSION_DENIED if the server or the user may not write.
     pub fn permit_write(&self, read_only: bool) -> Result<(), Status> {
         if read_only {
-            return Err(Status::permission_denied("this server is read-only: start it with --read-write"));
+            return Err(Status::permission_denied("this server is read-only"));
         }
         if !self.may_write {
             return Err(Status::permission_denied(format!("user '{}' may not write", self.user)));

@@ -213,7 +213,7 @@ async fn who_may_write() {
     let bob = known.caller(&basic("bob:b"), None).await.unwrap();
     assert!(ada.may_write && ada.permit_write(false).is_ok() && !bob.may_write);
     assert_eq!(refused(&bob, false).message(), "user 'bob' may not write");
-    assert_eq!(refused(&bob, true).message(), "this server is read-only: start it with --read-write");
+    assert_eq!(refused(&bob, true).message(), "this server is read-only");
     assert_eq!(refused(&ada, true).code(), Code::PermissionDenied);
     assert!(known.handshake(&basic("ada:engine:1"), None).await.unwrap().0.may_write);
     assert!(open_to_all().caller(&nothing(), None).await.unwrap().may_write);

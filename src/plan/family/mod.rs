@@ -314,17 +314,13 @@ impl Detected {
     /// What the model at `path` makes.
     ///
     /// # Errors
-    /// [`Metadata`](QuantError::Metadata) if what is written down is not one of those allowed, or that says how to name
-    /// it, if nothing told.
+    /// [`Metadata`](QuantError::Metadata) if what is written down is not one of those allowed,
+    /// [`UnknownModality`](QuantError::UnknownModality) if nothing tells.
     pub(crate) fn require(&self, path: &Path) -> Result<Modality> {
         if let Some((path, problem)) = &self.problem {
             return Err(QuantError::defect(path, None, problem.as_str()));
         }
-        self.modality.ok_or_else(|| {
-            let how =
-                "name it with `--modality text|code|image|audio`, or `modality` in the configuration or config.json";
-            QuantError::defect(path, None, format!("what the model makes cannot be told from its files: {how}"))
-        })
+        self.modality.ok_or_else(|| QuantError::UnknownModality { path: path.to_path_buf() })
     }
 
     fn rule(&self, component: &str) -> Option<&'static Rule> {

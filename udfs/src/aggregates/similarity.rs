@@ -12,8 +12,9 @@ use datafusion::logical_expr::{
 };
 
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
+use crate::arguments::coerced;
 use crate::functions::SECTION;
-use crate::pairs::{Figure, Pairs, coerce_types};
+use crate::pairs::{Figure, Pairs, read_as};
 
 /// `cosine_similarity_agg(a, b)`, `cosine_similarity_agg(quantized)`.
 pub(crate) fn cosine_similarity_agg() -> AggregateUDF {
@@ -94,10 +95,11 @@ impl AggregateUDFImpl for SimilarityAgg {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        coerce_types(self.measure.name, types)
+        coerced(types, read_as(self.measure.name, types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(self.measure.name, types)?;
         Ok(DataType::Float64)
     }
 

@@ -12,8 +12,9 @@ use datafusion::logical_expr::{
 };
 
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
+use crate::arguments::coerced;
 use crate::functions::SECTION;
-use crate::functions::tensor_stats::{coerce_types, stats_array, stats_type};
+use crate::functions::tensor_stats::{read_as, stats_array, stats_type};
 use crate::pairs::active_isa;
 use crate::tensor::TensorColumn;
 
@@ -56,10 +57,11 @@ impl AggregateUDFImpl for TensorStatsAgg {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        coerce_types(NAME, types)
+        coerced(types, read_as(NAME, types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(NAME, types)?;
         Ok(stats_type())
     }
 

@@ -55,12 +55,13 @@ impl ScalarUDFImpl for Dequantize {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [quantized] = types else { return plan_err!("{NAME} expects 1 argument, found {}", types.len()) };
-        QuantizedColumn::check(NAME, quantized)?;
+        // As they are, also if `return_type` refuses them.
         Ok(types.to_vec())
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        let [quantized] = types else { return plan_err!("{NAME} expects 1 argument, found {}", types.len()) };
+        QuantizedColumn::check(NAME, quantized)?;
         Ok(tensor_type())
     }
 

@@ -14,6 +14,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
 use crate::pairs::active_isa;
 use crate::quantized::{quantized_array, quantized_type};
 use crate::tensor::{TensorColumn, is_string, kernel_error};
@@ -78,6 +79,37 @@ fn is_list(data_type: &DataType) -> bool {
     matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _))
 }
 
+/// The types to read the arguments as. Fails if there are too few or too many, or one cannot be read as what stands there.
+fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
+    if !(3..=7).contains(&types.len()) {
+        return plan_err!(
+            "{NAME} expects 3 to 7 arguments (weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]]), found {}",
+            types.len()
+        );
+    }
+    let lists = types[3..].iter().filter(|t| is_list(t)).count();
+    if lists > 2 {
+        return plan_err!("{NAME} expects importance and smoothing, found {lists} lists");
+    }
+    let mut coerced = vec![TensorColumn::coerce(NAME, "weights", &types[0])?];
+    for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
+        if !(data_type.is_integer() || data_type.is_null()) {
+            return plan_err!("{NAME} expects {argument} to be an integer, found {data_type}");
+        }
+        coerced.push(DataType::Int64);
+    }
+    for (i, data_type) in types.iter().enumerate().skip(3) {
+        coerced.push(match data_type {
+            t if is_string(t) => DataType::Utf8,
+            t if is_list(t) && TensorColumn::accepts(t) => t.clone(),
+            t if is_list(t) => DataType::new_list(DataType::Float32, true),
+            DataType::Null => DataType::Utf8,
+            other => return plan_err!("{NAME} expects argument {} to be a scheme or method (text), importance or smoothing (lists of numbers), found {other}", i + 1),
+        });
+    }
+    Ok(coerced)
+}
+
 impl ScalarUDFImpl for Quantize {
     fn name(&self) -> &str {
         NAME
@@ -88,33 +120,7 @@ impl ScalarUDFImpl for Quantize {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        if !(3..=7).contains(&types.len()) {
-            return plan_err!(
-                "{NAME} expects 3 to 7 arguments (weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]]), found {}",
-                types.len()
-            );
-        }
-        let lists = types[3..].iter().filter(|t| is_list(t)).count();
-        if lists > 2 {
-            return plan_err!("{NAME} expects importance and smoothing, found {lists} lists");
-        }
-        let mut coerced = vec![TensorColumn::coerce(NAME, "weights", &types[0])?];
-        for (data_type, argument) in types[1..3].iter().zip(["bits", "group_size"]) {
-            if !(data_type.is_integer() || data_type.is_null()) {
-                return plan_err!("{NAME} expects {argument} to be an integer, found {data_type}");
-            }
-            coerced.push(DataType::Int64);
-        }
-        for (i, data_type) in types.iter().enumerate().skip(3) {
-            coerced.push(match data_type {
-                t if is_string(t) => DataType::Utf8,
-                t if is_list(t) && TensorColumn::accepts(t) => t.clone(),
-                t if is_list(t) => DataType::new_list(DataType::Float32, true),
-                DataType::Null => DataType::Utf8,
-                other => return plan_err!("{NAME} expects argument {} to be a scheme or method (text), importance or smoothing (lists of numbers), found {other}", i + 1),
-            });
-        }
-        Ok(coerced)
+        coerced(types, read_as(types))
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
@@ -122,6 +128,7 @@ impl ScalarUDFImpl for Quantize {
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        read_as(&args.arg_fields.iter().map(|field| field.data_type().clone()).collect::<Vec<_>>())?;
         let mut options = Options::default();
         for (i, argument) in args.scalar_arguments.iter().enumerate() {
             let error = |e: KernelError| plan_datafusion_err!("{NAME}: {e}");

@@ -12,6 +12,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
 use crate::pairs::active_isa;
 use crate::tensor::{TensorColumn, binary_views, kernel_error, tensor_type, tensor_value};
 
@@ -53,11 +54,11 @@ impl ScalarUDFImpl for ScaleChannels {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [weights, factors] = types else { return plan_err!("{NAME} expects 2 arguments, found {}", types.len()) };
-        Ok(vec![TensorColumn::coerce(NAME, "weights", weights)?, TensorColumn::coerce(NAME, "factors", factors)?])
+        coerced(types, read_as(types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(types)?;
         Ok(tensor_type())
     }
 
@@ -68,6 +69,12 @@ impl ScalarUDFImpl for ScaleChannels {
     fn documentation(&self) -> Option<&Documentation> {
         Some(&DOCUMENTATION)
     }
+}
+
+/// The types to read the arguments as. Fails unless they are two, and can be read as tensor values.
+fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
+    let [weights, factors] = types else { return plan_err!("{NAME} expects 2 arguments, found {}", types.len()) };
+    Ok(vec![TensorColumn::coerce(NAME, "weights", weights)?, TensorColumn::coerce(NAME, "factors", factors)?])
 }
 
 fn scale_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {

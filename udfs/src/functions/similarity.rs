@@ -11,7 +11,8 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
-use crate::pairs::{Figure, Pairs, active_isa, coerce_types};
+use crate::arguments::coerced;
+use crate::pairs::{Figure, Pairs, active_isa, read_as};
 use crate::tensor::{Row, TensorColumn, kernel_error};
 
 /// `cosine_similarity(a, b)`, `cosine_similarity(quantized)`.
@@ -98,10 +99,11 @@ impl ScalarUDFImpl for Similarity {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        coerce_types(self.name, types)
+        coerced(types, read_as(self.name, types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(self.name, types)?;
         Ok(DataType::Float64)
     }
 

@@ -12,6 +12,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
 use crate::pairs::active_isa;
 use crate::tensor::TensorColumn;
 
@@ -52,10 +53,11 @@ impl ScalarUDFImpl for TensorStats {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        coerce_types(NAME, types)
+        coerced(types, read_as(NAME, types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(NAME, types)?;
         Ok(stats_type())
     }
 
@@ -74,7 +76,7 @@ impl ScalarUDFImpl for TensorStats {
 }
 
 /// The type to read the one argument as. Fails at planning unless there is one, and it can be read as a tensor value.
-pub(crate) fn coerce_types(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
+pub(crate) fn read_as(function: &str, types: &[DataType]) -> Result<Vec<DataType>> {
     let [weights] = types else { return plan_err!("{function} expects 1 argument, found {}", types.len()) };
     Ok(vec![TensorColumn::coerce(function, "weights", weights)?])
 }

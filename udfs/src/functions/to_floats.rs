@@ -10,7 +10,9 @@ use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 
+use super::tensor_stats::read_as;
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
 use crate::pairs::active_isa;
 use crate::tensor::TensorColumn;
 
@@ -49,10 +51,11 @@ impl ScalarUDFImpl for ToFloats {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        super::tensor_stats::coerce_types(NAME, types)
+        coerced(types, read_as(NAME, types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(NAME, types)?;
         Ok(DataType::List(Arc::new(item())))
     }
 

@@ -1,0 +1,181 @@
+//! What can be wrong with a setting or a place for an output. Sentences are made with the words of a front end.
+
+use std::fmt;
+use std::path::Path;
+
+use arrow_quant_formats::manifest::{Reason, Shortfall};
+use arrow_quant_stores::StoreError;
+
+use super::Words;
+
+/// Why a setting that is allowed by itself is refused: it does not fit the model, the machine or another setting.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SettingProblem {
+    /// The pattern selects nothing that can be quantized.
+    SelectsNothing {
+        /// The pattern.
+        pattern: String,
+    },
+    /// The setting decides what a plan decides.
+    BesidePlan,
+    /// The model cannot become so small.
+    TooSmall {
+        /// The size that was asked for, in the unit of the setting.
+        asked: f64,
+        /// About the smallest size there is.
+        least: f64,
+    },
+    /// The files turned out larger than the target size.
+    NotMet {
+        /// The target size in 10⁶ bytes.
+        target_mb: f64,
+        /// Tensors that need more bits because they were below the floor.
+        below_floor: usize,
+    },
+    /// A name belongs to no tensor or module of the model.
+    UnknownName {
+        /// The name.
+        name: String,
+        /// The name that was probably meant.
+        nearest: Option<String>,
+    },
+    /// Two patterns give a tensor different widths.
+    Disagreement {
+        /// Each pattern with its width.
+        patterns: [(String, String); 2],
+        /// The tensor that both match.
+        tensor: String,
+    },
+    /// A width for a tensor that must be kept.
+    CannotBeQuantized {
+        /// The tensor.
+        name: String,
+        /// The width.
+        width: String,
+        /// Why it is kept.
+        reason: Reason,
+    },
+    /// What must be held in memory takes more than the limit.
+    MemoryLimit {
+        /// The limit in 10⁶ bytes.
+        limit_mb: u64,
+        /// The least limit that is enough.
+        least_mb: u64,
+        /// What is held.
+        held: Held,
+    },
+    /// A path or URL that cannot be allowed.
+    Allow(StoreError),
+}
+
+/// What a job holds in memory from its start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// The calibration alone.
+    Calibration,
+    /// The model, because it is not streamed.
+    Model,
+}
+
+impl SettingProblem {
+    /// Writes the sentence about a setting.
+    pub(super) fn write(&self, field: &str, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let setting = words.setting(field);
+        match self {
+            Self::SelectsNothing { pattern } => write!(
+                f,
+                "{setting} is '{pattern}', which selects no tensor that can be quantized; see {}",
+                words.list_of_tensors()
+            ),
+            Self::BesidePlan => {
+                write!(f, "{setting} is set beside a plan, which says what each tensor becomes: leave one out")
+            }
+            Self::TooSmall { asked, least } => {
+                write!(f, "{setting} is {asked:.3}, allowed for this model: about {least:.3} or more")
+            }
+            Self::NotMet { target_mb, below_floor: 0 } => {
+                write!(f, "the target size of {target_mb:.6} MB ({setting}) cannot be met: allow a little more")
+            }
+            Self::NotMet { target_mb, below_floor } => write!(
+                f,
+                "the target size of {target_mb:.6} MB ({setting}) cannot be met, because {below_floor} tensors were below the \
+                 floor and need more bits: allow more, or lower {}",
+                words.setting("min_accuracy")
+            ),
+            Self::UnknownName { name, nearest } => {
+                write!(f, "{setting} has '{name}', which is no tensor or module of the model; ")?;
+                match nearest {
+                    Some(near) => write!(f, "did you mean '{near}'?"),
+                    None => write!(f, "see {}", words.list_of_tensors()),
+                }
+            }
+            Self::Disagreement { patterns: [(first, width), (second, other)], tensor } => write!(
+                f,
+                "{setting} of '{first}' is {width} and of '{second}' {other}, and both match {tensor}: name it, or narrow one"
+            ),
+            Self::CannotBeQuantized { name, width, reason } => {
+                write!(f, "{setting} of '{name}' is {width}, but it cannot be quantized ({reason}): leave it out")
+            }
+            Self::MemoryLimit { limit_mb, least_mb, held } => {
+                write!(f, "{setting} is {limit_mb}, but ")?;
+                match held {
+                    Held::Calibration => write!(f, "the calibration is")?,
+                    Held::Model => write!(f, "the model is, because {} is false,", words.setting("enable_streaming"))?,
+                }
+                write!(f, " held in memory: allowed for it are {least_mb} or more")?;
+                match held {
+                    Held::Calibration => Ok(()),
+                    Held::Model => write!(f, ", or {}", words.switched("enable_streaming", true)),
+                }
+            }
+            Self::Allow(error) => write!(f, "{setting}: {error}"),
+        }
+    }
+}
+
+/// What is in the way of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutputProblem {
+    /// The output exists.
+    Exists,
+    /// Another run is writing it.
+    Running,
+    /// An interrupted run left parts of it.
+    Interrupted,
+    /// Something that no run left is where the unfinished output goes.
+    Foreign,
+}
+
+impl OutputProblem {
+    /// Writes the sentence about a path.
+    pub(super) fn write(self, path: &Path, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` ", path.display())?;
+        match self {
+            Self::Exists => write!(f, "exists already: remove it")?,
+            Self::Running => write!(f, "belongs to a run that is still going on: wait for it")?,
+            Self::Interrupted => write!(
+                f,
+                "is left from a run that was interrupted: continue it with {}, remove it",
+                words.switched("resume", true)
+            )?,
+            Self::Foreign => write!(f, "is in the way, and not from a run of arrow-quant: remove it")?,
+        }
+        write!(f, ", or choose another output")
+    }
+}
+
+/// Writes what of a tensor is below the floor.
+pub(super) fn write_shortfall(shortfall: &Shortfall, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let accuracy = || words.setting("min_accuracy");
+    match shortfall {
+        Shortfall::CosineSimilarity { found, floor } => {
+            write!(f, "has a cosine similarity of {found:.6}, below {} {floor}", accuracy())
+        }
+        Shortfall::Sqnr { found, floor } => {
+            write!(f, "has an SQNR of {found:.2} dB, below {} {floor}", words.setting("min_sqnr_db"))
+        }
+        Shortfall::Zeros { floor } => write!(f, "became all zeros, below {} {floor}", accuracy()),
+    }
+}
