@@ -51,6 +51,7 @@ mod simd;
 mod stats;
 mod stretch;
 mod types;
+mod weighted_sum;
 
 pub use compare::{PairSums, cosine_similarity, pair_sums};
 pub use dequantize::{dequantize, to_f32};
@@ -60,3 +61,4 @@ pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};
 pub use scale::scale_channels;
 pub use stats::{Stats, stats};
 pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, Weights, group_count};
+pub use weighted_sum::weighted_sum;
