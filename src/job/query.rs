@@ -65,7 +65,9 @@ pub async fn plan_query(
 ) -> Result<PlanReport> {
     config.settings()?;
     let source = SourceDirectory::of_query(ctx, sql, beside).await?;
-    plan_model(&source.model, config, options).await
+    let mut report = plan_model(&source.model, config, options).await?;
+    report.model = PathBuf::from(sql);
+    Ok(report)
 }
 
 /// The relation of a query. Statements that change something are refused.

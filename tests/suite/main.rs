@@ -12,6 +12,7 @@ mod layers;
 mod plan;
 mod progress;
 mod query;
+mod relation;
 mod reference;
 mod report;
 mod resume;
