@@ -104,12 +104,10 @@ fn two_models_averaged_are_the_file_of_the_averages() {
         text(&at("first.safetensors")),
         text(&at("second.safetensors")),
     );
-    for (name, arguments) in
-        [("plain", [].as_slice()), ("smaller", &["--target-bpw", "5.5", "--group-size", "64"]), ("int8", &["--bits", "8"])]
-    {
-        let arguments = if name == "smaller" { &arguments[..2] } else { arguments };
-        let expected = at(&format!("{name}-expected"));
-        let model = at("means.safetensors");
+    let cases: [(&str, &[&str]); 3] =
+        [("int4", &[]), ("target", &["--target-bpw", "5.5"]), ("int8", &["--bits", "8", "--group-size", "64"])];
+    for (name, arguments) in cases {
+        let (model, expected) = (at("means.safetensors"), at(&format!("{name}-expected")));
         run(arrow_quant(&[&["quantize", text(&model), text(&expected), "--quiet"], arguments].concat())).printed();
         let report = quantize(&sql, &at(name), arguments);
         assert_same(&at(name), &expected);
@@ -121,8 +119,8 @@ fn two_models_averaged_are_the_file_of_the_averages() {
 fn lists_of_floats_are_tensors_of_their_type() {
     let directory = TempDir::new().unwrap();
     let out = directory.path().join("out");
-    let sql = "SELECT 'w' AS tensor, [2, 32] AS shape, row * 32 AS start, \
-               arrow_cast(array_repeat(0.5 * row, 32), 'List(Float32)') AS weights FROM (VALUES (0), (1)) AS rows(row)";
+    let sql = "SELECT 'w' AS tensor, [2, 32] AS shape, i * 32 AS start, \
+               arrow_cast(array_repeat(0.5 * i, 32), 'List(Float32)') AS weights FROM (VALUES (0), (1)) AS t(i)";
     let report = quantize(sql, &out, &["--bits", "8"]);
     let found = &tensors(&report)[0];
     assert_eq!((&found["dtype"], &found["shape"]), (&json!("F32"), &json!([2, 32])), "{found}");
