@@ -3,9 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, manifest, names, run, tensors, text, write_model,
-};
+use crate::common::{DIGITS, Tensor, arrow_quant, contains, files, manifest, names, run, tensors, text, write_model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -56,10 +54,13 @@ fn a_query_over_all_weights_is_the_model() {
     assert_eq!(report["model"], all.as_str());
     let manifest = manifest(&at("found"));
     assert_eq!(manifest["source"]["name"], "query");
-    assert!(manifest["notes"].as_array().unwrap().contains(&json!(format!("the model is what this query gave: {all}"))));
+    assert!(
+        manifest["notes"].as_array().unwrap().contains(&json!(format!("the model is what this query gave: {all}")))
+    );
 
     // The columns that are needed, in another order, and the rows too.
-    let shuffled = format!("SELECT weights, 1 AS more, start, shape, tensor FROM weights('{}') ORDER BY start DESC", text(&model));
+    let shuffled =
+        format!("SELECT weights, 1 AS more, start, shape, tensor FROM weights('{}') ORDER BY start DESC", text(&model));
     quantize(&shuffled, &at("shuffled"), &["--threads", "2"]);
     assert_same(&at("shuffled"), &at("expected"));
 }
@@ -152,7 +153,10 @@ fn relations_that_are_not_models_are_refused() {
     let digits = format!("weights('{DIGITS}')");
     let two = |second: String| of_rows(&[row("w", "[2, 2]", 0, 2), second]);
     let cases: &[(String, &str)] = &[
-        (format!("SELECT tensor, shape, start FROM {digits}"), "the query gives no column 'weights': it needs tensor, shape, start"),
+        (
+            format!("SELECT tensor, shape, start FROM {digits}"),
+            "the query gives no column 'weights': it needs tensor, shape, start",
+        ),
         (format!("SELECT shape, start, weights FROM {digits}"), "no column 'tensor'"),
         (format!("SELECT a.*, b.* FROM {digits} a, {digits} b"), "the query gives two columns 'tensor'"),
         (
@@ -167,7 +171,10 @@ fn relations_that_are_not_models_are_refused() {
             format!("SELECT tensor, shape, start, quantize(weights, 4, 64) AS weights FROM {digits}"),
             "expected a tensor value (a struct with dtype and data) or a list of 16, 32 or 64-bit floats",
         ),
-        (format!("SELECT 1 AS component, tensor, shape, start, weights FROM {digits}"), "column 'component' of the query is Int64, expected text"),
+        (
+            format!("SELECT 1 AS component, tensor, shape, start, weights FROM {digits}"),
+            "column 'component' of the query is Int64, expected text",
+        ),
         (format!("SELECT * FROM {digits} WHERE start < 0"), "the query gives no rows"),
         (two(row("w", "[2, 2]", 1, 2)), "the query's tensor 'w': two chunks have element 1"),
         (two(row("w", "[2, 2]", 0, 4)), "tensor 'w': two chunks have element 0"),
@@ -181,15 +188,30 @@ fn relations_that_are_not_models_are_refused() {
         (of_rows(&[row("w", "[4294967296, 4294967296]", 0, 2)]), "fewer than 2^63 elements"),
         (of_rows(&[row("w", "[NULL, 2]", 0, 2)]), "tensor 'w': shape is NULL"),
         (of_rows(&[row("__metadata__", "[2]", 0, 2)]), "no tensor of a file can have this name"),
-        (two(row("w", "[2, 2]", 2, 2).replace("F16", "BF16")), "tensor 'w': dtype is F16 in one row and BF16 in another"),
+        (
+            two(row("w", "[2, 2]", 2, 2).replace("F16", "BF16")),
+            "tensor 'w': dtype is F16 in one row and BF16 in another",
+        ),
         (of_rows(&[row("w", "[2]", 0, 2).replace("F16", "Q4")]), "tensor 'w': dtype is 'Q4', expected one of BOOL, U8"),
         (of_rows(&[row("w", "[2]", 0, 2).replace("F16", "F32")]), "tensor 'w': elements 1 to 2 are missing"),
-        (of_rows(&[row("w", "[1]", 0, 1).replace("F16", "F32")]), "tensor 'w': 2 bytes from element 0 on do not divide into elements of F32"),
-        ("SELECT 'w' AS tensor, [2] AS shape, 0 AS start, arrow_cast([1.0, NULL], 'List(Float32)') AS weights".to_string(), "tensor 'w': weights is NULL"),
-        (format!("SELECT NULL::TEXT AS tensor, shape, start, weights FROM {digits}"), "a row whose tensor is NULL"),
-        (format!("SELECT '../x' AS component, tensor, shape, start, weights FROM {digits}"), "component is '../x', expected the name of a directory"),
         (
-            format!("SELECT CASE WHEN tensor = 'pos_embed' THEN '' ELSE 'dit' END AS component, tensor, shape, start, weights FROM {digits}"),
+            of_rows(&[row("w", "[1]", 0, 1).replace("F16", "F32")]),
+            "tensor 'w': 2 bytes from element 0 on do not divide into elements of F32",
+        ),
+        (
+            "SELECT 'w' AS tensor, [2] AS shape, 0 AS start, arrow_cast([1.0, NULL], 'List(Float32)') AS weights"
+                .to_string(),
+            "tensor 'w': weights is NULL",
+        ),
+        (format!("SELECT NULL::TEXT AS tensor, shape, start, weights FROM {digits}"), "a row whose tensor is NULL"),
+        (
+            format!("SELECT '../x' AS component, tensor, shape, start, weights FROM {digits}"),
+            "component is '../x', expected the name of a directory",
+        ),
+        (
+            format!(
+                "SELECT CASE WHEN tensor = 'pos_embed' THEN '' ELSE 'dit' END AS component, tensor, shape, start, weights FROM {digits}"
+            ),
             "tensor 'pos_embed': component is empty, but other tensors have one",
         ),
         ("CREATE TABLE t AS SELECT 1".to_string(), "DDL not supported"),
@@ -207,7 +229,10 @@ fn a_model_and_a_query_are_not_given_together() {
         assert_eq!(outcome.status, Some(2), "{outcome:?}");
         outcome.stderr
     };
-    contains(&usage(&["quantize", "--query", "SELECT 1", "model", "out"]), &["--query and a model cannot be used together"]);
+    contains(
+        &usage(&["quantize", "--query", "SELECT 1", "model", "out"]),
+        &["--query and a model cannot be used together"],
+    );
     contains(&usage(&["quantize", "--query", "SELECT 1"]), &["the directory to write is missing"]);
     contains(&usage(&["quantize"]), &["required"]);
     contains(&usage(&["plan", "--query", "SELECT 1", "model"]), &["--query", "cannot be used with"]);
@@ -252,7 +277,8 @@ fn an_interrupted_query_is_resumed() {
     let sql = format!("SELECT * FROM weights('{}')", text(&job.model));
     let out = job.out();
     let command = |more: &[&str]| {
-        let mut command = arrow_quant(&[&["quantize", "--query", &sql, text(&out), "--json", "--threads", "1"], more].concat());
+        let mut command =
+            arrow_quant(&[&["quantize", "--query", &sql, text(&out), "--json", "--threads", "1"], more].concat());
         command.env("ARROW_QUANT_ISA", "scalar");
         command
     };
