@@ -4,7 +4,8 @@
 //!   ([`register_model`], or `weights('path')`, `tensors('path')`, `quantized('path')` in SQL) and the functions of
 //!   [`arrow_quant_udfs`] are registered.
 //! - [`quantize_model`] runs the query that quantizes a model and writes a quantized model directory;
-//!   [`validate_model`] runs the one that compares such a directory with its original.
+//!   [`quantize_query`] does so with what any query gives; [`validate_model`] runs the one that compares such a directory
+//!   with its original.
 //!
 //! ```no_run
 //! # async fn run() -> arrow_quant_v2::Result<()> {
@@ -39,7 +40,9 @@ pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
 pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
-pub use job::{JobOptions, plan_model, quantize_model, unfinished_run, validate_model, verify_model};
+pub use job::{
+    JobOptions, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
+};
 pub use model::{Model, Tensor};
 pub use report::{
     LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,

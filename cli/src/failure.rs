@@ -24,6 +24,8 @@ pub enum Failure {
     Output(io::Error),
     /// The command itself has something to say.
     Message(String),
+    /// Arguments that do not go together.
+    Usage(String),
     /// A signal ended the work.
     Interrupted {
         /// 128 and the signal's number.
@@ -59,6 +61,7 @@ impl Failure {
         }
         match self {
             Self::Interrupted { status, .. } => ExitCode::from(status),
+            Self::Usage(_) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
@@ -70,7 +73,7 @@ impl fmt::Display for Failure {
             Self::Job(error) => told(error, &[]),
             Self::Configured { error, elsewhere } => told(error, elsewhere),
             Self::Output(error) => format!("cannot write to standard output: {error}"),
-            Self::Message(message) | Self::Interrupted { message, .. } => message.clone(),
+            Self::Message(message) | Self::Usage(message) | Self::Interrupted { message, .. } => message.clone(),
         };
         f.write_str(&one_line(&message))
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model};
+use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model, plan_query, session};
 
 use crate::calibration::{CalibrationArgument, write_layers};
 use crate::config::ConfigArguments;
@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
+use crate::quantize::Source;
 use crate::report::{LISTED, decibels, write_unlisted};
 use crate::table::{Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
@@ -20,7 +21,11 @@ use crate::{in_runtime, numbers};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline
-    model: PathBuf,
+    #[arg(required_unless_present = "query")]
+    model: Option<PathBuf>,
+    /// Plan for what this query gives, instead of a model; its rows are written to the system's temporary directory first
+    #[arg(long, value_name = "SQL", conflicts_with = "model")]
+    query: Option<String>,
     /// Write the plan to a table, .parquet or .csv, for `arrow-quant quantize --plan`; an older one is replaced
     #[arg(long, short, value_name = "FILE", value_parser = table)]
     output: Option<PathBuf>,
@@ -56,16 +61,31 @@ fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Fail
         calibration: arguments.calibration.open(config.calibration_samples)?,
         ..JobOptions::default()
     };
-    let planned = planned(&arguments.model, config, &options)?;
+    let source = match (&arguments.model, &arguments.query) {
+        (_, Some(query)) => Source::Query(query),
+        (Some(model), None) => Source::Model(model),
+        (None, None) => return Err(Failure::Usage("the model is missing: give its path, or --query SQL".to_string())),
+    };
+    let planned = planned(source, config, &options)?;
     if let Some(path) = &arguments.output {
         planned.write(path)?;
     }
     show(&planned, &arguments.shown)
 }
 
-/// What would become of a model.
-pub fn planned(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport, Failure> {
-    in_runtime(config.threads(), unless_interrupted(plan_model(model, config, options)))
+/// What would become of a model, or of what a query gives.
+pub fn planned(source: Source<'_>, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport, Failure> {
+    let planned = async {
+        match source {
+            Source::Model(model) => plan_model(model, config, options).await,
+            Source::Query(query) => {
+                // Of this process alone.
+                let beside = std::env::temp_dir().join(format!("arrow-quant-plan-{}", std::process::id()));
+                plan_query(&session(config.threads())?, query, &beside, config, options).await
+            }
+        }
+    };
+    in_runtime(config.threads(), unless_interrupted(planned))
 }
 
 /// Prints a plan.

@@ -1,9 +1,11 @@
 //! `arrow-quant quantize`: write a quantized copy of a model and report its quality.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, QuantizeReport, quantize_model, unfinished_run};
+use arrow_quant_v2::{
+    DiffusionQuantConfig, JobOptions, QuantizeReport, quantize_model, quantize_query, session, unfinished_run,
+};
 
 use crate::calibration::CalibrationArgument;
 use crate::config::ConfigArguments;
@@ -17,11 +19,15 @@ use crate::{in_runtime, plan};
 /// Arguments of `arrow-quant quantize`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The model: a safetensors file, a model directory or a diffusers pipeline
-    model: PathBuf,
+    /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
+    #[arg(required_unless_present = "query")]
+    model: Option<PathBuf>,
     /// The directory to write; it must not exist
-    #[arg(required_unless_present = "dry_run")]
+    #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
+    /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights
+    #[arg(long, value_name = "SQL")]
+    query: Option<String>,
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bit_width", "group_size"])]
     plan: Option<PathBuf>,
@@ -40,14 +46,55 @@ pub struct Arguments {
     config: ConfigArguments,
 }
 
+/// What is quantized.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// The model at a path.
+    Model(&'a Path),
+    /// What a query gives.
+    Query(&'a str),
+}
+
+impl Arguments {
+    /// What is quantized, and the directory to write. With a query, the only path is that of the directory.
+    fn places(&self) -> Result<(Source<'_>, Option<&Path>), Failure> {
+        let usage = |message: &str| Err(Failure::Usage(message.to_string()));
+        match (self.query.as_deref(), self.model.as_deref(), self.out.as_deref()) {
+            (Some(_), Some(_), Some(_)) => usage("--query and a model cannot be used together: give OUT alone"),
+            (Some(_), None, _) if !self.dry_run => usage("the directory to write is missing: --query SQL OUT"),
+            (Some(query), out, _) => Ok((Source::Query(query), out)),
+            (None, Some(model), out) => Ok((Source::Model(model), out)),
+            (None, None, _) => usage("the model is missing: give its path, or --query SQL"),
+        }
+    }
+}
+
+async fn quantize(
+    source: Source<'_>,
+    out: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+) -> arrow_quant_v2::Result<QuantizeReport> {
+    match source {
+        Source::Model(model) => quantize_model(model, out, config, options).await,
+        Source::Query(query) => quantize_query(&session(config.threads())?, query, out, config, options).await,
+    }
+}
+
 /// Quantizes the model and shows the report.
 pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
-    quantize(arguments, &layered.config).map_err(|failure| failure.with(&layered))
+    let (source, out) = arguments.places()?;
+    quantize_or_plan(arguments, source, out, &layered.config).map_err(|failure| failure.with(&layered))
 }
 
 /// The same, with a configuration.
-fn quantize(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Failure> {
+fn quantize_or_plan(
+    arguments: &Arguments,
+    source: Source<'_>,
+    out: Option<&Path>,
+    config: &DiffusionQuantConfig,
+) -> Result<(), Failure> {
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
@@ -56,12 +103,12 @@ fn quantize(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), 
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
     };
-    let Some(out) = arguments.out.as_ref().filter(|_| !arguments.dry_run) else {
-        let planned = plan::planned(&arguments.model, config, &options)?;
+    let Some(out) = out.filter(|_| !arguments.dry_run) else {
+        let planned = plan::planned(source, config, &options)?;
         drop(meter);
         return plan::show(&planned, &arguments.shown);
     };
-    let job = quantize_model(&arguments.model, out, config, &options);
+    let job = quantize(source, out, config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
     drop(meter);
     let report = result.map_err(|failure| match failure {

@@ -22,7 +22,7 @@ pub const PREFIX: u64 = 8;
 const MAX_HEADER: u64 = 100_000_000;
 
 /// The key of a header that is no tensor.
-const METADATA: &str = "__metadata__";
+pub const METADATA: &str = "__metadata__";
 
 /// What a header says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

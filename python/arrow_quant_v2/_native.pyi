@@ -328,6 +328,28 @@ def quantize_model(
         Cancelled: after ``cancellation.cancel()``.
     """
 
+def quantize_query(
+    query: str,
+    out: _Path,
+    config: DiffusionQuantConfig,
+    *,
+    connection: Connection | None = None,
+    plan: _Path | None = None,
+    calibration: str | _ArrowTable | None = None,
+    resume: bool = False,
+    on_progress: _OnProgress | None = None,
+    progress_interval_s: float = 5.0,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """Quantizes what a query gives into a directory; the job's report. All else is as :func:`quantize_model`.
+
+    The query names models by their paths, ``weights('dream-7b/')``, and those of ``connection`` by their names.
+
+    Raises:
+        ArrowQuantError: one of its six subclasses.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
 def unfinished_run(out: _Path) -> Path | None:
     """The directory that an interrupted run left, from which ``resume=True`` goes on."""
 

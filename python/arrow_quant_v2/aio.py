@@ -11,7 +11,15 @@ from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from . import _native, arrays
-from .jobs import CalibrationTable, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
+from .jobs import (
+    CalibrationTable,
+    Query,
+    QuantizeJob,
+    checked_mode,
+    refuse_base,
+    refuse_calibration,
+    validate_quality,
+)
 from .log import log
 from .progress import TICK_S, Callback, Progress
 
@@ -133,6 +141,48 @@ class AsyncArrowQuantV2:
             progress_interval_s=progress_interval_s,
             resume=resume,
             plan=plan,
+        )
+        result: dict[str, Any] = await _Work(job.run, job.callback).result()
+        return result
+
+    async def quantize_query(
+        self,
+        query: str,
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        connection: _native.Connection | None = None,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes what a query gives into a new directory, as `ArrowQuantV2.quantize_query` does.
+
+        `progress_callback` is called as by `quantize_model`. Args, returns and errors are those of
+        `ArrowQuantV2.quantize_query`.
+
+        Raises:
+            asyncio.CancelledError: if the task was cancelled.
+
+        Example:
+            >>> result = await AsyncArrowQuantV2().quantize_query("SELECT * FROM weights('dream-7b/')", "dream-7b-int4/")
+        """
+        if self._mode == "base" and calibration is not None:
+            refuse_base(self._mode)
+        job = QuantizeJob(
+            self._mode,
+            Query(query, connection),
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+            calibration=calibration,
         )
         result: dict[str, Any] = await _Work(job.run, job.callback).result()
         return result

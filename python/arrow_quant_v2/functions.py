@@ -44,6 +44,7 @@ __all__ = [
     "tensor_stats",
     "tensor_stats_agg",
     "to_floats",
+    "weighted_sum",
 ]
 
 _SCALAR = {function.name: function for function in _native.scalar_functions()}
@@ -61,6 +62,9 @@ scale_channels = _SCALAR["scale_channels"]
 
 to_floats = _SCALAR["to_floats"]
 """``to_floats(weights)``: the elements of a tensor value as a list of 32-bit floats."""
+
+weighted_sum = _SCALAR["weighted_sum"]
+"""``weighted_sum(a, x, b, y)``: the sum a·x + b·y of two tensors, element by element, in the dtype of ``x``."""
 
 cosine_similarity = _SCALAR["cosine_similarity"]
 """``cosine_similarity(a, b)`` or ``cosine_similarity(quantized)``."""

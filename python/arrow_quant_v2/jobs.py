@@ -28,6 +28,23 @@ class ArrowTable(Protocol):
 CalibrationTable: TypeAlias = str | os.PathLike[str] | ArrowTable
 
 
+class Query:
+    """A query whose rows are a model.
+
+    Raises:
+        ConfigurationError: if an argument is not allowed; its `field` is the argument's name.
+    """
+
+    def __init__(self, sql: str, connection: _native.Connection | None) -> None:
+        if not isinstance(sql, str):
+            raise ConfigurationError(f"query is {sql!r}, allowed: SQL, as str", field="query")
+        if connection is not None and not isinstance(connection, _native.Connection):
+            message = f"connection is of type {type(connection).__name__}, allowed: a Connection, or None"
+            raise ConfigurationError(message, field="connection")
+        self.sql = sql
+        self.connection = connection
+
+
 class QuantizeJob:
     """A job that quantizes a model. When it is made its arguments are checked, and nothing else is done.
 
@@ -42,7 +59,7 @@ class QuantizeJob:
     def __init__(
         self,
         mode: str,
-        model_path: str | os.PathLike[str],
+        model_path: str | os.PathLike[str] | Query,
         output_path: str | os.PathLike[str],
         config: _native.DiffusionQuantConfig | None,
         progress_callback: Callable[..., object] | None,
@@ -54,7 +71,7 @@ class QuantizeJob:
         calibration: CalibrationTable | None = None,
     ) -> None:
         self.callback = None if progress_callback is None else Callback(progress_callback)
-        self._model_path = checked_path(model_path, "model_path")
+        self._model = model_path if isinstance(model_path, Query) else checked_path(model_path, "model_path")
         self._output_path = checked_path(output_path, "output_path")
         self._plan = None if plan is None else checked_path(plan, "plan")
         self._calibration = _calibration(calibration)
@@ -70,18 +87,7 @@ class QuantizeJob:
         bar = Bar(os.path.basename(os.path.normpath(self._output_path))) if self._progress else None
         reporter = Reporter(tell, self._interval_s, bar)
         try:
-            reporter.start(f"planning {self._model_path}")
-            report = _native.quantize_model(
-                self._model_path,
-                self._output_path,
-                self._config,
-                plan=self._plan,
-                calibration=self._calibration,
-                resume=self._resume,
-                on_progress=None if tell is None and bar is None else reporter,
-                progress_interval_s=min(self._interval_s, TICK_S),
-                cancellation=cancellation,
-            )
+            report = self._report(reporter, tell is None and bar is None, cancellation)
             result = quantize_result(report, self._output_path, self._config.bit_width)
             reporter.finish(_summary(result), report["weights"])
         except (KeyboardInterrupt, _native.Cancelled):
@@ -94,6 +100,25 @@ class QuantizeJob:
             if bar is not None:
                 bar.close()
         return result
+
+    def _report(
+        self, reporter: Reporter, is_silent: bool, cancellation: _native.Cancellation | None
+    ) -> dict[str, Any]:
+        """What the engine says of the job when it has done it."""
+        keywords: dict[str, Any] = {
+            "plan": self._plan,
+            "calibration": self._calibration,
+            "resume": self._resume,
+            "on_progress": None if is_silent else reporter,
+            "progress_interval_s": min(self._interval_s, TICK_S),
+            "cancellation": cancellation,
+        }
+        if isinstance(self._model, Query):
+            reporter.start("running the query")
+            sql, connection = self._model.sql, self._model.connection
+            return _native.quantize_query(sql, self._output_path, self._config, connection=connection, **keywords)
+        reporter.start(f"planning {self._model}")
+        return _native.quantize_model(self._model, self._output_path, self._config, **keywords)
 
 
 def validate_quality(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _native, arrays
-from .jobs import CalibrationTable, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
+from .jobs import CalibrationTable, Query, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
 
 
 class ArrowQuantV2:
@@ -175,6 +175,60 @@ class ArrowQuantV2:
             progress_interval_s=progress_interval_s,
             resume=resume,
             plan=plan,
+        )
+        return _run(job)
+
+    def quantize_query(
+        self,
+        query: str,
+        output_path: str | os.PathLike[str],
+        config: _native.DiffusionQuantConfig | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        connection: _native.Connection | None = None,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        resume: bool = False,
+        plan: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
+    ) -> dict[str, Any]:
+        """Quantizes what a query gives into a new directory: all else that is said of `quantize_model` holds.
+
+        The query runs once. While the job runs, its rows are in ``OUTPUT_PATH.source``, which takes as much disk as the
+        weights do. Configuration files of models that the query names are not copied. With `resume` the query runs again,
+        and the job goes on if it gives the same.
+
+        Args:
+            query: a query with the columns `tensor`, `shape`, `start`, `weights` and, for a pipeline, `component`, as the
+                table ``weights`` has them; rows may be in any order.
+            connection: whose models and tables the query may name. Without one, it names models by their paths:
+                ``weights('dream-7b/')``.
+            calibration: as `quantize_diffusion_model` takes it; none in mode ``"base"``.
+
+        Raises:
+            ConfigurationError: also if the query lacks a column, or has one of a wrong type; its `field` is ``"query"``.
+            QuantizationError: also if the query is not valid, or its rows are not every element of each tensor once.
+
+        Example:
+            >>> connection = arrow_quant_v2.connect(models={"a": "dream-7b/", "b": "dream-7b-tuned/"})
+            >>> result = ArrowQuantV2().quantize_query(
+            ...     "SELECT a.tensor, a.shape, a.start, weighted_sum(0.5, a.weights, 0.5, b.weights) AS weights "
+            ...     "FROM a.weights a JOIN b.weights b ON a.tensor = b.tensor AND a.chunk = b.chunk",
+            ...     "dream-7b-mean-int4/", connection=connection)
+        """
+        if self._mode == "base" and calibration is not None:
+            refuse_base(self._mode)
+        job = QuantizeJob(
+            self._mode,
+            Query(query, connection),
+            output_path,
+            config,
+            progress_callback,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+            resume=resume,
+            plan=plan,
+            calibration=calibration,
         )
         return _run(job)
 

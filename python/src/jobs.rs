@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, quantize_model as quantize,
-    unfinished_run as unfinished, validate_model as validate,
+    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, QuantizeReport,
+    quantize_model as quantize, quantize_query as quantize_sql, session, unfinished_run as unfinished,
+    validate_model as validate,
 };
+use datafusion::prelude::SessionContext;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tokio::sync::oneshot;
@@ -18,6 +20,7 @@ use crate::config::Config;
 use crate::errors::{Result, argument};
 use crate::logging;
 use crate::runtime::{self, cores};
+use crate::sql::Connection;
 use crate::values::to_object;
 use crate::waiting::{self, Cancellation, Cancelled};
 
@@ -43,33 +46,94 @@ fn quantize_model<'py>(
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
-        argument(
-            "progress_interval_s",
-            format!("progress_interval_s is {progress_interval_s}, allowed: seconds, 0 or more"),
-        )
-    })?;
-    let latest = Arc::new(Mutex::new(None));
-    let mut told = Told { on_progress, interval, last: None, latest: Arc::clone(&latest) };
-    let listener: OnProgress = Arc::new(move |progress: &Progress| {
-        if let Ok(mut latest) = latest.lock() {
-            *latest = Some(progress.clone());
-        }
-    });
-    let config = config.inner.clone();
-    let threads = config.threads();
-    let table = CalibrationTable::of(calibration)?;
-    let job = async move {
-        let calibration = match table {
-            Some(table) => Some(table.open(config.calibration_samples).await?),
-            None => None,
-        };
-        let progress_interval = interval.min(TICK);
-        let options = JobOptions { plan, calibration, resume, on_progress: Some(listener), progress_interval };
+    let asked =
+        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
+    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
         quantize(&model, &out, &config, &options).await
     };
-    let report = run(py, threads, cancellation.as_ref(), job, |py| told.tell(py))?;
-    Ok(to_object(py, &report)?)
+    asked.run(py, out, config, cancellation.as_ref(), job)
+}
+
+/// Quantizes what a query gives into a new directory. The query may name the models and tables of a connection.
+#[pyfunction]
+#[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[allow(clippy::too_many_arguments)] // the keywords of the function in Python
+fn quantize_query<'py>(
+    py: Python<'py>,
+    query: String,
+    out: PathBuf,
+    config: &Config,
+    connection: Option<&Bound<'_, Connection>>,
+    plan: Option<PathBuf>,
+    calibration: Option<&Bound<'_, PyAny>>,
+    resume: bool,
+    on_progress: Option<Py<PyAny>>,
+    progress_interval_s: f64,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let asked =
+        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
+    let ctx: Option<SessionContext> = connection.map(|connection| connection.get().context());
+    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
+        let ctx = match ctx {
+            Some(ctx) => ctx,
+            None => session(config.threads())?,
+        };
+        quantize_sql(&ctx, &query, &out, &config, &options).await
+    };
+    asked.run(py, out, config, cancellation.as_ref(), job)
+}
+
+/// What a job that quantizes was asked for in Python.
+struct Asked {
+    plan: Option<PathBuf>,
+    calibration: Option<CalibrationTable>,
+    resume: bool,
+    on_progress: Option<Py<PyAny>>,
+    progress_interval_s: f64,
+}
+
+impl Asked {
+    /// Runs a job on threads of its own; its report.
+    fn run<'py, F>(
+        self,
+        py: Python<'py>,
+        out: PathBuf,
+        config: &Config,
+        cancellation: Option<&Cancellation>,
+        job: impl FnOnce(PathBuf, DiffusionQuantConfig, JobOptions) -> F + Send + 'static,
+    ) -> Result<Bound<'py, PyAny>>
+    where
+        F: Future<Output = arrow_quant_v2::Result<QuantizeReport>> + Send,
+    {
+        let Self { plan, calibration: table, resume, on_progress, progress_interval_s } = self;
+        let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
+            argument(
+                "progress_interval_s",
+                format!("progress_interval_s is {progress_interval_s}, allowed: seconds, 0 or more"),
+            )
+        })?;
+        let latest = Arc::new(Mutex::new(None));
+        let mut told = Told { on_progress, interval, last: None, latest: Arc::clone(&latest) };
+        let listener: OnProgress = Arc::new(move |progress: &Progress| {
+            if let Ok(mut latest) = latest.lock() {
+                *latest = Some(progress.clone());
+            }
+        });
+        let config = config.inner.clone();
+        let threads = config.threads();
+        let work = async move {
+            let calibration = match table {
+                Some(table) => Some(table.open(config.calibration_samples).await?),
+                None => None,
+            };
+            let progress_interval = interval.min(TICK);
+            let options = JobOptions { plan, calibration, resume, on_progress: Some(listener), progress_interval };
+            job(out, config, options).await
+        };
+        let report = run(py, threads, cancellation, work, |py| told.tell(py))?;
+        Ok(to_object(py, &report)?)
+    }
 }
 
 /// Who is told how far a job is, on the thread that called, and not too often.
@@ -176,6 +240,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Cancelled", module.py().get_type::<Cancelled>())?;
     module.add_class::<Cancellation>()?;
     module.add_function(wrap_pyfunction!(quantize_model, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize_query, module)?)?;
     module.add_function(wrap_pyfunction!(unfinished_run, module)?)?;
     module.add_function(wrap_pyfunction!(validate_model, module)?)
 }

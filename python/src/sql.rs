@@ -83,6 +83,13 @@ pub struct Connection {
     replacing: Arc<RwLock<()>>,
 }
 
+impl Connection {
+    /// Its session, for a job.
+    pub fn context(&self) -> SessionContext {
+        self.ctx.clone()
+    }
+}
+
 #[pymethods]
 impl Connection {
     /// Makes a model a schema: the tables name.tensors, name.weights and, for a quantized model, name.quantized; for one that

@@ -25,6 +25,7 @@ SCALAR = [
     "sqnr",
     "tensor_stats",
     "to_floats",
+    "weighted_sum",
 ]
 AGGREGATE = ["cosine_similarity_agg", "max_abs_error_agg", "sqnr_agg", "tensor_stats_agg"]
 
@@ -87,6 +88,7 @@ SCALAR_QUERIES = [
     "cosine_similarity(a, b)",
     "cosine_similarity(quantize(a, 4, 32))",
     "scale_channels([1.0, 2.0, 3.0], [2.0, 1.0, 0.5])",
+    "weighted_sum(0.25, a, 0.75, a)",
     "sqnr(a, b)",
     "sqnr(c, dequantize(quantize(c, 4, 32)))",
     "sqnr(quantize(c, bits, 32))",

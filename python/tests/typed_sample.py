@@ -38,6 +38,7 @@ def job() -> None:
     )
     print(f"{result['compression_ratio']:.1f}x {result['cosine_similarity']:.3f} {result['model_size_mb']:.1f} MB")
     quantizer.quantize_model("dream-7b/", "dream-7b-int4/", progress_callback=detailed, progress_interval_s=1.0)
+    quantizer.quantize_query("SELECT * FROM weights('dream-7b/')", "dream-7b-copy/", resume=True)
     quality = quantizer.validate_quality("dream-7b/", "dream-7b-int2/")
     print(quality["passed"], quality["per_layer_accuracy"])
 

@@ -3,6 +3,7 @@
 mod figures;
 mod journal;
 mod planning;
+mod query;
 mod rounds;
 mod run;
 mod staging;
@@ -16,6 +17,7 @@ use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, Manifest, Source};
 
 pub use planning::plan_model;
+pub use query::{plan_query, quantize_query};
 pub use staging::unfinished_run;
 pub use validate::{validate_model, verify_model};
 
@@ -76,6 +78,17 @@ pub async fn quantize_model(
     config: &DiffusionQuantConfig,
     options: &JobOptions,
 ) -> Result<QuantizeReport> {
+    quantize_source(model, out, config, options, None).await
+}
+
+/// The same of a model that is, if so told, the rows of a query: it has no other files, and the query is noted.
+async fn quantize_source(
+    model: &Path,
+    out: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+    query: Option<&str>,
+) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before anything else, for to plan may take a while.
     Staging::look(out, options.resume)?;
@@ -89,10 +102,12 @@ pub async fn quantize_model(
         calibration: planned.calibrated.hash(),
         plan: plan_hash(&planned.plans),
     };
+    let files = if query.is_some() { Vec::new() } else { planned.source.config_files()? };
     let (staging, earlier) = Staging::open(out, options.resume, &identity)?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
-    if let Err(error) = write(planned, config, options, &staging, &mut manifest).await {
+    manifest.notes.extend(query.map(|sql| format!("the model is what this query gave: {sql}")));
+    if let Err(error) = write(planned, &files, config, options, &staging, &mut manifest).await {
         return Err(if staging.end(!is_final(&error)) { resumable(error) } else { error });
     }
     Ok(QuantizeReport {
@@ -109,14 +124,15 @@ pub async fn quantize_model(
 /// Writes all files of the output, completes the manifest and gives the directory its name.
 async fn write(
     planned: Planned,
+    files: &[PathBuf],
     config: &DiffusionQuantConfig,
     options: &JobOptions,
     staging: &Arc<Staging>,
     manifest: &mut Manifest,
 ) -> Result<()> {
     let source = Arc::clone(&planned.source);
-    for file in source.config_files()? {
-        staging.copy(source.path(), &file)?;
+    for file in files {
+        staging.copy(source.path(), file)?;
     }
     for (name, bytes) in &planned.calibrated.tables {
         manifest.tables.push(staging.write(name, bytes)?);
@@ -137,7 +153,7 @@ async fn write(
     manifest.totals = figures::totals(&source, stored_bytes, &sums);
     manifest.tensors = figures::tensor_reports(&source, &planned.plans, &sums, &fallbacks)?;
     manifest.modality = planned.modality.map(|modality| modality.to_string());
-    manifest.notes = planned.notes;
+    manifest.notes.extend(planned.notes);
     manifest.time_aware = planned.calibrated.time_aware;
     manifest.reason = planned.calibrated.reason;
     manifest.layers = planned.calibrated.layers;

@@ -240,7 +240,7 @@ fn refuse_existing(out: &Path) -> Result<()> {
     }
 }
 
-fn in_the_way(path: &Path, problem: OutputProblem) -> QuantError {
+pub(super) fn in_the_way(path: &Path, problem: OutputProblem) -> QuantError {
     QuantError::Output { path: path.to_path_buf(), problem }
 }
 
@@ -248,7 +248,7 @@ fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|e| QuantError::io(path, e))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
         return Err(QuantError::configuration(format!("`{}` cannot be an output directory", path.display())).at(path));
     }
@@ -260,7 +260,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// Says what is in the way of creating the output.
-fn create_error(path: &Path, error: io::Error) -> QuantError {
+pub(super) fn create_error(path: &Path, error: io::Error) -> QuantError {
     let parent = path.parent().unwrap_or(path).display();
     let advice = match error.kind() {
         ErrorKind::NotFound => format!("the directory `{parent}` does not exist: create it first"),

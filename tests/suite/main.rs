@@ -13,6 +13,7 @@ mod plan;
 mod progress;
 mod query;
 mod reference;
+mod relation;
 mod report;
 mod resume;
 mod service;

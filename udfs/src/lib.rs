@@ -41,6 +41,7 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
         Arc::new(functions::quantize::Quantize::new().into()),
         Arc::new(functions::dequantize::Dequantize::new().into()),
         Arc::new(functions::scale_channels::ScaleChannels::new().into()),
+        Arc::new(functions::weighted_sum::WeightedSum::new().into()),
         Arc::new(functions::to_floats::ToFloats::new().into()),
         Arc::new(functions::similarity::cosine_similarity()),
         Arc::new(functions::similarity::sqnr()),

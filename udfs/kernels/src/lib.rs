@@ -63,6 +63,7 @@ mod simd;
 mod stats;
 mod stretch;
 mod types;
+mod weighted_sum;
 mod weights;
 
 pub use compare::{PairSums, cosine_similarity, pair_sums};
@@ -74,4 +75,5 @@ pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};
 pub use scale::scale_channels;
 pub use stats::{Stats, stats};
 pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, group_count};
+pub use weighted_sum::weighted_sum;
 pub use weights::{Scales, Weights};

@@ -6,6 +6,7 @@ pub(crate) mod scale_channels;
 pub(crate) mod similarity;
 pub(crate) mod tensor_stats;
 pub(crate) mod to_floats;
+pub(crate) mod weighted_sum;
 
 use arrow::array::ArrayRef;
 use datafusion::common::{Result, ScalarValue};
