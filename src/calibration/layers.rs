@@ -3,7 +3,8 @@
 use arrow_quant_kernels::Settings;
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Inputs, least, mean};
+use super::decibels::{least, mean};
+use super::inputs::{ChannelWeights, Inputs};
 use super::smoothing::{LayerWeights, Smoothing, importance};
 use super::table::{ActivationRow, activation_rows};
 use crate::config::Grouping;

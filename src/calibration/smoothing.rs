@@ -9,7 +9,8 @@
 use arrow_quant_kernels::{Isa, Scheme, Settings, Weights, dequantize, quantize, scale_channels, to_f32};
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, decibels, finest_noise};
+use super::decibels::decibels;
+use super::inputs::{ChannelWeights, finest_noise};
 use crate::config::Grouping;
 use crate::{Result, Tensor};
 
