@@ -7,8 +7,7 @@ use std::sync::Arc;
 use arrow_quant_v2::{Calibration, LayerQuality, LayerReport};
 
 use crate::numbers;
-use crate::report::LISTED;
-use crate::table::Table;
+use crate::table::{LISTED, Table};
 
 /// A calibration table.
 #[derive(clap::Args)]

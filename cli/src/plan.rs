@@ -13,8 +13,8 @@ use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
 use crate::quantize::Source;
-use crate::report::{LISTED, decibels, write_unlisted};
-use crate::table::{Table, tensor_label, write_facts};
+use crate::report::{decibels, write_unlisted};
+use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
 
 /// Arguments of `arrow-quant plan`.

@@ -10,11 +10,8 @@ use arrow_quant_v2::{Attempt, ModelReport, QuantError, TensorReport};
 
 use crate::calibration::write_layers;
 use crate::failure::Failure;
-use crate::table::{Table, tensor_label, write_facts};
+use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{numbers, output};
-
-/// The most tensors a report lists; the rest is counted.
-pub const LISTED: usize = 40;
 
 /// The most tensors that fell back which a report lists.
 const FALLBACKS: usize = 10;

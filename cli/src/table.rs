@@ -2,6 +2,9 @@
 
 use std::io::{self, Write};
 
+/// The most tensors a report lists; the rest is counted.
+pub const LISTED: usize = 40;
+
 /// Characters that are shown of a name.
 const LONGEST_NAME: usize = 120;
 

@@ -10,8 +10,8 @@ use crate::calibration::{CalibrationArgument, write_qualities};
 use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
-use crate::report::{LISTED, decibels, tensors_of, worse_first, write_unlisted};
-use crate::table::{Table, tensor_label, write_facts};
+use crate::report::{decibels, tensors_of, worse_first, write_unlisted};
+use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
 
 /// Tensors named in the error about those below the floor.

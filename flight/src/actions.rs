@@ -10,9 +10,7 @@ use arrow_flight::{
     Action as ActionRequest, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
     RenewFlightEndpointRequest, Result as ActionResult,
 };
-use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::prelude::SessionContext;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message;
@@ -22,49 +20,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::action::{Action, ActionCall};
 use crate::auth::Caller;
+use crate::lock::locked;
 use crate::options::{CloseSessionResult, SetSessionOptionsRequest};
 use crate::results::parse_handle;
 use crate::service::{Asked, Call, State, once, packed};
-use crate::session::locked;
-
-/// What an action answers: one message after the other.
-pub type ActionStream = BoxStream<'static, datafusion::error::Result<Bytes>>;
-
-/// Something clients can ask for that is not a query.
-#[async_trait]
-pub trait Action: Send + Sync {
-    /// The type of the action, by which it is called.
-    fn name(&self) -> &'static str;
-    /// One line for `ListActions`: what it does, and what its body holds.
-    fn description(&self) -> &'static str;
-    /// Whether it changes something: read-only servers and users refuse it.
-    fn writes(&self) -> bool;
-    /// Whether it takes so long that its first answer is `{"id": "..."}`, by which `cancel` stops it.
-    fn is_job(&self) -> bool {
-        self.writes()
-    }
-    /// Does it.
-    ///
-    /// # Errors
-    /// If the body is not understood, or what it asks for cannot be done.
-    async fn run(&self, call: ActionCall) -> datafusion::error::Result<ActionStream>;
-}
-
-/// One call of an action.
-#[non_exhaustive]
-pub struct ActionCall {
-    /// What the client sent.
-    pub body: Bytes,
-    /// Who calls.
-    pub user: Arc<str>,
-    /// The session that is served: what is registered here is there for everyone.
-    pub base: SessionContext,
-    /// Fires when the client cancels, or is gone.
-    pub cancelled: CancellationToken,
-    /// What the call is known by, in logs and to `cancel`.
-    pub id: String,
-}
 
 /// The actions of the protocols, with their descriptions.
 const STANDARD: [(&str, &str); 9] = [

@@ -19,10 +19,10 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::input::{Input, one_ahead};
+use crate::lock::locked;
 use crate::prepared::no_transaction;
 use crate::results::asked;
 use crate::service::{Asked, Call, State};
-use crate::session::locked;
 use crate::statements::has_effect;
 use crate::stream::{Messages, Run, too_late};
 use crate::wire::wire_schema;

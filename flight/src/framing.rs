@@ -18,7 +18,7 @@ use prost::{EncodeError, Message, decode_length_delimiter, encode_length_delimit
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::session::locked;
+use crate::lock::locked;
 use crate::stream::Messages;
 
 /// Bytes before a message: whether it is compressed, and its length, big-endian.

@@ -4,6 +4,7 @@
 //! everyone, to be read; each client has a session with a schema `public` of its own. What is not a query comes in as an
 //! [`Action`].
 
+mod action;
 mod actions;
 mod auth;
 mod bounds;
@@ -19,10 +20,12 @@ mod gate;
 mod ingest;
 mod input;
 mod limits;
+mod lock;
 pub mod logs;
 mod metadata;
 mod metrics;
 mod options;
+mod parameters;
 mod poll;
 mod prepared;
 mod put;
@@ -31,6 +34,7 @@ mod results;
 mod server;
 mod service;
 mod session;
+mod spool;
 mod statements;
 mod status;
 mod stream;
@@ -38,10 +42,11 @@ mod tables;
 mod tls;
 mod wire;
 
-pub use actions::{Action, ActionCall, ActionStream};
+pub use action::{Action, ActionCall, ActionStream};
 pub use auth::{Credentials, hash_password, new_token};
 pub use error::ServeError;
 pub use limits::Limits;
-pub use server::{Server, ServerConfig, TlsFiles};
+pub use server::{Server, ServerConfig};
 pub use status::Classify;
+pub use tls::TlsFiles;
 pub use tonic::Code;

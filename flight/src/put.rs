@@ -10,13 +10,14 @@ use futures::Stream;
 use prost::Message;
 use tonic::Status;
 
-use crate::ingest::{self, Mode, Target};
+use crate::ingest::{self, Target};
 use crate::input::{Input, one_ahead};
 use crate::prepared::no_transaction;
 use crate::queries::cancelled;
 use crate::results::table;
 use crate::service::{Asked, Call, State};
 use crate::stream::too_late;
+use crate::tables::Mode;
 
 impl State {
     pub async fn put(

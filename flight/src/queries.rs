@@ -26,9 +26,9 @@ use uuid::Uuid;
 
 use crate::bounds;
 use crate::limits::Limits;
+use crate::lock::locked;
 use crate::metrics::Metrics;
-use crate::poll::Spool;
-use crate::session::locked;
+use crate::spool::Spool;
 use crate::wire::wire_schema;
 
 type Entering = BoxFuture<'static, Result<Arc<Permit>, Status>>;

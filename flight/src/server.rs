@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 use tower::util::MapResponseLayer;
 
-use crate::actions::Action;
+use crate::action::Action;
 use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
 use crate::gate::Gate;
@@ -31,7 +31,8 @@ use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::{connections, functions, tables, tls};
+use crate::tls::{self, TlsFiles};
+use crate::{connections, functions, tables};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -66,17 +67,6 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// The gRPC codes of errors that are not DataFusion's.
     pub classify: fn(&(dyn Error + 'static)) -> Option<Code>,
-}
-
-/// The files of TLS, PEM each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The server's certificate, and those between it and the root.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// The authority that clients' certificates must be signed by; clients need none without.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// A server that is bound to its addresses.
@@ -249,7 +239,7 @@ impl State {
         for session in self.sessions.all() {
             session.cancel();
         }
-        for (_, cancelled) in crate::session::locked(&self.jobs).values() {
+        for (_, cancelled) in crate::lock::locked(&self.jobs).values() {
             cancelled.cancel();
         }
     }

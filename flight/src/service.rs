@@ -27,7 +27,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use crate::actions::Action;
+use crate::action::Action;
 use crate::auth::{Authenticator, Caller};
 use crate::connections::Peer;
 use crate::framing::{Aside, Sent};

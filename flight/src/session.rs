@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,12 +21,10 @@ use uuid::Uuid;
 
 use crate::auth::{Caller, SessionKey};
 use crate::limits::Limits;
-use crate::prepared::Statements;
+use crate::lock::locked;
+use crate::parameters::Statements;
 use crate::queries::Queries;
-use crate::tables::{SessionSchema, UserTables, blocking};
-
-/// The schema of a session's own tables.
-pub(crate) const OWN_SCHEMA: &str = "public";
+use crate::tables::{OWN_SCHEMA, SessionSchema, UserTables, blocking};
 
 /// One session.
 pub(crate) struct Session {
@@ -103,11 +101,6 @@ impl Session {
     fn idle(&self) -> Duration {
         locked(&self.used).elapsed()
     }
-}
-
-/// A lock whose holder panicked still guards a whole value: each critical section is one assignment or one call of a map.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The name of a user.

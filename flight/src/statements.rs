@@ -19,8 +19,9 @@ use tonic::Status;
 use crate::bounds;
 use crate::queries::{Query, cancelled};
 use crate::service::{Call, State};
-use crate::session::{OWN_SCHEMA, Session};
+use crate::session::Session;
 use crate::stream::{beginning, too_late};
+use crate::tables::OWN_SCHEMA;
 
 impl State {
     /// The logical plan of a statement that the caller may run.

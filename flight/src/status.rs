@@ -6,7 +6,7 @@ use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use tonic::{Code, Status};
 
-use crate::ingest::IngestError;
+use crate::tables::IngestError;
 
 /// Bytes of a message. Those that are not ASCII take three each in a header.
 const MESSAGE_BYTES: usize = 2 << 10;

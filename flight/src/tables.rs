@@ -1,6 +1,7 @@
 //! The schema `public` of a session: its tables in memory and its views, then the tables that its user stored.
 
 mod files;
+mod incoming;
 mod memory;
 mod staged;
 mod stored;
@@ -24,12 +25,15 @@ use datafusion::logical_expr::dml::InsertOp;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use datafusion::prelude::SessionContext;
 
-use crate::ingest::{Columns, IngestError, Mode};
-use crate::session::{OWN_SCHEMA, locked};
+use crate::lock::locked;
 use memory::{MemoryTable, Rows};
 
+pub(crate) use incoming::{Columns, IngestError, Mode};
 pub(crate) use staged::blocking;
 pub(crate) use stored::{UserTables, clear_staging};
+
+/// The schema of a session's own tables.
+pub(crate) const OWN_SCHEMA: &str = "public";
 
 /// Bytes of a table's name.
 const NAME_BYTES: usize = 200;

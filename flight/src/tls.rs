@@ -1,7 +1,7 @@
 //! The certificates and keys of the transport.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -14,13 +14,23 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::error::ServeError;
-use crate::server::TlsFiles;
 
 /// Labels of PEM blocks that are certificates.
 const CERTIFICATES: &[&str] = &["CERTIFICATE"];
 
 /// Labels of PEM blocks that are private keys.
 const KEYS: &[&str] = &["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
+
+/// The files of TLS, PEM each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and the root.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authority that clients' certificates must be signed by; clients need none without.
+    pub client_ca: Option<PathBuf>,
+}
 
 /// TLS with a server's certificate and key. With `client_ca`, clients must have a certificate that it signed.
 ///

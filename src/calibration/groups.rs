@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::activations::{Bounds, Losses};
-use super::inputs::decibels;
+use super::decibels::decibels;
 use crate::config::Boundaries;
 
 /// Half a dB, as a ratio of powers.

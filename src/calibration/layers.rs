@@ -3,7 +3,8 @@
 use arrow_quant_kernels::Settings;
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Grouping, Inputs, least, mean};
+use super::decibels::{least, mean};
+use super::inputs::{ChannelWeights, Grouping, Inputs};
 use super::smoothing::{LayerWeights, Smoothing, importance};
 use super::table::{ActivationRow, activation_rows};
 use crate::{LayerReport, Result, Tensor};

@@ -5,6 +5,7 @@
 
 mod activations;
 mod calibrated;
+mod decibels;
 mod functions;
 mod groups;
 mod inputs;

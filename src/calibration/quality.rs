@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::activations::{BITS, FINE, Losses, Parameters, loss};
-use super::inputs::{ChannelWeights, decibels, least, mean, sqnr_db};
+use super::decibels::{decibels, least, mean, sqnr_db};
+use super::inputs::ChannelWeights;
 use super::smoothing::LayerWeights;
 use super::{LayerState, LayerStatistics};
 use crate::tables::QuantizedModel;

@@ -134,7 +134,6 @@ impl Columns {
     /// A row: tensor and state, and timestep, batch and statistics.
     fn row(&self, name: &str, row: usize) -> Result<(LayerState, (i64, i64, StepStatistics))> {
         let (tensor, timestep) = (self.tensor.value(row), self.timestep.value(row));
-        let refuse = |what: String| Err(refused(name, Some(tensor), format!("timestep {timestep}: {what}")));
         let step = StepStatistics {
             timestep,
             samples: self.samples.value(row),
@@ -143,54 +142,7 @@ impl Columns {
             mean_square: floats(&self.mean_square, row),
             histogram: self.histogram.as_ref().and_then(|columns| histogram(columns, row)),
         };
-        if timestep < 0 || step.samples < 1 {
-            let (field, found) = if timestep < 0 { ("timestep", timestep) } else { ("samples", step.samples) };
-            return refuse(format!("{field} is {found}, allowed: {} or more", i64::from(field == "samples")));
-        }
-        let channels = step.min.len();
-        if channels == 0 || step.max.len() != channels || step.mean_square.len() != channels {
-            let found = [channels, step.max.len(), step.mean_square.len()];
-            return refuse(format!(
-                "channel_min, channel_max and channel_mean_square have {found:?} entries, expected one a channel"
-            ));
-        }
-        for (column, values) in
-            [("channel_min", &step.min), ("channel_max", &step.max), ("channel_mean_square", &step.mean_square)]
-        {
-            if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
-                return refuse(format!("{column} of channel {channel} is {}, expected a number", values[channel]));
-            }
-        }
-        for channel in 0..channels {
-            let (min, max, square) = (step.min[channel], step.max[channel], step.mean_square[channel]);
-            let greatest = f64::from(min.abs().max(max.abs())).powi(2);
-            let least = if min > 0.0 || max < 0.0 { f64::from(min.abs().min(max.abs())).powi(2) } else { 0.0 };
-            // Means of squares are of as many values as there were, so they lie between the least square and the greatest but
-            // for rounding.
-            let is_mean = f64::from(square) + 1e-30 >= 0.999 * least && f64::from(square) <= 1.001 * greatest + 1e-30;
-            if min > max || square < 0.0 || !is_mean {
-                let what = format!("channel {channel} has minimum {min}, maximum {max} and mean square {square}");
-                return refuse(format!("{what}, which contradict each other"));
-            }
-        }
-        if let Some(histogram) = &step.histogram {
-            let is_count = |n: &f64| n.is_finite() && *n >= 0.0;
-            if !(histogram.width() > 0.0 && histogram.width().is_finite() && histogram.counts.iter().all(is_count)) {
-                return refuse("its histogram has no width, or counts that are no numbers from 0 on".to_string());
-            }
-            if !(f64::MIN_POSITIVE..f64::MAX).contains(&histogram.counts.iter().sum()) {
-                return refuse("its histogram has no sum above 0: leave it NULL where nothing was counted".to_string());
-            }
-            let low = step.min.iter().copied().fold(f32::INFINITY, f32::min);
-            let high = step.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let beyond = (f64::from(histogram.min) - f64::from(low)).max(f64::from(high) - f64::from(histogram.max));
-            if beyond > histogram.width() {
-                let [from, to] = [histogram.min, histogram.max];
-                return refuse(format!(
-                    "its histogram is of values from {from} to {to}, its channels have {low} to {high}"
-                ));
-            }
-        }
+        check(&step).map_err(|what| refused(name, Some(tensor), format!("timestep {timestep}: {what}")))?;
         let text = |column: &Option<StringArray>| {
             column
                 .as_ref()
@@ -200,6 +152,69 @@ impl Columns {
         let batch = self.batch.as_ref().filter(|batch| batch.is_valid(row)).map_or(0, |batch| batch.value(row));
         Ok(((tensor.to_string(), text(&self.state)), (timestep, batch, step)))
     }
+}
+
+/// Checks what a row holds.
+///
+/// # Errors
+/// What is wrong with it.
+fn check(step: &StepStatistics) -> Result<(), String> {
+    if step.timestep < 0 || step.samples < 1 {
+        let (field, found) = if step.timestep < 0 { ("timestep", step.timestep) } else { ("samples", step.samples) };
+        return Err(format!("{field} is {found}, allowed: {} or more", i64::from(field == "samples")));
+    }
+    let channels = step.min.len();
+    if channels == 0 || step.max.len() != channels || step.mean_square.len() != channels {
+        let found = [channels, step.max.len(), step.mean_square.len()];
+        return Err(format!(
+            "channel_min, channel_max and channel_mean_square have {found:?} entries, expected one a channel"
+        ));
+    }
+    for (column, values) in
+        [("channel_min", &step.min), ("channel_max", &step.max), ("channel_mean_square", &step.mean_square)]
+    {
+        if let Some(channel) = values.iter().position(|value| !value.is_finite()) {
+            return Err(format!("{column} of channel {channel} is {}, expected a number", values[channel]));
+        }
+    }
+    for channel in 0..channels {
+        check_channel(step, channel)?;
+    }
+    step.histogram.as_ref().map_or(Ok(()), |histogram| check_histogram(step, histogram))
+}
+
+/// Checks that minimum, maximum and mean square of a channel can be of the same values.
+fn check_channel(step: &StepStatistics, channel: usize) -> Result<(), String> {
+    let (min, max, square) = (step.min[channel], step.max[channel], step.mean_square[channel]);
+    let greatest = f64::from(min.abs().max(max.abs())).powi(2);
+    let least = if min > 0.0 || max < 0.0 { f64::from(min.abs().min(max.abs())).powi(2) } else { 0.0 };
+    // Means of squares are of as many values as there were, so they lie between the least square and the greatest but
+    // for rounding.
+    let is_mean = f64::from(square) + 1e-30 >= 0.999 * least && f64::from(square) <= 1.001 * greatest + 1e-30;
+    if min > max || square < 0.0 || !is_mean {
+        let what = format!("channel {channel} has minimum {min}, maximum {max} and mean square {square}");
+        return Err(format!("{what}, which contradict each other"));
+    }
+    Ok(())
+}
+
+/// Checks that a histogram has a width and counts, and is of values that the channels have.
+fn check_histogram(step: &StepStatistics, histogram: &Histogram) -> Result<(), String> {
+    let is_count = |n: &f64| n.is_finite() && *n >= 0.0;
+    if !(histogram.width() > 0.0 && histogram.width().is_finite() && histogram.counts.iter().all(is_count)) {
+        return Err("its histogram has no width, or counts that are no numbers from 0 on".to_string());
+    }
+    if !(f64::MIN_POSITIVE..f64::MAX).contains(&histogram.counts.iter().sum()) {
+        return Err("its histogram has no sum above 0: leave it NULL where nothing was counted".to_string());
+    }
+    let low = step.min.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = step.max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let beyond = (f64::from(histogram.min) - f64::from(low)).max(f64::from(high) - f64::from(histogram.max));
+    if beyond > histogram.width() {
+        let [from, to] = [histogram.min, histogram.max];
+        return Err(format!("its histogram is of values from {from} to {to}, its channels have {low} to {high}"));
+    }
+    Ok(())
 }
 
 /// Whole numbers, whatever their type.

@@ -9,7 +9,8 @@
 use arrow_quant_kernels::{Isa, Scheme, Settings, Weights, dequantize, quantize, scale_channels, to_f32};
 
 use super::LayerStatistics;
-use super::inputs::{ChannelWeights, Grouping, decibels, finest_noise};
+use super::decibels::decibels;
+use super::inputs::{ChannelWeights, Grouping, finest_noise};
 use crate::{Result, Tensor};
 
 /// Alphas are tried at these distances: from 0 to 1, and then beside the best.

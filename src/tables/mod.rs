@@ -4,6 +4,7 @@ mod chunks;
 pub(crate) mod functions;
 mod parts;
 mod quantized;
+mod shapes;
 mod staged;
 mod tensors;
 mod weights;
@@ -23,8 +24,8 @@ pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::ModelParts;
 pub use quantized::QuantizedModel;
 pub(crate) use quantized::part_schema;
+pub(crate) use shapes::{shape_type, shapes};
 pub(crate) use staged::stage;
-pub(crate) use tensors::{shape_type, shapes};
 pub(crate) use weights::WeightsTable;
 
 /// A model of either kind.

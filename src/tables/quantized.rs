@@ -19,8 +19,8 @@ use datafusion::logical_expr::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
+use super::shapes::shape_type;
 use super::table_of;
-use super::tensors::shape_type;
 use crate::model::QuantizedDirectory;
 use crate::{QuantError, Result};
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, Int64Builder, ListBuilder, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 
 use super::QuantizedModel;
+use super::shapes::{shape_type, shapes};
 use crate::{Model, Result};
 
 fn schema() -> SchemaRef {
@@ -23,25 +24,6 @@ fn schema() -> SchemaRef {
         int("bytes"),
         text("file"),
     ]))
-}
-
-/// `List<Int64>`.
-pub(crate) fn shape_type() -> DataType {
-    DataType::List(Arc::new(shape_item()))
-}
-
-fn shape_item() -> Field {
-    Field::new_list_field(DataType::Int64, false)
-}
-
-/// Shapes as an array.
-pub(crate) fn shapes<'a>(shapes: impl Iterator<Item = &'a [i64]>) -> ArrayRef {
-    let mut builder = ListBuilder::new(Int64Builder::new()).with_field(shape_item());
-    for shape in shapes {
-        builder.values().append_slice(shape);
-        builder.append(true);
-    }
-    Arc::new(builder.finish())
 }
 
 /// One tensor's row, the model's name aside.

@@ -27,7 +27,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Par
 
 use super::chunks::{Chunk, chunks};
 use super::parts::{ModelParts, runs};
-use super::tensors::{shape_type, shapes};
+use super::shapes::{shape_type, shapes};
 use crate::{Model, QuantError};
 
 /// The payload's place in the schema; all columns before it are known from headers.

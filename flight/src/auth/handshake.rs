@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::SessionKey;
 use super::secret::{Sum, hex, same, sum_of, token_of};
-use crate::session::locked;
+use crate::lock::locked;
 
 /// Who is behind a proof, and what they may.
 #[derive(Clone)]

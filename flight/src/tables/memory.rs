@@ -17,9 +17,9 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use futures::StreamExt;
 
+use super::incoming::{Columns, IngestError};
 use super::{Destination, insertion};
-use crate::ingest::{Columns, IngestError};
-use crate::session::locked;
+use crate::lock::locked;
 
 /// Bytes of a batch, and of each of its columns, besides their values, about.
 const OVERHEAD: usize = 256;

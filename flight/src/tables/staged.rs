@@ -18,7 +18,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
-use crate::ingest::{Columns, IngestError};
+use super::incoming::{Columns, IngestError};
 
 /// Bytes of a row group, about: what a writer holds in memory.
 const ROW_GROUP_BYTES: usize = 64 << 20;

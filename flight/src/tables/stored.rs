@@ -34,11 +34,11 @@ use object_store::path::Path as ObjectPath;
 use uuid::Uuid;
 
 use super::files::{FILE_NAME_BYTES, PartFile, decoded, encoded, part_files, sync};
+use super::incoming::{Columns, IngestError, Mode};
 use super::staged::{Staged, blocking, read_schema};
 use super::{Destination, insertion};
 use crate::ServeError;
-use crate::ingest::{Columns, IngestError, Mode};
-use crate::session::locked;
+use crate::lock::locked;
 
 /// Where files are while they are written, and after their table was dropped. No user has this name.
 const STAGING: &str = ".staging";

@@ -22,8 +22,8 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream;
 
-use super::{SessionSchema, UserTables, clear_staging};
-use crate::ingest::{IngestError, Mode, Target, ingest};
+use super::{IngestError, Mode, SessionSchema, UserTables, clear_staging};
+use crate::ingest::{Target, ingest};
 
 struct Client {
     ctx: SessionContext,

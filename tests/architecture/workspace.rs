@@ -1,0 +1,314 @@
+//! The workspace as the checks see it: its crates with what their manifests ask for, their files, modules and paths.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path as FilePath;
+use std::{fs, io};
+
+use crate::paths::{self, Path};
+use crate::tokens::{self, Tokens};
+
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    pub(crate) crates: Vec<Crate>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Crate {
+    /// Its folder below the workspace's, `src` for the package at the root.
+    pub(crate) folder: String,
+    /// What Rust code calls it.
+    pub(crate) name: String,
+    /// Packages it depends on, tests and build scripts aside, with the line of its manifest.
+    pub(crate) dependencies: Vec<(String, usize)>,
+    pub(crate) manifest: String,
+    pub(crate) files: Vec<File>,
+}
+
+#[derive(Debug)]
+pub(crate) struct File {
+    /// Below the workspace's folder.
+    pub(crate) path: String,
+    pub(crate) module: Vec<String>,
+    pub(crate) tokens: Tokens,
+    pub(crate) paths: Vec<Path>,
+}
+
+impl File {
+    pub(crate) fn new(path: &str, module: Vec<String>, text: &str) -> Self {
+        let tokens = tokens::read(text);
+        let paths = paths::read(&tokens);
+        Self { path: path.to_owned(), module, tokens, paths }
+    }
+}
+
+impl Workspace {
+    /// Reads the workspace whose `Cargo.toml` is in `root`.
+    pub(crate) fn open(root: &FilePath) -> io::Result<Self> {
+        let mut crates = Vec::new();
+        for member in members(&fs::read_to_string(root.join("Cargo.toml"))?) {
+            crates.push(open_crate(root, &member)?);
+        }
+        Ok(Self { crates })
+    }
+
+    pub(crate) fn of_folder(&self, folder: &str) -> Option<&Crate> {
+        self.crates.iter().find(|member| member.folder == folder)
+    }
+}
+
+fn members(manifest: &str) -> Vec<String> {
+    let listed = manifest.lines().find_map(|line| line.strip_prefix("members = [")).unwrap_or_default();
+    let quoted = listed.split('"').skip(1).step_by(2).map(str::to_owned);
+    quoted.chain([String::new()]).collect()
+}
+
+fn open_crate(root: &FilePath, member: &str) -> io::Result<Crate> {
+    let manifest = if member.is_empty() { "Cargo.toml".to_owned() } else { format!("{member}/Cargo.toml") };
+    let (name, dependencies) = read_manifest(&fs::read_to_string(root.join(&manifest))?);
+    let sources = if member.is_empty() { "src".to_owned() } else { format!("{member}/src") };
+    let mut files = Vec::new();
+    open_files(root, &sources, &mut Vec::new(), &mut files)?;
+    drop_test_modules(&mut files);
+    let folder = if member.is_empty() { "src" } else { member };
+    Ok(Crate { folder: folder.to_owned(), name, dependencies, manifest, files })
+}
+
+/// The crate's name, and the names of the tables and keys under its dependencies.
+fn read_manifest(text: &str) -> (String, Vec<(String, usize)>) {
+    let (mut section, mut name, mut dependencies) = ("", String::new(), Vec::new());
+    for (number, line) in text.lines().enumerate() {
+        if let Some(header) = line.trim().strip_prefix('[') {
+            section = header.trim_end_matches(']');
+            continue;
+        }
+        let Some((key, value)) = line.split_once('=') else { continue };
+        let key = key.trim().trim_end_matches(".workspace");
+        if section == "package" && key == "name" {
+            name = value.trim().trim_matches('"').replace('-', "_");
+        }
+        if section.ends_with("dependencies") && !section.contains("-dependencies") && !section.starts_with("workspace")
+        {
+            dependencies.push((key.to_owned(), number + 1));
+        }
+    }
+    (name, dependencies)
+}
+
+fn open_files(root: &FilePath, folder: &str, module: &mut Vec<String>, files: &mut Vec<File>) -> io::Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(root.join(folder))?.collect::<io::Result<_>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = format!("{folder}/{name}");
+        if entry.file_type()?.is_dir() {
+            module.push(name);
+            open_files(root, &path, module, files)?;
+            module.pop();
+        } else if let Some(stem) = name.strip_suffix(".rs") {
+            let mut module = module.clone();
+            if !matches!(stem, "lib" | "main" | "mod") {
+                module.push(stem.to_owned());
+            }
+            files.push(File::new(&path, module, &fs::read_to_string(entry.path())?));
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out the files of modules that are declared for tests alone.
+fn drop_test_modules(files: &mut Vec<File>) {
+    let mut tests = BTreeSet::new();
+    for file in &*files {
+        for name in &file.tokens.test_modules {
+            tests.insert([file.module.as_slice(), std::slice::from_ref(name)].concat());
+        }
+    }
+    files.retain(|file| !(1..=file.module.len()).any(|length| tests.contains(&file.module[..length])));
+}
+
+/// A place of a path, and what it leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrow {
+    pub(crate) file: String,
+    pub(crate) line: usize,
+    pub(crate) from: Vec<String>,
+    pub(crate) to: Vec<String>,
+}
+
+/// The modules of one crate, to follow paths in.
+pub(crate) struct Modules<'a> {
+    member: &'a Crate,
+    modules: BTreeSet<Vec<String>>,
+    /// What `use` lines call things in each module, and what that is.
+    names: BTreeMap<(Vec<String>, String), Vec<String>>,
+    globs: BTreeMap<Vec<String>, Vec<Vec<String>>>,
+    /// What is defined in each module.
+    items: BTreeSet<(Vec<String>, String)>,
+}
+
+/// Names that lead to names that lead … end here.
+const STEPS: usize = 8;
+
+impl<'a> Modules<'a> {
+    pub(crate) fn new(member: &'a Crate) -> Self {
+        let mut found = Self {
+            member,
+            modules: BTreeSet::new(),
+            names: BTreeMap::new(),
+            globs: BTreeMap::new(),
+            items: BTreeSet::new(),
+        };
+        for file in &member.files {
+            found.modules.insert(file.module.clone());
+            for path in &file.paths {
+                let module = [file.module.as_slice(), path.within.as_slice()].concat();
+                found.modules.insert(module.clone());
+                if let Some(name) = &path.name {
+                    found.names.insert((module, name.clone()), path.words.clone());
+                } else if path.is_glob {
+                    found.globs.entry(module).or_default().push(path.words.clone());
+                }
+            }
+            for pair in file.tokens.tokens.windows(2) {
+                let defines = ["fn", "struct", "enum", "union", "trait", "type", "const", "static", "macro_rules"];
+                if let (Some(keyword), Some(name)) = (pair[0].word(), pair[1].word())
+                    && defines.contains(&keyword)
+                {
+                    found.items.insert((file.module.clone(), name.to_owned()));
+                }
+            }
+        }
+        found
+    }
+
+    /// Every path of the crate that leads to another of its modules.
+    pub(crate) fn arrows(&self) -> Vec<Arrow> {
+        let mut arrows = Vec::new();
+        for file in &self.member.files {
+            for path in &file.paths {
+                let from = [file.module.as_slice(), path.within.as_slice()].concat();
+                let Some(to) = self.follow(&from, &path.words, STEPS) else { continue };
+                if to != from {
+                    arrows.push(Arrow { file: file.path.clone(), line: path.line, from, to });
+                }
+            }
+        }
+        arrows
+    }
+
+    /// The module in which that is defined which `words` name in the module `from`; None outside this crate.
+    fn follow(&self, from: &[String], words: &[String], steps: usize) -> Option<Vec<String>> {
+        let steps = steps.checked_sub(1)?;
+        let (first, rest) = words.split_first()?;
+        let mut at = from.to_vec();
+        let mut words = rest;
+        match first.as_str() {
+            "crate" => at.clear(),
+            "self" => {}
+            "super" => {
+                at.pop();
+                while let Some((next, rest)) = words.split_first()
+                    && next == "super"
+                {
+                    at.pop();
+                    words = rest;
+                }
+            }
+            name if name == self.member.name => at.clear(),
+            name => {
+                at = self.named(from, name, steps).module()?;
+                if at == from {
+                    // The path begins with an item of this very module.
+                    return None;
+                }
+            }
+        }
+        for word in words {
+            match self.named(&at, word, steps) {
+                Lead::Module(next) if next != at => at = next,
+                Lead::Module(_) | Lead::Unknown => break,
+                Lead::Outside => return None,
+            }
+        }
+        Some(at)
+    }
+
+    /// Where `name` of a module leads: to a module within, or to where it was taken from.
+    fn named(&self, module: &[String], name: &str, steps: usize) -> Lead {
+        let child = [module, &[name.to_owned()]].concat();
+        if self.modules.contains(&child) {
+            return Lead::Module(child);
+        }
+        let key = (module.to_vec(), name.to_owned());
+        if let Some(words) = self.names.get(&key) {
+            // `use x;` names another crate, not itself.
+            let found = if words.len() == 1 { None } else { self.follow(module, words, steps) };
+            return found.map_or(Lead::Outside, Lead::Module);
+        }
+        if self.items.contains(&key) {
+            return Lead::Module(module.to_vec());
+        }
+        let globs = self.globs.get(module).into_iter().flatten();
+        let taken_from = globs.filter_map(|words| self.follow(module, words, steps));
+        let mut leads = taken_from.filter(|other| other != module).filter_map(|other| {
+            let found = self.named(&other, name, steps.checked_sub(1)?).module()?;
+            (found != module).then_some(found)
+        });
+        leads.next().map_or(Lead::Unknown, Lead::Module)
+    }
+}
+
+/// Where a name leads.
+enum Lead {
+    Module(Vec<String>),
+    /// To another crate.
+    Outside,
+    Unknown,
+}
+
+impl Lead {
+    fn module(self) -> Option<Vec<String>> {
+        match self {
+            Self::Module(module) => Some(module),
+            Self::Outside | Self::Unknown => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_are_read() {
+        let text = "[package]\nname = \"a-b\"\n[dependencies]\nx.workspace = true\ny = { path = \"z\" }\n\
+                    [target.'cfg(unix)'.dependencies]\nw = \"1\"\n[dev-dependencies]\nt = \"1\"\n\
+                    [workspace.dependencies]\nv = \"1\"\n";
+        let named: Vec<(String, usize)> = [("x", 4), ("y", 5), ("w", 7)].map(|(key, at)| (key.into(), at)).into();
+        assert_eq!(read_manifest(text), ("a_b".to_owned(), named));
+        assert_eq!(members("[workspace]\nmembers = [\"a\", \"b/c\"]\n"), ["a", "b/c", ""]);
+    }
+
+    #[test]
+    fn names_are_followed_to_where_they_are_defined() {
+        let file = |path: &str, module: &[&str], text: &str| {
+            File::new(path, module.iter().map(|&word| word.to_owned()).collect(), text)
+        };
+        let member = Crate {
+            folder: "a".to_owned(),
+            name: "a".to_owned(),
+            dependencies: Vec::new(),
+            manifest: String::new(),
+            files: vec![
+                file("lib.rs", &[], "mod b; mod c; pub use b::B;"),
+                file("b/mod.rs", &["b"], "mod d; pub use d::*;"),
+                file("b/d.rs", &["b", "d"], "pub struct B; pub struct D;"),
+                file("c.rs", &["c"], "use crate::B; use crate::b; fn f() { b::D::new(); std::mem::take(); }"),
+            ],
+        };
+        let arrows = Modules::new(&member).arrows();
+        let from_c: Vec<String> =
+            arrows.iter().filter(|arrow| arrow.file == "c.rs").map(|arrow| arrow.to.join("::")).collect();
+        assert_eq!(from_c, ["b::d", "b", "b::d"]);
+    }
+}
