@@ -16,6 +16,7 @@ use object_store::ObjectStore;
 use url::Url;
 
 use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
+use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
@@ -113,7 +114,8 @@ fn build(
 /// # Errors
 /// If there is no readable model at the path, or the name is taken.
 pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<Path>) -> Result<()> {
-    register(ctx, name, &AnyModel::open(path.as_ref())?)
+    let path = path.as_ref().to_path_buf();
+    register(ctx, name, &blocking(move || AnyModel::open(&path)).await?)
 }
 
 /// The same for a model that is open.

@@ -1,12 +1,24 @@
-//! Work on many things by threads of its own, beside the runtime.
+//! Work that is not for the threads of the runtime: waiting for the disk, and computing over slices.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 
 use crate::{QuantError, Result};
 
-/// What `work` makes of each number below `count`, in their order. The threads end soon after the future was dropped, or one
-/// of them failed.
+/// Runs work that waits, such as for the disk, on a thread for that. If the future is dropped, the work still comes to its
+/// end.
+///
+/// # Errors
+/// That of the work.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ended_early(&error))?
+}
+
+/// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads. The threads end
+/// soon after the future was dropped, or `work` failed for one of the numbers.
 ///
 /// # Errors
 /// The first that `work` had.
@@ -17,42 +29,18 @@ pub(crate) async fn on_threads<T: Send + 'static>(
 ) -> Result<Vec<T>> {
     let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
     let stop = Arc::clone(&stopped.0);
-    let joined = tokio::task::spawn_blocking(move || each(threads, count, &stop, work)).await;
-    joined
-        .map_err(|error| QuantError::Quantization { tensor: None, message: format!("a worker ended early: {error}") })?
+    blocking(move || {
+        let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).build().map_err(|error| ended_early(&error))?;
+        // Numbers differ a lot in the work that they are, so each is taken by itself.
+        let numbers = (0..count).into_par_iter().with_max_len(1).take_any_while(|_| !stop.load(Ordering::Relaxed));
+        pool.install(|| numbers.map(work).collect())
+    })
+    .await
 }
 
-fn each<T: Send>(
-    threads: usize,
-    count: usize,
-    stop: &AtomicBool,
-    work: impl Fn(usize) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(count));
-    let failed = Mutex::new(None);
-    let run = || {
-        while !stop.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return;
-            }
-            match work(index) {
-                Ok(made) => done.lock().unwrap_or_else(PoisonError::into_inner).push((index, made)),
-                Err(error) => {
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| (0..threads.max(1)).for_each(|_| drop(scope.spawn(run))));
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, made)| made).collect())
+/// That a thread, or a task of the runtime, did not come to its end.
+pub(crate) fn ended_early(error: &dyn std::error::Error) -> QuantError {
+    QuantError::Quantization { tensor: None, message: format!("a worker ended early: {error}") }
 }
 
 /// Threads that were started for a future end soon after it was dropped.
@@ -61,5 +49,58 @@ struct StopOnDrop(Arc<AtomicBool>);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn results_have_the_order_of_the_numbers() {
+        let made = on_threads(3, 100, |number| Ok(2 * number)).await.unwrap();
+        assert_eq!(made, (0..200).step_by(2).collect::<Vec<_>>());
+        assert!(on_threads(3, 0, Ok).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_error_or_a_panic_is_told() {
+        let failed = |number| if number == 5 { Err(QuantError::configuration("five")) } else { Ok(number) };
+        assert_eq!(on_threads(2, 10, failed).await.unwrap_err().to_string(), "five");
+        let message = on_threads(2, 10, |number| if number == 5 { panic!("five") } else { Ok(number) }).await;
+        assert!(message.unwrap_err().to_string().starts_with("a worker ended early"));
+    }
+
+    /// The first two numbers wait until the future was dropped.
+    #[tokio::test]
+    async fn threads_stop_between_numbers_when_the_future_is_dropped() {
+        let (begun, is_dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (ended, mut all_ended) = tokio::sync::mpsc::channel::<()>(1);
+        let work = {
+            let (begun, is_dropped) = (Arc::clone(&begun), Arc::clone(&is_dropped));
+            on_threads(2, 1000, move |number| {
+                let _until_the_end = &ended;
+                begun.fetch_add(1, Ordering::SeqCst);
+                while !is_dropped.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                Ok(number)
+            })
+        };
+        let has_begun = async {
+            while begun.load(Ordering::SeqCst) < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = work => panic!("the work ended"),
+            () = has_begun => {}
+        }
+        is_dropped.store(true, Ordering::SeqCst);
+        all_ended.recv().await;
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
     }
 }

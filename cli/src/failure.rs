@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::{FIELDS, Field, LayeredConfig, Origin, QuantError, Words};
+use arrow_quant_v2::config::Field;
+use arrow_quant_v2::{FIELDS, LayeredConfig, Origin, QuantError, Words};
 use datafusion::error::DataFusionError;
 
 /// Why the command ends without success.

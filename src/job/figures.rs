@@ -1,9 +1,11 @@
 //! What a job wrote, as figures of each tensor and of the whole.
 
+use std::collections::HashMap;
+
 use arrow_quant_formats::manifest::{Attempt, TensorReport, Totals};
 use arrow_quant_kernels::PairSums;
 
-use super::run::TensorSums;
+use super::task::PartRecord;
 use crate::plan::TensorPlan;
 use crate::report::{finite, sqnr_db};
 use crate::{Model, QuantError, Result};
@@ -64,4 +66,24 @@ pub(super) fn totals(source: &Model, stored_bytes: u64, sums: &[TensorSums]) -> 
         sqnr_db: figures.and_then(|sums| finite(sums.sqnr_db())),
         squared_error: pooled.sum_ee,
     }
+}
+
+/// The sums of all parts of each tensor, in the order of the parts.
+pub(super) fn tensor_sums(records: &[PartRecord], plans: &[TensorPlan]) -> Vec<TensorSums> {
+    let index: HashMap<_, _> = plans.iter().enumerate().map(|(i, plan)| (plan.key(), i)).collect();
+    let mut sums = vec![TensorSums::default(); plans.len()];
+    for written in records.iter().flat_map(|record| &record.tensors) {
+        if let Some(&i) = index.get(&(written.component.as_str(), written.tensor.as_str())) {
+            sums[i].bytes += written.bytes;
+            sums[i].errors = sums[i].errors + written.errors.unwrap_or_default();
+        }
+    }
+    sums
+}
+
+/// What was written of one tensor.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct TensorSums {
+    pub bytes: u64,
+    pub errors: PairSums,
 }

@@ -14,7 +14,7 @@ use arrow_quant_formats::manifest::FileEntry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::targets::WrittenTensor;
+use super::task::PartRecord;
 use crate::{QuantError, Result};
 
 /// What a run is of. Parts are used again only by a run of the same.
@@ -56,18 +56,6 @@ impl RunIdentity {
     }
 }
 
-/// A part that was written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct PartRecord {
-    /// Its number.
-    pub part: usize,
-    /// A hash of what its tensors were to become.
-    pub plan: String,
-    pub file: FileEntry,
-    /// What was written of each of its tensors, in order.
-    pub tensors: Vec<WrittenTensor>,
-}
-
 /// The journal of a run, locked for as long as the run lasts.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -78,9 +66,9 @@ pub(crate) struct Journal {
 #[derive(Debug)]
 struct Inner {
     file: File,
-    /// By part and plan, the latest of each.
+    /// By part and key, the latest of each.
     records: HashMap<(usize, String), PartRecord>,
-    /// The plan of what lies on disk, by part.
+    /// The key of what lies on disk, by part.
     on_disk: HashMap<usize, String>,
 }
 
@@ -127,11 +115,11 @@ impl LeftJournal {
                 return Ok(Err((self, "its journal is damaged".to_string())));
             };
             latest.insert(record.part, record.clone());
-            records.insert((record.part, record.plan.clone()), record);
+            records.insert((record.part, record.key.clone()), record);
         }
         latest.retain(|_, record| is_intact(&record.file));
         self.file.set_len(complete as u64).and_then(|()| self.file.seek(SeekFrom::End(0))).map_err(io)?;
-        let on_disk = latest.into_values().map(|record| (record.part, record.plan)).collect();
+        let on_disk = latest.into_values().map(|record| (record.part, record.key)).collect();
         Ok(Ok(Journal::new(&self.path, self.file, records, on_disk)))
     }
 
@@ -177,14 +165,14 @@ impl Journal {
         Self { path: path.to_path_buf(), inner: Mutex::new(Inner { file, records, on_disk }) }
     }
 
-    /// What was measured when a part was written by a plan, in this run or an earlier one.
-    pub fn record(&self, part: usize, plan: &str) -> Option<PartRecord> {
-        self.lock().records.get(&(part, plan.to_string())).cloned()
+    /// What was measured when a task of this key wrote a part, in this run or an earlier one.
+    pub fn record(&self, part: usize, key: &str) -> Option<PartRecord> {
+        self.lock().records.get(&(part, key.to_string())).cloned()
     }
 
-    /// Whether a part lies on disk as a plan has it.
-    pub fn is_on_disk(&self, part: usize, plan: &str) -> bool {
-        self.lock().on_disk.get(&part).is_some_and(|found| found == plan)
+    /// Whether a part lies on disk as a task of this key writes it.
+    pub fn is_on_disk(&self, part: usize, key: &str) -> bool {
+        self.lock().on_disk.get(&part).is_some_and(|found| found == key)
     }
 
     /// Parts on disk.
@@ -201,8 +189,8 @@ impl Journal {
     pub fn append(&self, record: &PartRecord) -> Result<()> {
         let mut inner = self.lock();
         write_line(&mut inner.file, record).map_err(|e| QuantError::io(&self.path, e))?;
-        inner.on_disk.insert(record.part, record.plan.clone());
-        inner.records.insert((record.part, record.plan.clone()), record.clone());
+        inner.on_disk.insert(record.part, record.key.clone());
+        inner.records.insert((record.part, record.key.clone()), record.clone());
         Ok(())
     }
 
@@ -228,6 +216,7 @@ mod tests {
     use arrow_quant_kernels::PairSums;
 
     use super::*;
+    use crate::targets::WrittenTensor;
 
     fn identity() -> RunIdentity {
         let settings = Map::from_iter([("bit_width".to_string(), Value::from(4))]);
@@ -240,11 +229,11 @@ mod tests {
         }
     }
 
-    fn record(part: usize, plan: &str, sum: f64) -> PartRecord {
+    fn record(part: usize, key: &str, sum: f64) -> PartRecord {
         let errors = Some(PairSums { n: 7, sum_aa: sum, ..PairSums::default() });
         PartRecord {
             part,
-            plan: plan.to_string(),
+            key: key.to_string(),
             file: FileEntry { path: format!("part-{part}"), bytes: 1, sha256: String::new() },
             tensors: vec![WrittenTensor { component: String::new(), tensor: "w".into(), bytes: 1, errors }],
         }
@@ -269,7 +258,7 @@ mod tests {
         for _ in 0..2 {
             let Some(Found::Left(left)) = Journal::find(&path).unwrap() else { panic!("no journal") };
             let journal = left.resume(&identity(), |file| file.path != "part-0").unwrap().unwrap();
-            let sum = |part, plan| journal.record(part, plan).map(|r| r.tensors[0].errors.unwrap().sum_aa);
+            let sum = |part, key| journal.record(part, key).map(|r| r.tensors[0].errors.unwrap().sum_aa);
             assert_eq!(
                 (sum(0, "a"), sum(1, "a"), sum(1, "b"), sum(2, "a")),
                 (Some(awkward), Some(1e-310), Some(3.0), None)

@@ -2,11 +2,16 @@
 
 mod figures;
 mod journal;
-mod planning;
+mod open;
+mod planned;
 mod query;
 mod rounds;
 mod run;
+mod source;
 mod staging;
+mod task;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -14,19 +19,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_quant_formats::ContentHash;
-use arrow_quant_formats::manifest::{FORMAT_VERSION, Manifest, Source};
+use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
-pub use planning::plan_model;
-pub use query::{plan_query, quantize_query};
+pub use planned::plan_model;
+pub use source::{plan_query, quantize_query};
 pub use staging::unfinished_run;
 pub use validate::{validate_model, verify_model};
 
 use crate::plan::TensorPlan;
 use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
-use crate::{Calibration, DiffusionQuantConfig, QuantError, Result};
+use crate::targets::default_target;
+use crate::workers::blocking;
+use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
 use journal::RunIdentity;
-use planning::Planned;
+use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
 use staging::{Earlier, Staging};
@@ -89,27 +96,34 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let started = Instant::now();
-    // Before anything else, for to plan may take a while.
-    Staging::look(out, options.resume)?;
-    let planned = Planned::new(model, config, options).await?;
-    let settings = config.recorded();
-    let source = Source { name: default_name(planned.source.path()), fingerprint: planned.source.fingerprint()? };
+    let (started, resume, target) = (Instant::now(), options.resume, default_target());
+    // Before anything else, as planning may take a while.
+    let path = out.to_path_buf();
+    blocking(move || Staging::look(&path, resume).map(drop)).await?;
+    let planned = plan(model, config, options, target.allowed()).await?;
+    let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
+    let fingerprint = blocking(move || source.fingerprint()).await?;
+    let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
     let identity = RunIdentity {
         program: writer(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),
-        plan: plan_hash(&planned.plans),
+        plan: plan_hash(&planned.plan.tensors),
     };
-    let files = if query.is_some() { Vec::new() } else { planned.source.config_files()? };
-    let (staging, earlier) = Staging::open(out, options.resume, &identity)?;
+    let path = out.to_path_buf();
+    let (staging, earlier) = blocking(move || Staging::open(&path, resume, &identity, target)).await?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
     manifest.notes.extend(query.map(|sql| format!("the model is what this query gave: {sql}")));
-    if let Err(error) = write(planned, &files, config, options, &staging, &mut manifest).await {
-        return Err(if staging.end(!is_final(&error)) { resumable(error) } else { error });
-    }
+    let manifest = match write(planned, query.is_none(), config, options, &staging, manifest).await {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            let is_of_use = !is_final(&error);
+            let stays = blocking(move || Ok(staging.end(is_of_use))).await?;
+            return Err(if stays { resumable(error) } else { error });
+        }
+    };
     Ok(QuantizeReport {
         model: model.to_path_buf(),
         output: out.to_path_buf(),
@@ -124,44 +138,53 @@ async fn quantize_source(
 /// Writes all files of the output, completes the manifest and gives the directory its name.
 async fn write(
     planned: Planned,
-    files: &[PathBuf],
+    has_files: bool,
     config: &DiffusionQuantConfig,
     options: &JobOptions,
     staging: &Arc<Staging>,
-    manifest: &mut Manifest,
-) -> Result<()> {
-    let source = Arc::clone(&planned.source);
-    for file in files {
-        staging.copy(source.path(), file)?;
-    }
-    for (name, bytes) in &planned.calibrated.tables {
-        manifest.tables.push(staging.write(name, bytes)?);
-    }
-    let run = Run {
-        source: Arc::clone(&source),
-        settings: planned.settings,
-        parts: planned.parts.clone(),
-        staging: Arc::clone(staging),
-        in_flight: planned.in_flight,
-        listener: options.listener(),
-    };
-    let at_first = planned.plans.clone();
-    let Done { mut planned, fallbacks, sums, records } = Rounds::new(planned, config).run(&run).await?;
-    planned.calibrated.forget_gains(&at_first, &planned.plans);
+    mut manifest: Manifest,
+) -> Result<Manifest> {
+    let Planned { plan, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
+    let (beside, tables) = (calibrated.bytes(), std::mem::take(&mut calibrated.tables));
+    manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
+    let run = Run { parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
+    let at_first = plan.tensors.clone();
+    let Done { plan, fallbacks, sums, records } = Rounds::new(plan, beside, config).run(&run).await?;
+    calibrated.forget_gains(&at_first, &plan.tensors);
     manifest.files = records.into_iter().map(|record| record.file).collect();
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
-    manifest.totals = figures::totals(&source, stored_bytes, &sums);
-    manifest.tensors = figures::tensor_reports(&source, &planned.plans, &sums, &fallbacks)?;
-    manifest.modality = planned.modality.map(|modality| modality.to_string());
-    manifest.notes.extend(planned.notes);
-    manifest.time_aware = planned.calibrated.time_aware;
-    manifest.reason = planned.calibrated.reason;
-    manifest.layers = planned.calibrated.layers;
-    let json = manifest.to_json().map_err(|error| QuantError::Quantization {
-        tensor: None,
-        message: format!("the manifest cannot be written: {error}"),
-    })?;
-    staging.complete(&json)
+    manifest.totals = figures::totals(&plan.model, stored_bytes, &sums);
+    manifest.tensors = figures::tensor_reports(&plan.model, &plan.tensors, &sums, &fallbacks)?;
+    manifest.modality = modality.map(|modality| modality.to_string());
+    manifest.notes.extend(notes);
+    manifest.time_aware = calibrated.time_aware;
+    manifest.reason = calibrated.reason;
+    manifest.layers = calibrated.layers;
+    let staging = Arc::clone(staging);
+    blocking(move || {
+        staging.complete(&manifest)?;
+        Ok(manifest)
+    })
+    .await
+}
+
+/// Writes what is beside the weights: copies of the source's files, if it has any, and the tables of a calibration, which
+/// are given back as entries of the manifest.
+async fn write_beside(
+    staging: &Arc<Staging>,
+    source: Option<Arc<Model>>,
+    tables: Vec<(&'static str, Vec<u8>)>,
+) -> Result<Vec<FileEntry>> {
+    let staging = Arc::clone(staging);
+    blocking(move || {
+        if let Some(source) = source {
+            for file in source.config_files()? {
+                staging.copy(source.path(), &file)?;
+            }
+        }
+        tables.iter().map(|(name, bytes)| staging.write(name, bytes)).collect()
+    })
+    .await
 }
 
 /// Whether another run would end the same way.

@@ -1,169 +1,221 @@
-//! Jobs over a query: its rows are a model, written beside the output for as long as the job runs.
+//! The query of a job: one plan for all tasks that a process has, and the run of a single task.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
-use datafusion::execution::context::SQLOptions;
-use datafusion::prelude::{DataFrame, SessionContext};
+use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow_quant_formats::full_name;
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::{FunctionRegistry, TaskContext};
+use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, col, lit, when};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 
-use super::planning::plan_model;
-use super::staging::{Staging, absolute, create_error, in_the_way};
-use super::{JobOptions, quantize_source};
-use crate::report::{PlanReport, QuantizeReport};
-use crate::tables::stage;
-use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result};
+use super::task::{PartRecord, PartTask, TaskTensor};
+use crate::plan::Choice;
+use crate::session::{session_config, with_config};
+use crate::tables::{ChunkCursor, ModelParts, WeightsTable, table_of};
+use crate::targets::{PartWriter, Written, WrittenTensor, add_written};
+use crate::workers::blocking;
+use crate::{Model, QuantError, Result};
 
-/// The directory that opens as the model, and what the model is called.
-const MODEL: &str = "query";
+/// Tasks that are ready to be run. To plan a query takes as long as to quantize a few million weights, so all tasks of a
+/// process share one, of which each task is a partition: what comes of a task does not depend on the others.
+pub(super) struct TaskQuery {
+    model: Arc<Model>,
+    tasks: Vec<PartTask>,
+    /// The chunks of each task.
+    parts: ModelParts,
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+}
 
-/// The file that a run holds a lock on for as long as it uses the directory.
-const LOCK: &str = "arrow-quant.lock";
+impl TaskQuery {
+    /// Plans the query of tasks of one job.
+    ///
+    /// # Errors
+    /// If the tasks are of another model, or contradict each other.
+    pub(super) async fn new(model: &Arc<Model>, tasks: Vec<PartTask>) -> Result<Self> {
+        let parts = parts(model, &tasks)?;
+        // Partitions are parts of the model, whatever the number of threads; one thread takes one at a time.
+        let mut config = session_config(1);
+        let optimizer = &mut config.options_mut().optimizer;
+        optimizer.enable_dynamic_filter_pushdown = false;
+        // The weights must stay on the side that streams past, also where few of them are of some task.
+        optimizer.join_reordering = false;
+        let ctx = with_config(config)?;
+        let plan = plan(&ctx, model, &tasks, &parts).await?;
+        Ok(Self { model: Arc::clone(model), tasks, parts, plan, context: ctx.task_ctx() })
+    }
 
-/// Quantizes what a query gives into a new directory, as [`quantize_model`](crate::quantize_model) does with a model. The query
-/// gives rows of the table `weights`: the columns `tensor`, `shape`, `start` and `weights` and, for a pipeline, `component`,
-/// in any order of the rows. It runs once. Its rows are written to a sibling of the output, `OUT.source`, which takes as much
-/// disk as the weights do and is removed when the job ends. A run that is resumed runs the query again, and goes on if
-/// it gives the same.
-///
-/// The report's `model` is the text of the query, which also stands among the notes of the quantized model.
-///
-/// # Errors
-/// If the statement is not a query, its result is not a model, and as [`quantize_model`](crate::quantize_model).
-pub async fn quantize_query(
+    /// Runs the task at an index: writes its part, and tells what each batch adds. A dropped run ends after the batch that
+    /// is being written.
+    ///
+    /// # Errors
+    /// If a weight cannot be quantized, or the part not be written.
+    pub(super) async fn run(
+        &self,
+        index: usize,
+        writer: Box<dyn PartWriter>,
+        on_batch: impl Fn(&Written),
+    ) -> Result<PartRecord> {
+        let mut batches = self.plan.execute(index, Arc::clone(&self.context))?;
+        let chunks = self.parts.chunks(index);
+        let mut part = PartInWork { model: Arc::clone(&self.model), writer, chunks, tensors: Vec::new() };
+        while let Some(batch) = batches.try_next().await? {
+            let written;
+            (part, written) = blocking(move || part.write(batch)).await?;
+            on_batch(&written);
+        }
+        let PartTask { part: number, key, .. } = &self.tasks[index];
+        let (number, key) = (*number, key.clone());
+        blocking(move || {
+            let file = part.writer.finish()?;
+            Ok(PartRecord { part: number, key, file, tensors: part.tensors })
+        })
+        .await
+    }
+}
+
+/// A part that is being written.
+struct PartInWork {
+    model: Arc<Model>,
+    writer: Box<dyn PartWriter>,
+    /// The chunks that are still to come.
+    chunks: ChunkCursor,
+    tensors: Vec<WrittenTensor>,
+}
+
+impl PartInWork {
+    /// Writes a batch, and gives the pages of its weights back.
+    fn write(mut self, batch: RecordBatch) -> Result<(Self, Written)> {
+        let written = add_written(&batch, &mut self.tensors)?;
+        self.writer.write(&batch)?;
+        let rows = batch.num_rows();
+        // Views of the weights must be gone before their pages are given back.
+        drop(batch);
+        for (tensor, elements) in self.chunks.next_rows(rows) {
+            self.model.tensors()[tensor].release(elements);
+        }
+        Ok((self, written))
+    }
+}
+
+/// The chunks of each task.
+fn parts(model: &Model, tasks: &[PartTask]) -> Result<ModelParts> {
+    let tensors = model.tensors().iter().enumerate();
+    let index: HashMap<_, _> = tensors.map(|(i, t)| ((t.component.as_str(), t.name.as_str()), i)).collect();
+    let range = |tensor: &TaskTensor| -> Option<(usize, Range<usize>)> {
+        let key = (tensor.component.as_str(), tensor.tensor.as_str());
+        Some((*index.get(&key)?, tensor.chunks.clone()))
+    };
+    let ranges: Option<Vec<Vec<_>>> = tasks.iter().map(|task| task.tensors.iter().map(range).collect()).collect();
+    ranges.and_then(|ranges| ModelParts::of_ranges(model, &ranges)).ok_or_else(|| {
+        let path = model.path().display();
+        QuantError::configuration(format!("`{path}` lacks tensors of a part: it is not the model that was planned"))
+            .at(model.path())
+    })
+}
+
+/// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method [, p.importance, p.smoothing]), CASE WHEN p.bits IS NULL THEN w.weights END
+/// FROM plan p JOIN weights w USING (component, tensor)`.
+async fn plan(
     ctx: &SessionContext,
-    sql: &str,
-    out: &Path,
-    config: &DiffusionQuantConfig,
-    options: &JobOptions,
-) -> Result<QuantizeReport> {
-    let started = Instant::now();
-    // Before the query, which may take a while.
-    Staging::look(out, options.resume)?;
-    config.settings()?;
-    let source = SourceDirectory::of_query(ctx, sql, out).await?;
-    let mut report = quantize_source(&source.model, out, config, options, Some(sql)).await?;
-    report.model = PathBuf::from(sql);
-    report.quantization_time_s = started.elapsed().as_secs_f64();
-    Ok(report)
-}
-
-/// What would become of the rows of a query, as [`plan_model`](crate::plan_model) tells it of a model. The rows are written
-/// to a sibling of `beside`, which need not exist, and removed in the end.
-///
-/// # Errors
-/// If the statement is not a query, its result is not a model, and as [`plan_model`](crate::plan_model).
-pub async fn plan_query(
-    ctx: &SessionContext,
-    sql: &str,
-    beside: &Path,
-    config: &DiffusionQuantConfig,
-    options: &JobOptions,
-) -> Result<PlanReport> {
-    config.settings()?;
-    let source = SourceDirectory::of_query(ctx, sql, beside).await?;
-    let mut report = plan_model(&source.model, config, options).await?;
-    report.model = PathBuf::from(sql);
-    Ok(report)
-}
-
-/// The relation of a query. Statements that change something are refused.
-async fn relation(ctx: &SessionContext, sql: &str) -> Result<DataFrame> {
-    let queries_alone = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    Ok(ctx.sql_with_options(sql, queries_alone).await?)
-}
-
-/// Where the rows of a query are while a job reads them: `OUT.source`. It is removed when it is dropped.
-struct SourceDirectory {
-    path: PathBuf,
-    /// The directory in it that opens as a model.
-    model: PathBuf,
-    /// Locked, so that another run can tell a directory in use from one that is left.
-    _lock: File,
-}
-
-impl SourceDirectory {
-    /// Runs a query, and writes its rows beside an output.
-    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Arc<Self>> {
-        let relation = relation(ctx, sql).await?;
-        let source = Arc::new(Self::create(out)?);
-        stage(relation, Arc::clone(&source)).await?;
-        Ok(source)
+    model: &Arc<Model>,
+    tasks: &[PartTask],
+    parts: &ModelParts,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let tensors = planned_tensors(tasks)?;
+    let [scheme, method] = [shared(tasks, |task| task.scheme.name())?, shared(tasks, |task| task.method.name())?];
+    let weights = WeightsTable::new("", Arc::clone(model)).in_parts(parts.clone());
+    let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&tensors)?), None)?;
+    let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
+    let keys = (vec!["p.component", "p.tensor"], vec!["w.component", "w.tensor"]);
+    let mut arguments = vec![col("w.weights"), col("p.bits"), col("p.group_size"), lit(scheme), lit(method)];
+    if has_channels(&tensors) {
+        arguments.extend([col("p.importance"), col("p.smoothing")]);
     }
+    let quantize = ctx.udf("quantize")?.call(arguments);
+    let kept = when(col("p.bits").is_null(), col("w.weights")).end()?;
+    let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
+    let logical = plan
+        .join(weights.build()?, JoinType::Inner, keys, None)?
+        .project(headers.into_iter().chain([quantize.alias("quantized"), kept.alias("weights")]))?
+        .build()?;
+    Ok(ctx.state().create_physical_plan(&logical).await?)
+}
 
-    /// Makes the directory beside an output. One that a run left which was killed is replaced.
-    fn create(out: &Path) -> Result<Self> {
-        let path = sibling(&absolute(out)?);
-        let found = match fs::create_dir(&path) {
-            Ok(()) => None,
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => Self::left(&path)?,
-            Err(e) => return Err(create_error(&path, e)),
-        };
-        let lock = match found {
-            Some(lock) => lock,
-            None => Self::lock(&path, OpenOptions::new().write(true).create_new(true))?,
-        };
-        let source = Self { model: path.join(MODEL), path, _lock: lock };
-        fs::create_dir(&source.model).map_err(|e| QuantError::io(&source.model, e))?;
-        Ok(source)
-    }
+/// What all tasks have in common.
+fn shared<T: PartialEq + Default>(tasks: &[PartTask], of: impl Fn(&PartTask) -> T) -> Result<T> {
+    let first = tasks.first().map(&of).unwrap_or_default();
+    if tasks.iter().all(|task| of(task) == first) { Ok(first) } else { Err(contradiction("of different jobs")) }
+}
 
-    /// Takes a directory that is there: the lock of the run that left it, `None` if it is empty.
-    fn left(path: &Path) -> Result<Option<File>> {
-        let foreign = || in_the_way(path, OutputProblem::Foreign);
-        if !path.join(LOCK).is_file() {
-            let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-            return if is_empty { Ok(None) } else { Err(foreign()) };
-        }
-        let lock = Self::lock(path, OpenOptions::new().write(true))?;
-        let model = path.join(MODEL);
-        match fs::remove_dir_all(&model) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(QuantError::io(&model, e)),
-            Ok(()) | Err(_) => Ok(Some(lock)),
+/// The tensors of all tasks, each once.
+fn planned_tensors(tasks: &[PartTask]) -> Result<Vec<&TaskTensor>> {
+    let mut tensors: Vec<&TaskTensor> = Vec::new();
+    let mut index: HashMap<(&str, &str), usize> = HashMap::new();
+    for tensor in tasks.iter().flat_map(|task| &task.tensors) {
+        let at = *index.entry((&tensor.component, &tensor.tensor)).or_insert(tensors.len());
+        match tensors.get(at) {
+            None => tensors.push(tensor),
+            Some(other) if other.choice == tensor.choice && other.channels == tensor.channels => {}
+            Some(_) => {
+                let name = full_name(&tensor.component, &tensor.tensor);
+                return Err(contradiction(&format!("of different plans for {name}")));
+            }
         }
     }
+    Ok(tensors)
+}
 
-    /// Opens the lock file and locks it.
-    fn lock(path: &Path, options: &OpenOptions) -> Result<File> {
-        let lock_path = path.join(LOCK);
-        let running = || in_the_way(path, OutputProblem::Running);
-        let lock = match options.open(&lock_path) {
-            // Another run was faster.
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(running()),
-            opened => opened.map_err(|e| QuantError::io(&lock_path, e))?,
-        };
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(running()),
-            Err(TryLockError::Error(e)) => Err(QuantError::io(&lock_path, e)),
+fn contradiction(what: &str) -> QuantError {
+    QuantError::configuration(format!("the parts to be written are {what}: write them one after the other"))
+}
+
+/// What tensors become as a table to join with; `bits` is NULL for those that are kept. There are `importance` and
+/// `smoothing` if some tensor has either; empty lists for the others.
+fn plan_table(tensors: &[&TaskTensor]) -> Result<Arc<dyn TableProvider>> {
+    let mut fields = vec![
+        Field::new("component", DataType::Utf8, false),
+        Field::new("tensor", DataType::Utf8, false),
+        Field::new("bits", DataType::Int64, true),
+        Field::new("group_size", DataType::Int64, true),
+    ];
+    let int =
+        |f: fn(Choice) -> usize| tensors.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
+    let mut columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.component))),
+        Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.tensor))),
+        Arc::new(int(|choice| choice.bits.get())),
+        Arc::new(int(|choice| choice.group_size.get())),
+    ];
+    if has_channels(tensors) {
+        let importance = lists(tensors.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));
+        let smoothing = lists(tensors.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.smoothing)));
+        for (name, lists) in [("importance", importance), ("smoothing", smoothing)] {
+            fields.push(Field::new(name, lists.data_type().clone(), false));
+            columns.push(lists);
         }
     }
-
-    fn remove(&self) -> io::Result<()> {
-        // A task of a job that was dropped may still be creating a file; the directory is then empty at the second try.
-        fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path))
-    }
+    table_of(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
-impl AsRef<Path> for SourceDirectory {
-    fn as_ref(&self) -> &Path {
-        &self.model
-    }
+/// Whether a calibration has to say something on some tensor.
+fn has_channels(tensors: &[&TaskTensor]) -> bool {
+    tensors.iter().any(|tensor| tensor.channels.is_some())
 }
 
-impl Drop for SourceDirectory {
-    fn drop(&mut self) {
-        if let Err(error) = self.remove() {
-            log::warn!("`{}` cannot be removed: {error}", self.path.display());
-        }
+fn lists<'a>(lists: impl Iterator<Item = Option<&'a Vec<f32>>>) -> ArrayRef {
+    let mut builder =
+        ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
+    for list in lists {
+        builder.values().append_slice(list.map_or(&[], Vec::as_slice));
+        builder.append(true);
     }
-}
-
-fn sibling(out: &Path) -> PathBuf {
-    let mut name = out.file_name().map(OsString::from).unwrap_or_default();
-    name.push(".source");
-    out.with_file_name(name)
+    Arc::new(builder.finish())
 }

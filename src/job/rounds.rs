@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 
 use arrow_quant_formats::full_name;
-use arrow_quant_formats::manifest::{Attempt, Reason, Shortfall};
-use arrow_quant_kernels::{Bits, PairSums};
+use arrow_quant_formats::manifest::{Attempt, Reason};
+use arrow_quant_kernels::PairSums;
 
-use super::journal::PartRecord;
-use super::planning::Planned;
-use super::run::{Run, TensorSums, tensor_sums};
-use crate::plan::{Allocation, Choice, TensorPlan, kept_unless_smaller};
+use super::figures::{TensorSums, tensor_sums};
+use super::run::Run;
+use super::task::PartRecord;
+use crate::plan::{Allocation, Floor, ModelPlan, TensorPlan};
 use crate::report::{self, Stage};
 use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
 
@@ -24,43 +24,12 @@ const WORTH_A_ROUND: f64 = 0.95;
 /// one makes good for what could not be known before, and a second one is rare.
 const ADJUSTMENTS: usize = 6;
 
-/// The least quality of a quantized tensor.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Floor {
-    cosine_similarity: f64,
-    sqnr_db: Option<f64>,
-}
-
-impl Floor {
-    pub fn of(config: &DiffusionQuantConfig) -> Self {
-        Self { cosine_similarity: config.min_accuracy, sqnr_db: config.min_sqnr_db }
-    }
-
-    /// Whether a tensor with these sums may be as it is. One of zeros that stay zeros may; one that became zeros may not.
-    pub fn allows(&self, sums: &PairSums) -> bool {
-        if sums.sum_ee == 0.0 {
-            return true;
-        }
-        sums.cosine_similarity().is_some_and(|cosine| cosine >= self.cosine_similarity)
-            && self.sqnr_db.is_none_or(|floor| sums.sqnr_db() >= floor)
-    }
-
-    /// The part of the floor that a tensor is below.
-    fn shortfall(&self, sums: &PairSums) -> Shortfall {
-        match (sums.cosine_similarity(), self.sqnr_db) {
-            (Some(cosine), Some(floor)) if cosine >= self.cosine_similarity => {
-                Shortfall::Sqnr { found: sums.sqnr_db(), floor }
-            }
-            (Some(cosine), _) => Shortfall::CosineSimilarity { found: cosine, floor: self.cosine_similarity },
-            (None, _) => Shortfall::Zeros { floor: self.cosine_similarity },
-        }
-    }
-}
-
 /// The rounds of a job: the model is quantized by a plan, and what falls short of the floor or the target size gets
 /// another plan, until nothing does.
 pub(super) struct Rounds {
-    planned: Planned,
+    plan: ModelPlan,
+    /// Bytes that are stored beside the parts.
+    beside: u64,
     floor: Floor,
     fail_fast: bool,
     fallbacks: Vec<Vec<Attempt>>,
@@ -72,17 +41,18 @@ pub(super) struct Rounds {
 
 /// All parts written as they shall be.
 pub(super) struct Done {
-    pub planned: Planned,
+    pub plan: ModelPlan,
     pub fallbacks: Vec<Vec<Attempt>>,
     pub sums: Vec<TensorSums>,
     pub records: Vec<PartRecord>,
 }
 
 impl Rounds {
-    pub fn new(planned: Planned, config: &DiffusionQuantConfig) -> Self {
-        let tensors = planned.plans.len();
+    pub fn new(plan: ModelPlan, beside: u64, config: &DiffusionQuantConfig) -> Self {
+        let tensors = plan.tensors.len();
         let (fallbacks, fell_because) = (vec![Vec::new(); tensors], vec![None; tensors]);
-        Self { planned, floor: Floor::of(config), fail_fast: config.fail_fast, fallbacks, fell_because, reserve: 0 }
+        let (floor, fail_fast) = (Floor::of(config), config.fail_fast);
+        Self { plan, beside, floor, fail_fast, fallbacks, fell_because, reserve: 0 }
     }
 
     /// Writes every part as it shall be in the end.
@@ -93,26 +63,26 @@ impl Rounds {
         let (mut stage, mut adjustments) = (Stage::Quantizing, 0);
         loop {
             let mut watch = Watch::new(&self);
-            let records = run.measure(&self.planned.plans, stage, &mut |record| watch.see(record)).await?;
-            let sums = tensor_sums(&records, &self.planned.plans);
+            let records = run.measure(&self.plan, stage, &mut |record| watch.see(record)).await?;
+            let sums = tensor_sums(&records, &self.plan.tensors);
             let below = self.below(&sums);
             if let Some(&first) = below.iter().find(|&&index| self.fail_fast && !self.is_up_to_target(index)) {
-                return Err(stopped(&self.planned.plans[first], &self.floor, &sums[first].errors));
+                return Err(stopped(&self.plan.tensors[first], &self.floor, &sums[first].errors));
             }
-            let files: u64 = self.planned.beside + records.iter().map(|record| record.file.bytes).sum::<u64>();
+            let files: u64 = self.beside + records.iter().map(|record| record.file.bytes).sum::<u64>();
             below.iter().for_each(|&index| self.fall_back(index, &sums[index].errors));
             let is_adjusted = (adjustments < ADJUSTMENTS || !below.is_empty())
                 && self.meet_target(&sums, files, !below.is_empty())?;
-            for (plan, reason) in self.planned.plans.iter_mut().zip(&self.fell_because) {
+            for (plan, reason) in self.plan.tensors.iter_mut().zip(&self.fell_because) {
                 if let Some(reason) = reason {
                     plan.reason.clone_from(reason);
                 }
             }
-            self.planned.follow_ties();
+            self.plan.follow_ties();
             if below.is_empty() && !is_adjusted {
                 self.refuse_too_large(files)?;
-                run.complete(&self.planned.plans).await?;
-                return Ok(Done { planned: self.planned, fallbacks: self.fallbacks, sums, records });
+                run.complete(&self.plan).await?;
+                return Ok(Done { plan: self.plan, fallbacks: self.fallbacks, sums, records });
             }
             adjustments += usize::from(is_adjusted);
             stage = Stage::Requantizing;
@@ -121,19 +91,19 @@ impl Rounds {
 
     /// Whether a target size chose for a tensor: that it chose badly, from a sample, is no reason to stop.
     fn is_up_to_target(&self, index: usize) -> bool {
-        self.planned.allocation.is_some() && self.planned.plans[index].is_open
+        self.plan.sizing.is_some() && self.plan.tensors[index].is_open
     }
 
     /// The tensors that are below the floor.
     fn below(&self, sums: &[TensorSums]) -> Vec<usize> {
         let is_below =
-            |&index: &usize| self.planned.plans[index].choice.is_some() && !self.floor.allows(&sums[index].errors);
+            |&index: &usize| self.plan.tensors[index].choice.is_some() && !self.floor.allows(&sums[index].errors);
         (0..sums.len()).filter(is_below).collect()
     }
 
-    /// Gives a tensor the next width: 2, 4, 8 bits, its own dtype.
+    /// Gives a tensor the next width that the target allows, or its own dtype.
     fn fall_back(&mut self, index: usize, sums: &PairSums) {
-        let plan = &mut self.planned.plans[index];
+        let plan = &mut self.plan.tensors[index];
         let Some(choice) = plan.choice else { return };
         self.fallbacks[index].push(Attempt {
             bits: choice.bits.get() as u8,
@@ -143,29 +113,25 @@ impl Rounds {
         });
         let shortfall = self.floor.shortfall(sums);
         self.fell_because[index] = Some(Reason::Fallback { bits: choice.bits.get() as u8, shortfall });
-        if let Some(allocation) = self.planned.allocation.as_mut().filter(|_| plan.is_open) {
-            if allocation.forbid(index, choice) {
+        if let Some(sizing) = self.plan.sizing.as_mut().filter(|_| plan.is_open) {
+            if sizing.allocation.forbid(index, choice) {
                 return;
             }
             plan.is_open = false;
         }
-        let wider = Bits::ALL.iter().copied().find(|bits| bits.get() > choice.bits.get());
-        plan.choice = wider.map(|bits| Choice { bits, ..choice });
-        *plan = kept_unless_smaller(plan.clone(), &self.planned.source.tensors()[index], self.planned.settings);
+        self.plan.widen(index);
     }
 
     /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it,
     /// or where what was measured shows a much better way.
     fn meet_target(&mut self, sums: &[TensorSums], files: u64, fell_back: bool) -> Result<bool> {
-        let (Some(target), Some(allocation)) = (&self.planned.target, self.planned.allocation.as_mut()) else {
-            return Ok(false);
-        };
-        let target = target.bytes;
+        let Some(sizing) = self.plan.sizing.as_mut() else { return Ok(false) };
+        let (target, allocation) = (sizing.target.bytes, &mut sizing.allocation);
         let before: Vec<_> = allocation.chosen().map(|(index, cost)| (index, cost.choice)).collect();
         let (mut open, mut is_unlike) = (0, false);
         for (index, choice) in &before {
             open += sums[*index].bytes;
-            if *choice == self.planned.plans[*index].choice {
+            if *choice == self.plan.tensors[*index].choice {
                 is_unlike |= allocation.measured(*index, sums[*index].bytes, sums[*index].errors.sum_ee);
             }
         }
@@ -185,20 +151,20 @@ impl Rounds {
         }
         *allocation = adjusted;
         let is_other = allocation.chosen().zip(&before).any(|((_, cost), (_, before))| cost.choice != *before);
-        self.planned.follow_allocation();
+        self.plan.follow_sizing();
         Ok(is_other || fell_back)
     }
 
     fn too_small(&self) -> QuantError {
-        let (field, bytes) =
-            self.planned.target.map_or(("target_model_size_mb", 0), |target| (target.field, target.bytes));
+        let target = self.plan.sizing.as_ref().map(|sizing| sizing.target);
+        let (field, bytes) = target.map_or(("target_model_size_mb", 0), |target| (target.field, target.bytes));
         let below_floor = self.fell_because.iter().flatten().count();
         QuantError::Setting { field, problem: SettingProblem::NotMet { target_mb: bytes as f64 / 1e6, below_floor } }
     }
 
     fn refuse_too_large(&self, files: u64) -> Result<()> {
-        match &self.planned.target {
-            Some(target) if files > target.bytes => Err(self.too_small()),
+        match &self.plan.sizing {
+            Some(sizing) if files > sizing.target.bytes => Err(self.too_small()),
             _ => Ok(()),
         }
     }
@@ -232,7 +198,7 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(rounds: &'a Rounds) -> Self {
-        let plans = &rounds.planned.plans;
+        let plans = &rounds.plan.tensors;
         Self {
             plans,
             rounds,
@@ -250,7 +216,7 @@ impl<'a> Watch<'a> {
             let (Some(&index), Some(errors)) = (self.index.get(&key), written.errors) else { continue };
             let sums = &mut self.sums[index];
             *sums = *sums + errors;
-            let is_whole = sums.n == self.rounds.planned.source.tensors()[index].elements();
+            let is_whole = sums.n == self.rounds.plan.model.tensors()[index].elements();
             if is_whole && !self.rounds.floor.allows(sums) && !self.rounds.is_up_to_target(index) {
                 return Err(stopped(&self.plans[index], &self.rounds.floor, sums));
             }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_quant_formats::ContentHash;
-use arrow_quant_formats::manifest::{FileEntry, MANIFEST};
+use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use crate::model::hash_of;
-use crate::targets::UNFINISHED;
+use crate::targets::{Target, UNFINISHED};
 use crate::{OutputProblem, QuantError, Result};
 
 /// The journal's name in the staging directory.
@@ -25,6 +25,7 @@ pub(crate) struct Staging {
     path: PathBuf,
     out: PathBuf,
     journal: Journal,
+    target: &'static dyn Target,
     /// Whether nothing is left to be done when it is dropped.
     has_ended: AtomicBool,
 }
@@ -47,18 +48,23 @@ impl Staging {
     /// # Errors
     /// If the output exists, if another run is at work on it or, without `resume`, has left something, and if the
     /// directory cannot be made.
-    pub fn open(out: &Path, resume: bool, identity: &RunIdentity) -> Result<(Self, Earlier)> {
+    pub fn open(
+        out: &Path,
+        resume: bool,
+        identity: &RunIdentity,
+        target: &'static dyn Target,
+    ) -> Result<(Self, Earlier)> {
         let left = Self::look(out, resume)?;
         let out = absolute(out)?;
         let path = partial(&out);
         let (journal, earlier) = match left {
-            Some(left) => go_on(&path, left, identity)?,
+            Some(left) => go_on(&path, left, identity, target)?,
             None => (begin(&path, identity)?, Earlier::Nothing),
         };
-        let staging = Self { path, out, journal, has_ended: AtomicBool::new(false) };
+        let staging = Self { path, out, journal, target, has_ended: AtomicBool::new(false) };
         // Another run may have come to its end since; without its directory, the way looked free.
         refuse_existing(&staging.out)?;
-        staging.create_directory(Path::new("weights"))?;
+        staging.create_directory(Path::new(target.parts()))?;
         Ok((staging, earlier))
     }
 
@@ -90,7 +96,7 @@ impl Staging {
         let stays = is_of_use && self.journal.parts() > 0;
         if stays {
             // They only take room. What cannot be removed, the next run writes over.
-            for unfinished in with_extension(&self.path.join("weights"), UNFINISHED) {
+            for unfinished in files(&self.path.join(self.target.parts())).filter(|path| is_unfinished(path)) {
                 let _ = fs::remove_file(unfinished);
             }
         } else {
@@ -135,13 +141,9 @@ impl Staging {
         Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, sha256 })
     }
 
-    /// Writes the manifest and gives the directory its name. Both are durable when this returns.
-    pub fn complete(&self, manifest: &str) -> Result<()> {
-        let path = self.path.join(MANIFEST);
-        fs::write(&path, manifest).map_err(|e| QuantError::io(&path, e))?;
-        for synced in [path.as_path(), &self.path.join("weights"), &self.path] {
-            sync(synced)?;
-        }
+    /// Ends the output and gives the directory its name. Both are durable when this returns.
+    pub fn complete(&self, manifest: &Manifest) -> Result<()> {
+        self.target.finish(&self.path, manifest)?;
         // Rename would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
         fs::rename(&self.path, &self.out).map_err(|e| QuantError::io(&self.out, e))?;
         self.has_ended.store(true, Ordering::Relaxed);
@@ -161,10 +163,14 @@ impl Drop for Staging {
     }
 }
 
-/// The files of a directory that have an extension; none where it cannot be read.
-fn with_extension(directory: &Path, extension: &'static str) -> impl Iterator<Item = PathBuf> {
-    let paths = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    paths.filter(move |path| path.extension().is_some_and(|found| found == extension))
+/// What is in a directory; nothing where it cannot be read.
+fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Whether a part's file is not complete.
+fn is_unfinished(path: &Path) -> bool {
+    path.extension().is_some_and(|found| found == UNFINISHED)
 }
 
 /// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
@@ -192,15 +198,15 @@ fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
 }
 
 /// Goes on with what a run left, or begins again in its place.
-fn go_on(path: &Path, left: LeftJournal, identity: &RunIdentity) -> Result<(Journal, Earlier)> {
+fn go_on(path: &Path, left: LeftJournal, identity: &RunIdentity, target: &dyn Target) -> Result<(Journal, Earlier)> {
     let is_intact = |file: &FileEntry| hash_of(&path.join(&file.path)).is_ok_and(|found| found == *file.sha256);
     let (journal, earlier, kept) = match left.resume(identity, is_intact)? {
         Ok(journal) => {
             let earlier = Earlier::Parts(journal.parts());
-            (journal, earlier, [JOURNAL, "weights"])
+            (journal, earlier, [JOURNAL, target.parts()])
         }
         Err((left, reason)) => {
-            let parts = with_extension(&path.join("weights"), "parquet").count();
+            let parts = files(&path.join(target.parts())).filter(|path| !is_unfinished(path)).count();
             let earlier = if parts == 0 { Earlier::Nothing } else { Earlier::Unlike(reason.clone()) };
             if parts > 0 {
                 log::warn!("`{}` is begun anew: {reason}", path.display());

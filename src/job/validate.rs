@@ -17,7 +17,7 @@ use crate::calibration::{LayerWeights, StoredCalibration};
 use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
 use crate::session::{register, session_config, with_config};
 use crate::tables::{AnyModel, QuantizedModel, table_of};
-use crate::workers::on_threads;
+use crate::workers::{blocking, on_threads};
 use crate::{Calibration, Model, QuantError, Result, Tensor};
 
 /// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
@@ -53,12 +53,7 @@ pub async fn validate_model(
     threads: usize,
     calibration: Option<Arc<Calibration>>,
 ) -> Result<ValidationReport> {
-    let model = Arc::new(Model::open(original)?);
-    let other = Arc::new(QuantizedModel::open(quantized)?);
-    if let Some(calibration) = &calibration {
-        calibration.check(&model)?;
-        refuse_uncalibrated(&other)?;
-    }
+    let (model, other) = open(original, quantized, calibration.clone()).await?;
     other.verify().await?;
     let reports = same_tensors(&model, &other)?;
     let mut config = session_config(threads);
@@ -108,6 +103,24 @@ pub async fn validate_model(
     })
 }
 
+/// Opens both models, and checks that a calibration is of them.
+async fn open(
+    original: &Path,
+    quantized: &Path,
+    calibration: Option<Arc<Calibration>>,
+) -> Result<(Arc<Model>, Arc<QuantizedModel>)> {
+    let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
+    blocking(move || {
+        let (model, other) = (Model::open(&original)?, QuantizedModel::open(&quantized)?);
+        if let Some(calibration) = &calibration {
+            calibration.check(&model)?;
+            refuse_uncalibrated(&other)?;
+        }
+        Ok((Arc::new(model), Arc::new(other)))
+    })
+    .await
+}
+
 fn refuse_uncalibrated(other: &QuantizedModel) -> Result<()> {
     if other.manifest().tables.is_empty() {
         let message = format!(
@@ -130,7 +143,10 @@ async fn layers(
     let tensors = calibration.tensors(model)?;
     let mut errors = ChannelErrors::new(model, &tensors, calibration);
     errors.measure(ctx).await?;
-    let stored = StoredCalibration::read(other)?;
+    let stored = {
+        let other = Arc::clone(other);
+        blocking(move || StoredCalibration::read(&other)).await?
+    };
     let (count, model, calibration) = (tensors.len(), Arc::clone(model), Arc::clone(calibration));
     let measured = on_threads(threads, count, move |at| {
         let (tensor, range) = &tensors[at];
@@ -224,7 +240,8 @@ fn floats(isa: Isa, values: &ArrayRef, index: usize, row: usize) -> Result<Vec<f
 /// # Errors
 /// If there is none at the path, or a file is another than was written.
 pub async fn verify_model(path: &Path) -> Result<()> {
-    QuantizedModel::open(path)?.verify().await
+    let path = path.to_path_buf();
+    blocking(move || QuantizedModel::open(&path)).await?.verify().await
 }
 
 /// The figures of one tensor, as the query gives them.

@@ -1,9 +1,10 @@
 //! What the input channels of a layer have to say on its weights.
 
 use arrow_quant_formats::ContentHash;
+use serde::{Deserialize, Serialize};
 
 /// What the input channels of a layer have to say on its weights: one number a weight of a row, or none.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Channels {
     pub importance: Vec<f32>,
     pub smoothing: Vec<f32>,

@@ -14,6 +14,7 @@ use arrow_quant_kernels::{Bits, GroupSize, Settings};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::allowed::Allowed;
 use super::tensors::{Choice, TensorPlan, unite};
 use super::ties::repeated;
 use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, Tensor};
@@ -100,7 +101,7 @@ type Row = (Option<i64>, Option<i64>);
 /// # Errors
 /// If the file is none, has a row for a tensor that the model has not or none for one that it has, or a row says what
 /// cannot be done.
-pub(crate) fn read(path: &Path, model: &Model, settings: Settings) -> Result<Vec<TensorPlan>> {
+pub(super) fn read(path: &Path, model: &Model, settings: Settings, allowed: &Allowed) -> Result<Vec<TensorPlan>> {
     let defect = |problem: String| QuantError::defect(path, None, format!("the plan is wrong: {problem}"));
     let mut rows = rows(path, &defect)?;
     let mut plans = Vec::with_capacity(model.tensors().len());
@@ -109,7 +110,7 @@ pub(crate) fn read(path: &Path, model: &Model, settings: Settings) -> Result<Vec
         let Some(row) = rows.remove(&(tensor.component.clone(), tensor.name.clone())) else {
             return Err(defect(format!("it has no row for {name}; give it one, with bits NULL to keep the tensor")));
         };
-        let choice = choice(tensor, row, settings).map_err(|message| defect(format!("{name}: {message}")))?;
+        let choice = choice(tensor, row, settings, allowed).map_err(|message| defect(format!("{name}: {message}")))?;
         plans.push(TensorPlan {
             component: tensor.component.clone(),
             tensor: tensor.name.clone(),
@@ -193,7 +194,12 @@ fn batches(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<Vec<Re
 }
 
 /// What a row asks for, checked.
-fn choice(tensor: &Tensor, (bits, group_size): Row, settings: Settings) -> Result<Option<Choice>, String> {
+fn choice(
+    tensor: &Tensor,
+    (bits, group_size): Row,
+    settings: Settings,
+    allowed: &Allowed,
+) -> Result<Option<Choice>, String> {
     let Some(bits) = bits.filter(|bits| *bits != 16) else { return Ok(None) };
     if tensor.float_dtype().is_none() || tensor.shape.len() < 2 {
         let what =
@@ -205,5 +211,9 @@ fn choice(tensor: &Tensor, (bits, group_size): Row, settings: Settings) -> Resul
         Some(size) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
         None => settings.group_size,
     };
-    Ok(Some(Choice { bits, group_size }))
+    let choice = Choice { bits, group_size };
+    match allowed.refusal(tensor, choice.with(settings)) {
+        Some(reason) => Err(format!("bits is {}, but {reason}: choose others, or NULL to keep it", bits.get())),
+        None => Ok(Some(choice)),
+    }
 }

@@ -1,20 +1,32 @@
-//! What each tensor becomes and why: rules by architecture, the configuration, a plan that was given, or a target size.
+//! What each tensor becomes and why: rules by architecture, the configuration, a plan that was given, a target size, and
+//! what the target can hold.
 
+mod allowed;
 mod channels;
+mod estimate;
 mod family;
 mod file;
+mod floor;
 pub(crate) mod memory;
+mod model;
+mod notes;
+mod refusals;
 mod sample;
 mod size;
+mod size_target;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod ties;
 
+pub(crate) use allowed::Allowed;
 pub(crate) use channels::Channels;
+pub(crate) use estimate::{Estimate, measured};
 pub(crate) use family::{Detected, Evidence, detect};
-pub(crate) use file::read as read_plan;
-pub(crate) use sample::{Cost, Sampled, Sampling, all_choices};
+pub(crate) use floor::Floor;
+pub(crate) use model::ModelPlan;
+pub(crate) use notes::notes;
+pub(crate) use sample::Sampled;
 pub(crate) use size::Allocation;
-pub(crate) use tensors::{
-    Choice, TensorPlan, has_channels, is_matched, kept_unless_smaller, plan_table, plan_tensors, quantized_bytes,
-    refusal,
-};
+pub(crate) use size_target::Sizing;
+pub(crate) use tensors::{Choice, TensorPlan, refusal};

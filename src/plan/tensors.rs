@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_formats::manifest::Reason;
 use arrow_quant_formats::{full_name, nearest};
-use arrow_quant_kernels::{Bits, GroupSize, Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
-use datafusion::catalog::TableProvider;
-use datafusion::datasource::MemTable;
+use arrow_quant_kernels::{
+    Bits, GroupSize, Isa, KernelError, Method, Scheme, Settings, Weights, group_count, par_quantize,
+};
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 
+use super::allowed::Allowed;
 use super::channels::Channels;
 use super::family::Detected;
 use super::ties::repeated;
@@ -18,10 +18,32 @@ use crate::config::{Width, regex};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem, Tensor};
 
 /// How a tensor is quantized; scheme and method are the job's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "StoredChoice", try_from = "StoredChoice")]
 pub(crate) struct Choice {
     pub bits: Bits,
     pub group_size: GroupSize,
+}
+
+/// A choice as plain numbers.
+#[derive(Serialize, Deserialize)]
+struct StoredChoice {
+    bits: i64,
+    group_size: i64,
+}
+
+impl From<Choice> for StoredChoice {
+    fn from(choice: Choice) -> Self {
+        Self { bits: choice.bits.get() as i64, group_size: choice.group_size.get() as i64 }
+    }
+}
+
+impl TryFrom<StoredChoice> for Choice {
+    type Error = KernelError;
+
+    fn try_from(stored: StoredChoice) -> Result<Self, KernelError> {
+        Ok(Self { bits: stored.bits.try_into()?, group_size: stored.group_size.try_into()? })
+    }
 }
 
 impl Choice {
@@ -66,8 +88,9 @@ pub(crate) fn plan_tensors(
     config: &DiffusionQuantConfig,
     settings: Settings,
     detected: &Detected,
+    allowed: &Allowed,
 ) -> Result<Vec<TensorPlan>> {
-    let rules = Rules::new(model, config, settings, detected)?;
+    let rules = Rules::new(model, config, settings, detected, allowed)?;
     let mut plans = model.tensors().iter().map(|tensor| rules.plan(tensor)).collect::<Result<Vec<_>>>()?;
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)
@@ -110,6 +133,7 @@ struct Rules<'a> {
     /// Of the architecture, if they are asked for.
     defaults: Option<&'a Detected>,
     has_target: bool,
+    allowed: &'a Allowed,
 }
 
 impl<'a> Rules<'a> {
@@ -118,6 +142,7 @@ impl<'a> Rules<'a> {
         config: &'a DiffusionQuantConfig,
         settings: Settings,
         detected: &'a Detected,
+        allowed: &'a Allowed,
     ) -> Result<Self> {
         let is_there = |name: &str| model.tensors().iter().any(|tensor| is_named(tensor, name));
         if let Some(unknown) = config.sensitive_layer_names.iter().find(|name| !is_there(name)) {
@@ -146,6 +171,7 @@ impl<'a> Rules<'a> {
             width_patterns,
             defaults: config.skip_sensitive_layers.then_some(detected),
             has_target: config.target_model_size_mb.is_some() || config.target_bpw.is_some(),
+            allowed,
         })
     }
 
@@ -171,9 +197,12 @@ impl<'a> Rules<'a> {
             same_as: None,
             channels: None,
         };
-        // A target size looks at all choices, of which some may be smaller.
-        let is_up_to_target = self.has_target && plan.is_open;
-        Ok(if is_up_to_target { plan } else { kept_unless_smaller(plan, tensor, self.settings) })
+        if self.has_target && plan.is_open {
+            // A target size looks at all choices, of which some may be smaller.
+            let refusal = self.allowed.refusal_of_any(tensor, self.settings.scheme);
+            return Ok(kept_for(plan, refusal));
+        }
+        Ok(settled(plan, tensor, self.settings, self.allowed))
     }
 
     /// The bits that `layer_bit_widths` has for a tensor: by a name of it, the longest if there are several, or by
@@ -221,13 +250,21 @@ fn unfit(tensor: &Tensor) -> Option<Reason> {
     (tensor.shape.len() < 2).then(|| Reason::Dimensions { dimensions: tensor.shape.len() })
 }
 
-/// Short rows, as of a patch embedding, may take more for parameters than their codes save.
-pub(crate) fn kept_unless_smaller(mut plan: TensorPlan, tensor: &Tensor, settings: Settings) -> TensorPlan {
-    if plan.choice.is_some_and(|choice| quantized_bytes(tensor, choice.with(settings)) >= tensor.bytes) {
-        (plan.choice, plan.is_open) = (None, false);
-        plan.reason = Reason::NoSmaller;
+/// A plan, or to keep the tensor where the target cannot hold it otherwise, or it would be no smaller: short rows, as of a
+/// patch embedding, may take more for parameters than their codes save.
+pub(crate) fn settled(plan: TensorPlan, tensor: &Tensor, settings: Settings, allowed: &Allowed) -> TensorPlan {
+    let Some(settings) = plan.choice.map(|choice| choice.with(settings)) else { return plan };
+    let is_no_smaller = quantized_bytes(tensor, settings) >= tensor.bytes;
+    let refusal = allowed.refusal(tensor, settings).or_else(|| is_no_smaller.then_some(Reason::NoSmaller));
+    kept_for(plan, refusal)
+}
+
+/// Keeps a tensor if there is a reason to.
+fn kept_for(plan: TensorPlan, reason: Option<Reason>) -> TensorPlan {
+    match reason {
+        Some(reason) => TensorPlan { choice: None, is_open: false, reason, ..plan },
+        None => plan,
     }
-    plan
 }
 
 /// A width for a tensor that can have none; for a module it is that of those that can.
@@ -235,7 +272,8 @@ fn refuse_unfit(model: &Model, name: &str, width: Width) -> Result<()> {
     let tensor = model.tensors().iter().find(|t| t.name == name || full_name(&t.component, &t.name) == name);
     match tensor.and_then(unfit) {
         Some(reason) if width != Width::Keep => {
-            let problem = SettingProblem::CannotBeQuantized { name: name.to_string(), width: width.to_string(), reason };
+            let problem =
+                SettingProblem::CannotBeQuantized { name: name.to_string(), width: width.to_string(), reason };
             Err(QuantError::Setting { field: "layer_bit_widths", problem })
         }
         _ => Ok(()),
@@ -283,52 +321,6 @@ fn parameter_bytes(scheme: Scheme) -> usize {
         Scheme::Asymmetric => 3,
         Scheme::Symmetric => 2,
     }
-}
-
-/// The plan as a table to join with; `bits` is NULL for tensors that are kept. What is stored under another name is not
-/// in it. There are `importance` and `smoothing` if some tensor has either; empty lists for the others.
-pub(crate) fn plan_table(plans: &[TensorPlan]) -> Result<Arc<dyn TableProvider>> {
-    let mut fields = vec![
-        Field::new("component", DataType::Utf8, false),
-        Field::new("tensor", DataType::Utf8, false),
-        Field::new("bits", DataType::Int64, true),
-        Field::new("group_size", DataType::Int64, true),
-    ];
-    let stored: Vec<&TensorPlan> = plans.iter().filter(|plan| plan.same_as.is_none()).collect();
-    let int =
-        |f: fn(Choice) -> usize| stored.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
-    let mut columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.component))),
-        Arc::new(StringArray::from_iter_values(stored.iter().map(|plan| &plan.tensor))),
-        Arc::new(int(|choice| choice.bits.get())),
-        Arc::new(int(|choice| choice.group_size.get())),
-    ];
-    if has_channels(plans) {
-        let importance = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));
-        let smoothing = lists(stored.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.smoothing)));
-        for (name, lists) in [("importance", importance), ("smoothing", smoothing)] {
-            fields.push(Field::new(name, lists.data_type().clone(), false));
-            columns.push(lists);
-        }
-    }
-    let schema = Arc::new(Schema::new(fields));
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
-    Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
-}
-
-/// Whether a calibration has to say something on some tensor.
-pub(crate) fn has_channels(plans: &[TensorPlan]) -> bool {
-    plans.iter().any(|plan| plan.channels.is_some())
-}
-
-fn lists<'a>(lists: impl Iterator<Item = Option<&'a Vec<f32>>>) -> ArrayRef {
-    let mut builder =
-        ListBuilder::new(Float32Builder::new()).with_field(Field::new_list_field(DataType::Float32, false));
-    for list in lists {
-        builder.values().append_slice(list.map_or(&[], Vec::as_slice));
-        builder.append(true);
-    }
-    Arc::new(builder.finish())
 }
 
 /// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.

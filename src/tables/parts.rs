@@ -31,6 +31,25 @@ impl ModelParts {
         Self { chunks, runs }
     }
 
+    /// Parts given by the tensors of each, by index, with the range of the chunks of each tensor. `None` if the model has no
+    /// such tensor or chunk.
+    pub fn of_ranges(model: &Model, parts: &[Vec<(usize, Range<usize>)>]) -> Option<Self> {
+        let all = chunks(model);
+        let mut of_tensors: Vec<&[Chunk]> = vec![&[]; model.tensors().len()];
+        for of_tensor in all.chunk_by(|a, b| a.tensor == b.tensor) {
+            of_tensors[of_tensor[0].tensor] = of_tensor;
+        }
+        let (mut chunks, mut runs) = (Vec::new(), Vec::with_capacity(parts.len()));
+        for part in parts {
+            let first = chunks.len();
+            for (tensor, range) in part {
+                chunks.extend_from_slice(of_tensors.get(*tensor)?.get(range.clone())?);
+            }
+            runs.push(first..chunks.len());
+        }
+        Some(Self { chunks: chunks.into(), runs: runs.into() })
+    }
+
     pub fn all_chunks(&self) -> &Arc<[Chunk]> {
         &self.chunks
     }
@@ -40,11 +59,14 @@ impl ModelParts {
         self.runs.iter()
     }
 
-    /// The tensors of a part, in order.
-    pub fn tensors(&self, part: &Range<usize>) -> Vec<usize> {
-        let mut tensors: Vec<usize> = self.chunks[part.clone()].iter().map(|chunk| chunk.tensor).collect();
-        tensors.dedup();
-        tensors
+    /// The tensors of a part, in order, each with the range of its chunks.
+    pub fn tensors(&self, part: usize) -> Vec<(usize, Range<usize>)> {
+        let chunks = &self.chunks[self.runs[part].clone()];
+        let range = |of_tensor: &[Chunk]| {
+            let first = of_tensor[0].number as usize;
+            (of_tensor[0].tensor, first..first + of_tensor.len())
+        };
+        chunks.chunk_by(|a, b| a.tensor == b.tensor).map(range).collect()
     }
 
     /// The weights of those tensors of a part that pass a test.

@@ -47,6 +47,13 @@ pub enum Reason {
     },
     /// Quantizing would not make it smaller.
     NoSmaller,
+    /// The target cannot hold it as it was to be quantized.
+    NotHeld {
+        /// The target's name.
+        target: String,
+        /// What the target lacks.
+        limit: Limit,
+    },
     /// A target size chose for it.
     Target {
         /// The field that holds the target.
@@ -78,6 +85,30 @@ pub enum Reason {
         /// The sentence.
         sentence: String,
     },
+}
+
+/// What a target lacks for a tensor to be quantized as was asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Limit {
+    /// Codes of so many bits.
+    Bits {
+        /// The bits.
+        bits: u8,
+    },
+    /// Groups of so many weights.
+    GroupSize {
+        /// Weights of a group.
+        group_size: u32,
+    },
+    /// A scheme.
+    Scheme {
+        /// The scheme.
+        scheme: String,
+    },
+    /// Any encoding for this tensor, which must stay as it is.
+    Tensor,
 }
 
 /// What of a quantized tensor is below the floor.
@@ -117,6 +148,12 @@ impl fmt::Display for Reason {
             Self::NotQuantized { dtype } => write!(f, "{dtype} is not quantized"),
             Self::Dimensions { dimensions } => write!(f, "{dimensions}-D"),
             Self::NoSmaller => f.write_str("no smaller"),
+            Self::NotHeld { target, limit: Limit::Bits { bits } } => write!(f, "{target} has no {bits}-bit codes"),
+            Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {
+                write!(f, "{target} has no groups of {group_size}")
+            }
+            Self::NotHeld { target, limit: Limit::Scheme { scheme } } => write!(f, "{target} has no {scheme} scheme"),
+            Self::NotHeld { target, limit: Limit::Tensor } => write!(f, "{target} keeps it"),
             Self::Target { field } => f.write_str(field),
             Self::Plan => f.write_str("plan"),
             Self::SameAs { tensor } => write!(f, "the same as {tensor}"),

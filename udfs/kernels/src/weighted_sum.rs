@@ -1,9 +1,10 @@
 //! The weighted sum of two slices of weights.
 
 use crate::dequantize::to_f32;
-use crate::{Dtype, Isa, KernelError, Result, Weights};
+use crate::{Dtype, Encoding, Isa, KernelError, Result, Weights};
 
-/// `a · x + b · y`, element by element, in the dtype of `x`: little-endian bytes of as many elements.
+/// `a · x + b · y`, element by element, in the dtype of `x` or, where its weights are not floats of one, in F32: the
+/// dtype, and little-endian bytes of as many elements.
 ///
 /// Both are widened to f32 first, which rounds F64 alone. Then `fma(b, y, a · x)`: the product `a · x` is rounded to f32, the
 /// sum with the exact product `b · y` once more, and the result once to the dtype of `x`. All roundings are to nearest, ties
@@ -11,7 +12,7 @@ use crate::{Dtype, Isa, KernelError, Result, Weights};
 ///
 /// # Errors
 /// If the slices differ in length.
-pub fn weighted_sum(isa: Isa, a: f32, x: Weights<'_>, b: f32, y: Weights<'_>) -> Result<Vec<u8>> {
+pub fn weighted_sum(isa: Isa, a: f32, x: Weights<'_>, b: f32, y: Weights<'_>) -> Result<(Dtype, Vec<u8>)> {
     if x.len() != y.len() {
         return Err(KernelError::Mismatch { what: "weights of the second tensor", found: y.len(), expected: x.len() });
     }
@@ -19,7 +20,11 @@ pub fn weighted_sum(isa: Isa, a: f32, x: Weights<'_>, b: f32, y: Weights<'_>) ->
     for (x, y) in sums.iter_mut().zip(to_f32(isa, y)) {
         *x = b.mul_add(y, a * *x);
     }
-    Ok(narrow(&sums, x.dtype()))
+    let dtype = match x.encoding() {
+        Encoding::Float(dtype) => dtype,
+        Encoding::Fp8(_) | Encoding::Grouped(..) | Encoding::Block(_) => Dtype::F32,
+    };
+    Ok((dtype, narrow(&sums, dtype)))
 }
 
 /// Floats as little-endian elements of a dtype.
@@ -38,7 +43,7 @@ mod tests {
 
     fn sum(a: f32, x: (Dtype, &[u8]), b: f32, y: (Dtype, &[u8])) -> Result<Vec<u8>> {
         let isa = Isa::active()?;
-        weighted_sum(isa, a, Weights::one_row(x.0, x.1)?, b, Weights::one_row(y.0, y.1)?)
+        Ok(weighted_sum(isa, a, Weights::one_row(x.0, x.1)?, b, Weights::one_row(y.0, y.1)?)?.1)
     }
 
     fn bytes(floats: &[f32]) -> Vec<u8> {

@@ -115,8 +115,8 @@ fn sum_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
         let factors = (factor("a", &a, row)?, factor("b", &b, row)?);
         let sum = match (factors, x.complete_row(row)?, y.complete_row(row)?) {
             ((Some(a), Some(b)), Some(x), Some(y)) => {
-                let sum = weighted_sum(isa, a, x, b, y).map_err(|e| kernel_error(NAME, row, e))?;
-                Some((x.dtype(), x.row_length(), sum))
+                let (dtype, sum) = weighted_sum(isa, a, x, b, y).map_err(|e| kernel_error(NAME, row, e))?;
+                Some((dtype, x.row_length(), sum))
             }
             _ => None,
         };

@@ -1,0 +1,31 @@
+//! Opens the model of a job within its limit of memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_quant_formats::directory::Missing;
+use arrow_quant_stores::Residence;
+
+use crate::plan::memory;
+use crate::{DiffusionQuantConfig, Model, QuantError, Result};
+
+/// Opens a model, or reads it where streaming is off; and the number of parts that may be under way within the limit of
+/// memory, of which `held` bytes are taken. It waits for the disk.
+///
+/// # Errors
+/// If there is no readable model, or it does not fit the limit.
+pub(super) fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Model>, usize)> {
+    let mut model = Model::open(path)?;
+    let in_flight = if config.enable_streaming {
+        memory::in_flight(config, held)?
+    } else {
+        let bytes: u64 = model.files().map(|(_, file)| file.identity().length).sum();
+        let in_flight = memory::in_flight(config, bytes + held)?;
+        model = Model::load(path, Residence::Memory)?;
+        in_flight
+    };
+    if model.tensors().is_empty() {
+        return Err(QuantError::missing(model.path(), Missing::NoTensors));
+    }
+    Ok((Arc::new(model), in_flight))
+}

@@ -1,0 +1,129 @@
+//! From a model and a configuration to a plan, step by step: open the model, find out what it is, decide on its tensors,
+//! choose for a target size, add what a calibration says.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_quant_kernels::Isa;
+
+use super::JobOptions;
+use super::open::open;
+use crate::calibration::{Calibrated, calibrate, expected_bytes};
+use crate::plan::{Allowed, Detected, Estimate, Evidence, ModelPlan, Sampled, Sizing, detect, measured, memory, notes};
+use crate::report::PlanReport;
+use crate::tables::ModelParts;
+use crate::targets::default_target;
+use crate::workers::blocking;
+use crate::{Calibration, DiffusionQuantConfig, Modality, Result};
+
+/// What is decided before the first weight is written.
+pub(super) struct Planned {
+    pub plan: ModelPlan,
+    pub parts: ModelParts,
+    /// Parts under way at once.
+    pub in_flight: usize,
+    pub modality: Option<Modality>,
+    pub notes: Vec<String>,
+    pub calibrated: Calibrated,
+    /// What was sampled for a target size.
+    sampled: Option<Sampled>,
+}
+
+/// What is decided by headers and names.
+struct Decided {
+    plan: ModelPlan,
+    parts: ModelParts,
+    in_flight: usize,
+    detected: Detected,
+}
+
+/// Plans what becomes of a model.
+///
+/// # Errors
+/// If there is no readable model, or what is asked for does not fit it, the limit of memory or the target.
+pub(super) async fn plan(
+    model: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+    allowed: Allowed,
+) -> Result<Planned> {
+    config.validate()?;
+    Isa::active()?;
+    let Decided { mut plan, parts, in_flight, detected } = {
+        let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
+        blocking(move || decide(&model, &config, &options, allowed)).await?
+    };
+    let calibration = options.calibration.as_ref();
+    let overhead = allowed.overhead(parts.iter()) + calibration.map_or(0, |c| expected_bytes(c, config));
+    let mut sampled = None;
+    if let Some((sizing, measured)) = Sizing::new(&plan, config, overhead, options.listener()).await? {
+        (plan.sizing, sampled) = (Some(sizing), Some(measured));
+        plan.follow_sizing();
+    }
+    let calibrated = match calibration {
+        Some(calibration) => {
+            let (model, settings) = (Arc::clone(&plan.model), plan.settings);
+            calibrate(calibration, &model, &mut plan.tensors, settings, config, options.listener()).await?
+        }
+        None => Calibrated::none(),
+    };
+    Ok(Planned {
+        notes: notes(config, &plan.model, &detected, calibration.is_some()),
+        modality: config.modality.or(detected.modality),
+        plan,
+        parts,
+        in_flight,
+        calibrated,
+        sampled,
+    })
+}
+
+/// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
+fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, allowed: Allowed) -> Result<Decided> {
+    let (model, in_flight) = open(path, config, held(options))?;
+    if let Some(calibration) = &options.calibration {
+        calibration.check(&model)?;
+    }
+    let detected = detect(&Evidence::of(&model)?);
+    if config.skip_sensitive_layers && config.modality.is_none() {
+        detected.require(model.path())?;
+    }
+    let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
+    let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
+    Ok(Decided { plan, parts, in_flight, detected })
+}
+
+/// Bytes that the calibration takes in memory.
+fn held(options: &JobOptions) -> u64 {
+    options.calibration.as_deref().map_or(0, Calibration::bytes)
+}
+
+/// Plans what would become of a model, and writes nothing.
+///
+/// # Errors
+/// As [`quantize_model`](super::quantize_model), save for what concerns the output.
+pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
+    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
+        self::plan(model, config, options, default_target().allowed()).await?;
+    let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
+    let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
+    let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =
+        Estimate::new(&plan, &sampled, overhead, config.threads());
+    Ok(PlanReport {
+        model: plan.model.path().to_path_buf(),
+        modality,
+        weights,
+        original_bytes,
+        stored_bytes,
+        bits_per_weight: 8.0 * stored_bytes as f64 / weights.max(1) as f64,
+        compression_ratio: original_bytes as f64 / stored_bytes.max(1) as f64,
+        sqnr_db,
+        squared_error,
+        parts: parts.iter().len(),
+        estimated_time_s: time_s,
+        estimated_memory_mb: memory::estimate_mb(config, original_bytes, held(options))?,
+        notes,
+        layers: calibrated.layers,
+        tensors,
+    })
+}

@@ -1,0 +1,169 @@
+//! Jobs over a query: its rows are a model, written beside the output for as long as the job runs.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::{DataFrame, SessionContext};
+
+use super::planned::plan_model;
+use super::staging::{Staging, absolute, create_error, in_the_way};
+use super::{JobOptions, quantize_source};
+use crate::report::{PlanReport, QuantizeReport};
+use crate::tables::stage;
+use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result};
+
+/// The directory that opens as the model, and what the model is called.
+const MODEL: &str = "query";
+
+/// The file that a run holds a lock on for as long as it uses the directory.
+const LOCK: &str = "arrow-quant.lock";
+
+/// Quantizes what a query gives into a new directory, as [`quantize_model`](crate::quantize_model) does with a model. The query
+/// gives rows of the table `weights`: the columns `tensor`, `shape`, `start` and `weights` and, for a pipeline, `component`,
+/// in any order of the rows. It runs once. Its rows are written to a sibling of the output, `OUT.source`, which takes as much
+/// disk as the weights do and is removed when the job ends. A run that is resumed runs the query again, and goes on if
+/// it gives the same.
+///
+/// The report's `model` is the text of the query, which also stands among the notes of the quantized model.
+///
+/// # Errors
+/// If the statement is not a query, its result is not a model, and as [`quantize_model`](crate::quantize_model).
+pub async fn quantize_query(
+    ctx: &SessionContext,
+    sql: &str,
+    out: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+) -> Result<QuantizeReport> {
+    let started = Instant::now();
+    // Before the query, which may take a while.
+    Staging::look(out, options.resume)?;
+    config.validate()?;
+    let source = SourceDirectory::of_query(ctx, sql, out).await?;
+    let mut report = quantize_source(&source.model, out, config, options, Some(sql)).await?;
+    report.model = PathBuf::from(sql);
+    report.quantization_time_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What would become of the rows of a query, as [`plan_model`](crate::plan_model) tells it of a model. The rows are written
+/// to a sibling of `beside`, which need not exist, and removed in the end.
+///
+/// # Errors
+/// If the statement is not a query, its result is not a model, and as [`plan_model`](crate::plan_model).
+pub async fn plan_query(
+    ctx: &SessionContext,
+    sql: &str,
+    beside: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+) -> Result<PlanReport> {
+    config.validate()?;
+    let source = SourceDirectory::of_query(ctx, sql, beside).await?;
+    let mut report = plan_model(&source.model, config, options).await?;
+    report.model = PathBuf::from(sql);
+    Ok(report)
+}
+
+/// The relation of a query. Statements that change something are refused.
+async fn relation(ctx: &SessionContext, sql: &str) -> Result<DataFrame> {
+    let queries_alone = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    Ok(ctx.sql_with_options(sql, queries_alone).await?)
+}
+
+/// Where the rows of a query are while a job reads them: `OUT.source`. It is removed when it is dropped.
+struct SourceDirectory {
+    path: PathBuf,
+    /// The directory in it that opens as a model.
+    model: PathBuf,
+    /// Locked, so that another run can tell a directory in use from one that is left.
+    _lock: File,
+}
+
+impl SourceDirectory {
+    /// Runs a query, and writes its rows beside an output.
+    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Arc<Self>> {
+        let relation = relation(ctx, sql).await?;
+        let source = Arc::new(Self::create(out)?);
+        stage(relation, Arc::clone(&source)).await?;
+        Ok(source)
+    }
+
+    /// Makes the directory beside an output. One that a run left which was killed is replaced.
+    fn create(out: &Path) -> Result<Self> {
+        let path = sibling(&absolute(out)?);
+        let found = match fs::create_dir(&path) {
+            Ok(()) => None,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Self::left(&path)?,
+            Err(e) => return Err(create_error(&path, e)),
+        };
+        let lock = match found {
+            Some(lock) => lock,
+            None => Self::lock(&path, OpenOptions::new().write(true).create_new(true))?,
+        };
+        let source = Self { model: path.join(MODEL), path, _lock: lock };
+        fs::create_dir(&source.model).map_err(|e| QuantError::io(&source.model, e))?;
+        Ok(source)
+    }
+
+    /// Takes a directory that is there: the lock of the run that left it, `None` if it is empty.
+    fn left(path: &Path) -> Result<Option<File>> {
+        let foreign = || in_the_way(path, OutputProblem::Foreign);
+        if !path.join(LOCK).is_file() {
+            let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+            return if is_empty { Ok(None) } else { Err(foreign()) };
+        }
+        let lock = Self::lock(path, OpenOptions::new().write(true))?;
+        let model = path.join(MODEL);
+        match fs::remove_dir_all(&model) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(QuantError::io(&model, e)),
+            Ok(()) | Err(_) => Ok(Some(lock)),
+        }
+    }
+
+    /// Opens the lock file and locks it.
+    fn lock(path: &Path, options: &OpenOptions) -> Result<File> {
+        let lock_path = path.join(LOCK);
+        let running = || in_the_way(path, OutputProblem::Running);
+        let lock = match options.open(&lock_path) {
+            // Another run was faster.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(running()),
+            opened => opened.map_err(|e| QuantError::io(&lock_path, e))?,
+        };
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(running()),
+            Err(TryLockError::Error(e)) => Err(QuantError::io(&lock_path, e)),
+        }
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        // A task of a job that was dropped may still be creating a file; the directory is then empty at the second try.
+        fs::remove_dir_all(&self.path).or_else(|_| fs::remove_dir_all(&self.path))
+    }
+}
+
+impl AsRef<Path> for SourceDirectory {
+    fn as_ref(&self) -> &Path {
+        &self.model
+    }
+}
+
+impl Drop for SourceDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            log::warn!("`{}` cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+fn sibling(out: &Path) -> PathBuf {
+    let mut name = out.file_name().map(OsString::from).unwrap_or_default();
+    name.push(".source");
+    out.with_file_name(name)
+}

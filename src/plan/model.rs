@@ -1,0 +1,102 @@
+//! The plan of a model: what becomes of each of its tensors.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_quant_kernels::Settings;
+
+use super::allowed::Allowed;
+use super::family::Detected;
+use super::file;
+use super::refusals::{refuse_decisions, refuse_selection_of_nothing};
+use super::sample::Sampling;
+use super::size_target::Sizing;
+use super::tensors::{Choice, TensorPlan, plan_tensors, quantized_bytes, settled};
+use crate::{DiffusionQuantConfig, Model, Result};
+
+/// What becomes of every tensor of a model.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelPlan {
+    pub model: Arc<Model>,
+    /// Scheme and method; bits and group size are each tensor's own.
+    pub settings: Settings,
+    /// What the target can hold.
+    pub allowed: Allowed,
+    /// In the order of the model.
+    pub tensors: Vec<TensorPlan>,
+    /// With a target size, what it chose.
+    pub sizing: Option<Sizing>,
+}
+
+impl ModelPlan {
+    /// Plans what a configuration says, or a table in a file, before a target size is looked at. It compares tensors with
+    /// each other: not for a thread of the runtime.
+    ///
+    /// # Errors
+    /// If the configuration, or the table, does not fit the model, or they contradict each other.
+    pub fn new(
+        model: Arc<Model>,
+        config: &DiffusionQuantConfig,
+        table: Option<&Path>,
+        detected: &Detected,
+        allowed: Allowed,
+    ) -> Result<Self> {
+        let settings = config.settings();
+        let tensors = match table {
+            Some(path) => {
+                refuse_decisions(config)?;
+                file::read(path, &model, settings, &allowed)?
+            }
+            None => plan_tensors(&model, config, settings, detected, &allowed)?,
+        };
+        refuse_selection_of_nothing(config, &tensors)?;
+        Ok(Self { model, settings, allowed, tensors, sizing: None })
+    }
+
+    /// Plans what the target size has chosen, if there is one.
+    pub fn follow_sizing(&mut self) {
+        let Some(sizing) = &self.sizing else { return };
+        for (index, cost) in sizing.allocation.chosen() {
+            let plan = &mut self.tensors[index];
+            plan.choice = cost.choice;
+            plan.reason = sizing.reason();
+            *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
+        }
+        self.follow_ties();
+    }
+
+    /// Gives tensors that are the same as another its choice.
+    pub fn follow_ties(&mut self) {
+        for index in 0..self.tensors.len() {
+            if let Some(first) = self.tensors[index].same_as {
+                self.tensors[index].choice = self.tensors[first].choice;
+            }
+        }
+    }
+
+    /// Gives a tensor the next width that the target allows, or keeps it.
+    pub fn widen(&mut self, index: usize) {
+        let plan = &mut self.tensors[index];
+        plan.choice = plan.choice.and_then(|choice| self.allowed.wider(choice));
+        *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
+    }
+
+    /// Tensors to measure, by index, with the choices of each.
+    pub fn sampling(&self, wanted: Vec<(usize, Vec<Choice>)>, threads: usize) -> Sampling {
+        Sampling { model: Arc::clone(&self.model), wanted, settings: self.settings, threads }
+    }
+
+    /// Bytes of tensors whose size is not up to a target size.
+    pub fn fixed_bytes(&self) -> u64 {
+        let fixed = |plan: &&TensorPlan| !plan.is_open && plan.same_as.is_none();
+        let indexes = self.tensors.iter().enumerate().filter(|(_, plan)| fixed(plan)).map(|(index, _)| index);
+        indexes.map(|index| self.bytes(index)).sum()
+    }
+
+    /// Bytes that a tensor will take, before anything of it was measured.
+    pub fn bytes(&self, index: usize) -> u64 {
+        let tensor = &self.model.tensors()[index];
+        let choice = self.tensors[index].choice;
+        choice.map_or(tensor.bytes, |choice| quantized_bytes(tensor, choice.with(self.settings)))
+    }
+}

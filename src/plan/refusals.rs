@@ -1,0 +1,31 @@
+//! Fields of a configuration that contradict a plan.
+
+use super::tensors::TensorPlan;
+use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
+
+/// A plan says what each tensor becomes: fields that would say so too have no place beside it.
+pub(super) fn refuse_decisions(config: &DiffusionQuantConfig) -> Result<()> {
+    let set = [
+        ("target_model_size_mb", config.target_model_size_mb.is_some()),
+        ("target_bpw", config.target_bpw.is_some()),
+        ("tensors", config.tensors.is_some()),
+        ("layer_bit_widths", !config.layer_bit_widths.is_empty()),
+        ("sensitive_layer_names", !config.sensitive_layer_names.is_empty()),
+        ("sensitive_layer_patterns", !config.sensitive_layer_patterns.is_empty()),
+        ("skip_sensitive_layers", config.skip_sensitive_layers),
+    ];
+    match set.iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(QuantError::Setting { field, problem: SettingProblem::BesidePlan }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: &[TensorPlan]) -> Result<()> {
+    match &config.tensors {
+        Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => {
+            let problem = SettingProblem::SelectsNothing { pattern: pattern.clone() };
+            Err(QuantError::Setting { field: "tensors", problem })
+        }
+        _ => Ok(()),
+    }
+}
