@@ -23,7 +23,7 @@ fn narrow() -> Allowed {
 
 /// A model of two matrices and a vector, planned for the target.
 fn planned(config: &DiffusionQuantConfig, table: Option<&str>) -> crate::Result<ModelPlan> {
-    let tensors: [(&str, &[i64]); 3] = [("embed.weight", &[64, 64]), ("norm", &[64]), ("proj.weight", &[64, 64])];
+    let tensors: [(&str, &[i64]); 3] = [("embed.weight", &[96, 64]), ("norm", &[64]), ("proj.weight", &[64, 64])];
     let files = [("m.safetensors", weights(&tensors)), ("plan.csv", table.unwrap_or_default().into())];
     let directory = directory(&files);
     let model = Arc::new(Model::open(&directory.path().join("m.safetensors")).unwrap());
