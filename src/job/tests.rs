@@ -1,1 +1,146 @@
+//! Tasks as another process would run them: read from JSON, with a model opened for each, in any order.
 
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_quant_formats::manifest::{MANIFEST, Manifest};
+
+use super::planned::{Planned, plan};
+use super::query::TaskQuery;
+use super::task::{PartRecord, PartTask};
+use super::{JobOptions, quantize_model};
+use crate::model::tests::directory;
+use crate::plan::Channels;
+use crate::targets::{default_target, target_named};
+use crate::{DiffusionQuantConfig, Model, Result};
+
+/// A BF16 model of three parts: its second tensor is in all of them, and its last is kept.
+fn model() -> tempfile::TempDir {
+    let tensors = [("a", vec![512, 1024]), ("b", vec![10_000, 1024]), ("c", vec![300, 1024]), ("d", vec![100])];
+    let (mut header, mut end) = (Vec::new(), 0);
+    for (name, shape) in &tensors {
+        let begin = end;
+        end += 2 * shape.iter().product::<usize>();
+        header.push(format!(r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#));
+    }
+    let header = format!("{{{}}}", header.join(","));
+    let mut file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    let mut state = 1u32;
+    for _ in 0..end / 2 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Either sign, from an eighth to 2.
+        let bits = ((state >> 16) & 0x8000 | 0x3e00 + (state >> 16) % 0x1ff) as u16;
+        file.extend(bits.to_le_bytes());
+    }
+    directory(&[("model.safetensors", file), ("config.json", b"{}".to_vec())])
+}
+
+fn config() -> DiffusionQuantConfig {
+    let config = DiffusionQuantConfig { num_threads: 2, min_accuracy: 0.0, ..DiffusionQuantConfig::default() };
+    DiffusionQuantConfig { method: "minmax".parse().unwrap(), ..config }
+}
+
+/// The value that comes out of its JSON.
+fn through_json<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(value: &T) -> T {
+    let read = serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap();
+    assert_eq!(&read, value);
+    read
+}
+
+/// Runs some of the tasks of a query into a directory.
+async fn run(query: &TaskQuery, tasks: &[PartTask], out: &Path) -> Result<Vec<PartRecord>> {
+    fs::create_dir_all(out.join("weights")).unwrap();
+    let mut records = Vec::new();
+    for (index, task) in tasks.iter().enumerate() {
+        let writer = target_named(&task.target).unwrap().part_writer(out, task.part)?;
+        records.push(query.run(index, writer, |_| ()).await?);
+    }
+    Ok(records)
+}
+
+/// Runs each task by itself, with a model of its own, last first; gives the records in the order of the parts.
+async fn run_apart(tasks: &[PartTask], model: &Path, out: &Path) -> Vec<PartRecord> {
+    let mut records = Vec::new();
+    for task in tasks.iter().rev() {
+        let task = through_json(task);
+        let model = Arc::new(Model::open(model).unwrap());
+        let query = TaskQuery::new(&model, vec![task.clone()]).await.unwrap();
+        records.extend(run(&query, &[task], out).await.unwrap().iter().map(through_json));
+    }
+    records.reverse();
+    records
+}
+
+/// The tasks of the job, and its model.
+async fn tasks(path: &Path) -> (Arc<Model>, Vec<PartTask>) {
+    let allowed = default_target().allowed();
+    let Planned { plan, parts, .. } = plan(path, &config(), &JobOptions::default(), allowed).await.unwrap();
+    (Arc::clone(&plan.model), PartTask::all(&plan, &parts))
+}
+
+#[tokio::test]
+async fn tasks_run_apart_write_what_the_job_writes() {
+    let model = model();
+    let (job, apart) = (model.path().join("job"), model.path().join("apart"));
+    quantize_model(model.path(), &job, &config(), &JobOptions::default()).await.unwrap();
+    let manifest = Manifest::parse(&fs::read_to_string(job.join(MANIFEST)).unwrap()).unwrap();
+
+    let (_, tasks) = tasks(model.path()).await;
+    assert_eq!(tasks.len(), 3);
+    let records = run_apart(&tasks, model.path(), &apart).await;
+    let files: Vec<_> = records.iter().map(|record| record.file.clone()).collect();
+    assert_eq!(files, manifest.files);
+    for file in &files {
+        let read = |out: &Path| fs::read(out.join(&file.path)).unwrap();
+        assert!(read(&apart) == read(&job), "{}", file.path);
+    }
+    for tensor in &manifest.tensors {
+        let written = records.iter().flat_map(|record| &record.tensors).filter(|t| t.tensor == tensor.tensor);
+        assert_eq!(written.map(|written| written.bytes).sum::<u64>(), tensor.bytes, "{}", tensor.tensor);
+    }
+}
+
+/// With a calibration, the query of all tasks has arguments that those of some tasks alone have not.
+#[tokio::test]
+async fn tasks_run_apart_write_what_they_write_together_with_channels() {
+    let model = model();
+    let (source, mut tasks) = tasks(model.path()).await;
+    let channels = Channels::new((0..1024).map(|i| 0.1 + i as f32 / 3.0).collect(), Vec::new());
+    let channels = Arc::new(channels);
+    for tensor in tasks.iter_mut().flat_map(|task| &mut task.tensors).filter(|tensor| tensor.tensor == "a") {
+        tensor.channels = Some(Arc::clone(&channels));
+    }
+    let query = TaskQuery::new(&source, tasks.clone()).await.unwrap();
+    let together = run(&query, &tasks, &model.path().join("together")).await.unwrap();
+    assert_eq!(run_apart(&tasks, model.path(), &model.path().join("apart")).await, together);
+}
+
+#[tokio::test]
+async fn tasks_that_do_not_belong_together_are_refused() {
+    let model = model();
+    let (source, tasks) = tasks(model.path()).await;
+    let message = async |tasks: Vec<PartTask>| match TaskQuery::new(&source, tasks).await {
+        Ok(_) => panic!("the tasks were taken"),
+        Err(error) => error.to_string(),
+    };
+    let mut unknown = tasks.clone();
+    unknown[0].tensors[0].tensor = "other".to_string();
+    assert!(message(unknown).await.ends_with("lacks tensors of a part: it is not the model that was planned"));
+    let mut beyond = tasks.clone();
+    beyond[0].tensors[0].chunks.end = 1 << 20;
+    assert!(message(beyond).await.ends_with("lacks tensors of a part: it is not the model that was planned"));
+    let mut other = tasks.clone();
+    other[1].tensors[0].choice = None;
+    assert!(message(other).await.starts_with("the parts to be written are of different plans for b"));
+    let mut method = tasks;
+    method[1].method = "mse".parse().unwrap();
+    assert!(message(method).await.starts_with("the parts to be written are of different jobs"));
+}
+
+#[test]
+fn tasks_of_widths_that_are_not_known_are_refused() {
+    let task = r#"{"component":"","tensor":"w","chunks":{"start":0,"end":1},"choice":{"bits":99,"group_size":64},"channels":null}"#;
+    let message = serde_json::from_str::<super::task::TaskTensor>(task).unwrap_err().to_string();
+    assert!(message.contains("99") && message.contains("bits"), "{message}");
+}

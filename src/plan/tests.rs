@@ -1,1 +1,87 @@
+use std::path::Path;
+use std::sync::Arc;
 
+use arrow_quant_formats::manifest::{Limit, Reason};
+use arrow_quant_kernels::{Bits, GroupSize, Scheme};
+
+use super::*;
+use crate::model::tests::{directory, weights};
+use crate::{DiffusionQuantConfig, Model};
+
+/// A target of 8 bits in groups of 32 or 64, which keeps embeddings.
+fn narrow() -> Allowed {
+    Allowed {
+        target: "narrow",
+        bits: &Bits::ALL[Bits::ALL.len() - 1..],
+        group_sizes: &GroupSize::ALL[..2],
+        schemes: &[Scheme::Symmetric],
+        must_stay: |tensor| tensor.name.starts_with("embed"),
+        file_overhead: 0.0,
+        chunk_overhead: 0.0,
+    }
+}
+
+/// A model of two matrices and a vector, planned for the target.
+fn planned(config: &DiffusionQuantConfig, table: Option<&str>) -> crate::Result<ModelPlan> {
+    let tensors: [(&str, &[i64]); 3] = [("embed.weight", &[96, 64]), ("norm", &[64]), ("proj.weight", &[64, 64])];
+    let files = [("m.safetensors", weights(&tensors)), ("plan.csv", table.unwrap_or_default().into())];
+    let directory = directory(&files);
+    let model = Arc::new(Model::open(&directory.path().join("m.safetensors")).unwrap());
+    let detected = detect(&Evidence::of(&model).unwrap());
+    let path = directory.path().join("plan.csv");
+    ModelPlan::new(model, config, table.map(|_| Path::new(&path)), &detected, narrow())
+}
+
+fn config(bits: i64, group_size: i64, scheme: &str) -> DiffusionQuantConfig {
+    DiffusionQuantConfig { bit_width: bits, group_size, scheme: scheme.parse().unwrap(), ..Default::default() }
+}
+
+fn reasons(plan: &ModelPlan) -> Vec<String> {
+    plan.tensors.iter().map(|tensor| format!("{:?} {}", tensor.choice.map(|c| c.bits.get()), tensor.reason)).collect()
+}
+
+#[test]
+fn what_the_target_cannot_hold_is_kept_and_the_plan_says_why() {
+    let of = |bits, group_size, scheme| reasons(&planned(&config(bits, group_size, scheme), None).unwrap());
+    assert_eq!(of(8, 64, "symmetric"), ["None narrow keeps it", "None 1-D", "Some(8) bit_width"]);
+    assert_eq!(of(4, 64, "symmetric")[2], "None narrow has no 4-bit codes");
+    assert_eq!(of(8, 128, "symmetric")[2], "None narrow has no groups of 128");
+    assert_eq!(of(8, 64, "affine")[2], "None narrow has no affine scheme");
+}
+
+#[test]
+fn a_target_size_chooses_among_what_the_target_holds() {
+    let config = DiffusionQuantConfig { target_bpw: Some(20.0), ..config(4, 128, "symmetric") };
+    let plan = planned(&config, None).unwrap();
+    let open: Vec<bool> = plan.tensors.iter().map(|tensor| tensor.is_open).collect();
+    assert_eq!(open, [false, false, true], "bits and group size are not those of the configuration");
+    let choices: Vec<_> = plan.allowed.choices().iter().map(|c| (c.bits.get(), c.group_size.get())).collect();
+    assert_eq!(choices, [(8, 32), (8, 64)]);
+}
+
+#[test]
+fn a_fallback_goes_to_a_width_that_the_target_holds() {
+    let mut plan = planned(&config(8, 64, "symmetric"), None).unwrap();
+    let narrow = Choice { bits: Bits::ALL[0], group_size: GroupSize::ALL[0] };
+    plan.tensors[2].choice = Some(narrow);
+    plan.widen(2);
+    assert_eq!(plan.tensors[2].choice.map(|choice| choice.bits.get()), Some(8));
+    plan.widen(2);
+    assert_eq!(plan.tensors[2].choice, None);
+}
+
+#[test]
+fn a_row_of_a_plan_that_the_target_cannot_hold_is_refused() {
+    let table = "component,tensor,bits,group_size\n,embed.weight,,\n,norm,,\n,proj.weight,4,64\n";
+    let message = planned(&config(8, 64, "symmetric"), Some(table)).unwrap_err().to_string();
+    assert!(
+        message.ends_with("proj.weight: bits is 4, but narrow has no 4-bit codes: choose others, or NULL to keep it")
+    );
+}
+
+#[test]
+fn reasons_of_targets_are_read_back() {
+    let reason = Reason::NotHeld { target: "narrow".to_string(), limit: Limit::GroupSize { group_size: 256 } };
+    let json = serde_json::to_string(&reason).unwrap();
+    assert_eq!(serde_json::from_str::<Reason>(&json).unwrap(), reason, "{json}");
+}
