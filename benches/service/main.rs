@@ -6,6 +6,8 @@
 //! ARROW_QUANT names. Rates are medians of three runs, taken in turns. The messages of an exchange are encoded before the clock
 //! starts, and what comes back is decoded and dropped. Takes 5 GB of memory beside the page cache.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails may panic")]
+
 mod memory;
 mod process;
 

@@ -42,7 +42,7 @@ const STANDARD: [(&str, &str); 9] = [
 
 impl State {
     /// All actions there are.
-    pub fn action_types(&self) -> Vec<ActionType> {
+    pub(crate) fn action_types(&self) -> Vec<ActionType> {
         let own = self.actions.values().map(|action| (action.name(), action.description()));
         STANDARD
             .into_iter()
@@ -52,7 +52,7 @@ impl State {
     }
 
     /// Does what an action asks for.
-    pub async fn act(
+    pub(crate) async fn act(
         self: &Arc<Self>,
         call: &Call,
         request: ActionRequest,
@@ -104,7 +104,7 @@ impl State {
     }
 
     /// Ends the caller's session, if it is theirs alone.
-    pub fn close_session(&self, caller: &Caller) -> ActionResult {
+    pub(crate) fn close_session(&self, caller: &Caller) -> ActionResult {
         const CLOSED: i32 = 1;
         const NOT_CLOSEABLE: i32 = 3;
         // Without a handshake or cookies, all connections of a user share a session.

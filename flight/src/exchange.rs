@@ -33,7 +33,7 @@ const INPUT: &str = "input";
 impl State {
     /// The result of the descriptor's SQL, in which the table `input` is the stream that the client sends. Rows keep their
     /// order where the query does not change it; neither the stream nor the result is ever held as a whole.
-    pub async fn exchange(
+    pub(crate) async fn exchange(
         self: Arc<Self>,
         call: Call,
         messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,

@@ -15,7 +15,7 @@ const INFORMATION_SCHEMA: &str = "information_schema";
 
 impl State {
     /// The tables whose `schema.table` begins with the criteria's text; all, if it is empty. Endpoints are given by GetFlightInfo.
-    pub async fn flights(&self, call: &Call, criteria: &[u8]) -> Result<Vec<FlightInfo>, Status> {
+    pub(crate) async fn flights(&self, call: &Call, criteria: &[u8]) -> Result<Vec<FlightInfo>, Status> {
         let Ok(prefix) = std::str::from_utf8(criteria).map(str::to_string) else {
             return Err(Status::invalid_argument("the criteria are the beginning of schema.table, as text"));
         };

@@ -40,11 +40,11 @@ const TOGETHER: usize = 32 << 10;
 pub(crate) struct Aside<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Aside<T> {
-    pub fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self(Arc::new(Mutex::new(Some(value))))
     }
 
-    pub fn take(&self) -> Option<T> {
+    pub(crate) fn take(&self) -> Option<T> {
         locked(&self.0).take()
     }
 }
@@ -66,12 +66,12 @@ pub(crate) struct Sent {
 
 impl Sent {
     /// Those of a body, of `most` bytes each.
-    pub fn new(body: Body, most: usize) -> Self {
+    pub(crate) fn new(body: Body, most: usize) -> Self {
         Self { body, rest: Bytes::new(), most }
     }
 
     /// The messages; ends with an error where the stream breaks off, a message is too large or is none.
-    pub fn messages(self) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    pub(crate) fn messages(self) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
         stream::try_unfold(self, async |mut sent| Ok(sent.next().await?.map(|message| (message, sent))))
     }
 
@@ -177,7 +177,7 @@ enum AnswerState {
 }
 
 impl Answer {
-    pub fn new(messages: Messages) -> Self {
+    pub(crate) fn new(messages: Messages) -> Self {
         Self { messages, data_body: Bytes::new(), state: AnswerState::Open }
     }
 

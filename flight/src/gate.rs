@@ -49,7 +49,7 @@ enum Sends {
 }
 
 impl Gate {
-    pub fn new(state: Arc<State>) -> Self {
+    pub(crate) fn new(state: Arc<State>) -> Self {
         let most = state.limits.message_bytes;
         let server = |bytes: usize| {
             FlightServiceServer::new(Flight(Arc::clone(&state)))

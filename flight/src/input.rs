@@ -41,7 +41,7 @@ impl Input {
     ///
     /// # Errors
     /// If there is none, or it has no descriptor.
-    pub async fn open(
+    pub(crate) async fn open(
         messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
     ) -> Result<Self, Status> {
         let mut messages = messages.map_err(limit_named).boxed();
@@ -63,7 +63,7 @@ impl Input {
     ///
     /// # Errors
     /// If the stream ends before, or begins with another message.
-    pub async fn rows(self) -> Result<SendableRecordBatchStream, Status> {
+    pub(crate) async fn rows(self) -> Result<SendableRecordBatchStream, Status> {
         let checked = self.messages.map(|message| {
             let message = message.map_err(|status| FlightError::Tonic(Box::new(status)))?;
             check(&message)?;
@@ -96,7 +96,7 @@ impl Input {
     }
 
     /// The values that are bound to a statement; none, if the stream is only the descriptor.
-    pub async fn values(self) -> Result<Vec<RecordBatch>, Status> {
+    pub(crate) async fn values(self) -> Result<Vec<RecordBatch>, Status> {
         let mut messages = self.messages.peekable();
         if std::pin::Pin::new(&mut messages).peek().await.is_none() {
             return Ok(Vec::new());

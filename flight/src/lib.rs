@@ -4,6 +4,8 @@
 //! everyone, to be read; each client has a session with a schema `public` of its own. What is not a query comes in as an
 //! [`Action`].
 
+#![forbid(unsafe_code)]
+
 mod action;
 mod actions;
 mod auth;

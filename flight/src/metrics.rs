@@ -40,7 +40,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix("arrow_quant");
         // From a millisecond to over an hour.
         let seconds = Histogram::new(exponential_buckets(0.001, 4.0, 12));
@@ -88,18 +88,18 @@ impl Metrics {
     }
 
     /// A request that was answered.
-    pub fn request(&self, method: &'static str, code: Code) {
+    pub(crate) fn request(&self, method: &'static str, code: Code) {
         self.requests.get_or_create(&Request { method, code: name(code) }).inc();
     }
 
     /// A query that came to its end.
-    pub fn query(&self, code: Code, seconds: f64) {
+    pub(crate) fn query(&self, code: Code, seconds: f64) {
         self.queries.get_or_create(&Finished { status: name(code) }).inc();
         self.seconds.observe(seconds);
     }
 
     /// The text of `/metrics`.
-    pub fn text(&self) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

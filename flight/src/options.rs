@@ -81,7 +81,7 @@ const NAMES: [(&str, &str); 2] =
 
 impl State {
     /// Sets `catalog`, `schema` and DataFusion's own options in the caller's session.
-    pub fn set_options(&self, call: &Call, request: SetSessionOptionsRequest) -> SetSessionOptionsResult {
+    pub(crate) fn set_options(&self, call: &Call, request: SetSessionOptionsRequest) -> SetSessionOptionsResult {
         let mut result = SetSessionOptionsResult::default();
         for (name, value) in request.session_options {
             if let Err(value) = set_option(call, &name, value) {
@@ -92,7 +92,7 @@ impl State {
     }
 
     /// The options that differ from none at all.
-    pub fn options(&self, call: &Call) -> GetSessionOptionsResult {
+    pub(crate) fn options(&self, call: &Call) -> GetSessionOptionsResult {
         let state = call.session.ctx.state();
         let mut session_options = HashMap::new();
         for entry in state.config_options().entries() {

@@ -20,7 +20,7 @@ use crate::stream::too_late;
 
 impl State {
     /// Begins a query, or tells how far one that was begun has come.
-    pub async fn poll(self: &Arc<Self>, call: &Call, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
+    pub(crate) async fn poll(self: &Arc<Self>, call: &Call, descriptor: FlightDescriptor) -> Result<PollInfo, Status> {
         let sql = match asked(&descriptor)? {
             Asked::Sql(sql) => sql,
             Asked::Command(Command::CommandStatementQuery(command)) => {

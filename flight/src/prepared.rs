@@ -22,7 +22,7 @@ use crate::statements::has_effect;
 use crate::wire::wire_schema;
 
 impl State {
-    pub async fn create_prepared(
+    pub(crate) async fn create_prepared(
         &self,
         call: &Call,
         request: ActionCreatePreparedStatementRequest,
@@ -52,7 +52,7 @@ impl State {
             .ok_or_else(|| Status::not_found("no such prepared statement: it was closed, or its session ended"))
     }
 
-    pub fn close_prepared(&self, call: &Call, request: &ActionClosePreparedStatementRequest) {
+    pub(crate) fn close_prepared(&self, call: &Call, request: &ActionClosePreparedStatementRequest) {
         if let Ok(id) = Uuid::from_slice(&request.prepared_statement_handle) {
             for session in self.sessions.of_user(&call.caller.user) {
                 session.statements.remove(&id);
@@ -61,7 +61,7 @@ impl State {
     }
 
     /// Binds values to the parameters of the next execution.
-    pub fn bind(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<(), Status> {
+    pub(crate) fn bind(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<(), Status> {
         let prepared = self.prepared(call, handle)?;
         let memory = MemoryConsumer::new("bound values").register(&call.session.ctx.runtime_env().memory_pool);
         let taken = memory.try_grow(values.iter().map(RecordBatch::get_array_memory_size).sum());
@@ -71,7 +71,7 @@ impl State {
     }
 
     /// The result of a prepared query with the values bound to it. Of several rows of values, the results one after the other.
-    pub async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
+    pub(crate) async fn query_prepared(&self, call: &Call, handle: &[u8]) -> Result<Arc<Query>, Status> {
         let prepared = self.prepared(call, handle)?;
         let plan = self.plan(call, &prepared.sql).await?;
         let bound = locked(&prepared.bound).values.clone();
@@ -82,12 +82,17 @@ impl State {
     }
 
     /// The schema of a prepared query's result.
-    pub fn prepared_schema(&self, call: &Call, handle: &[u8]) -> Result<SchemaRef, Status> {
+    pub(crate) fn prepared_schema(&self, call: &Call, handle: &[u8]) -> Result<SchemaRef, Status> {
         Ok(Arc::clone(&self.prepared(call, handle)?.schema))
     }
 
     /// Executes a prepared update once for each row of values; without parameters, once.
-    pub async fn update_prepared(&self, call: &Call, handle: &[u8], values: Vec<RecordBatch>) -> Result<i64, Status> {
+    pub(crate) async fn update_prepared(
+        &self,
+        call: &Call,
+        handle: &[u8],
+        values: Vec<RecordBatch>,
+    ) -> Result<i64, Status> {
         let prepared = self.prepared(call, handle)?;
         let failed = |error| self.status(&error, &prepared.sql);
         let plan = self.plan(call, &prepared.sql).await?;

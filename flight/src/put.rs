@@ -20,7 +20,7 @@ use crate::stream::too_late;
 use crate::tables::Mode;
 
 impl State {
-    pub async fn put(
+    pub(crate) async fn put(
         &self,
         call: &Call,
         messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,

@@ -58,14 +58,14 @@ pub(crate) struct Query {
 
 impl Query {
     /// A query of a session, planned.
-    pub async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
+    pub(crate) async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
         let (plan, bytes) = physical(&state, &logical).await?;
         let bytes = bytes.saturating_add(bounds::bytes(&logical)?);
         Self::new(state.clone(), plan, bytes, Some((state, logical)), sql)
     }
 
     /// What an executed statement gave.
-    pub fn of_result(state: SessionState, batches: Vec<RecordBatch>, sql: String) -> Result<Self> {
+    pub(crate) fn of_result(state: SessionState, batches: Vec<RecordBatch>, sql: String) -> Result<Self> {
         let schema = batches.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
         let plan = MemorySourceConfig::try_new_exec(&[batches], schema, None)?;
@@ -100,22 +100,22 @@ impl Query {
     }
 
     /// How many partitions can be fetched.
-    pub fn endpoints(&self) -> usize {
+    pub(crate) fn endpoints(&self) -> usize {
         if self.spool.get().is_some() { 1 } else { self.plan.output_partitioning().partition_count() }
     }
 
     /// Whether the rows have an order that the endpoints, read one after the other, keep.
-    pub fn ordered(&self) -> bool {
+    pub(crate) fn ordered(&self) -> bool {
         self.endpoints() == 1 && self.plan.output_ordering().is_some()
     }
 
     /// The physical plan.
-    pub fn physical(&self) -> &Arc<dyn ExecutionPlan> {
+    pub(crate) fn physical(&self) -> &Arc<dyn ExecutionPlan> {
         &self.plan
     }
 
     /// The rows of a partition, or of all, one after the other.
-    pub async fn rows(&self, partition: Option<usize>) -> Result<SendableRecordBatchStream> {
+    pub(crate) async fn rows(&self, partition: Option<usize>) -> Result<SendableRecordBatchStream> {
         self.touch();
         match (self.spool.get(), partition) {
             (Some(spool), _) => spool.rows(),
@@ -125,7 +125,7 @@ impl Query {
     }
 
     /// The rows of all partitions, one after the other, as the plan gives them.
-    pub async fn computed(&self) -> Result<SendableRecordBatchStream> {
+    pub(crate) async fn computed(&self) -> Result<SendableRecordBatchStream> {
         let partitions = 0..self.plan.output_partitioning().partition_count();
         let streams = futures::future::try_join_all(partitions.map(|partition| self.partition(partition))).await?;
         let rows = futures::stream::iter(streams).flatten();
@@ -150,7 +150,7 @@ impl Query {
         plan.execute(partition, self.state.task_ctx())
     }
 
-    pub fn touch(&self) {
+    pub(crate) fn touch(&self) {
         *locked(&self.used) = Instant::now();
     }
 
@@ -159,12 +159,12 @@ impl Query {
     }
 
     /// Whether any part of it is being computed or delivered.
-    pub fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         locked(&self.running).strong_count() > 0
     }
 
     /// The permission to run, which all partitions of a query share, as they share the wait for it and its refusal.
-    pub async fn admit(&self, admission: &Admission) -> Result<Arc<Permit>, Status> {
+    pub(crate) async fn admit(&self, admission: &Admission) -> Result<Arc<Permit>, Status> {
         let entering = {
             let mut entering = locked(&self.entering);
             if let Some(permit) = locked(&self.running).upgrade() {
@@ -223,12 +223,12 @@ pub(crate) struct Queries {
 }
 
 impl Queries {
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { limit, open: Mutex::default() }
     }
 
     /// Keeps a result until it is fetched. Where there are too many, those that were fetched go first.
-    pub fn insert(&self, query: Query) -> Result<Arc<Query>, Status> {
+    pub(crate) fn insert(&self, query: Query) -> Result<Arc<Query>, Status> {
         let mut open = locked(&self.open);
         if open.len() >= self.limit {
             drop(open);
@@ -246,12 +246,12 @@ impl Queries {
         Ok(query)
     }
 
-    pub fn get(&self, id: &Uuid) -> Option<Arc<Query>> {
+    pub(crate) fn get(&self, id: &Uuid) -> Option<Arc<Query>> {
         locked(&self.open).get(id).cloned()
     }
 
     /// Stops a query and forgets its result.
-    pub fn cancel(&self, id: &Uuid) -> bool {
+    pub(crate) fn cancel(&self, id: &Uuid) -> bool {
         let query = locked(&self.open).remove(id);
         if let Some(query) = &query {
             query.cancelled.cancel();
@@ -259,26 +259,26 @@ impl Queries {
         query.is_some()
     }
 
-    pub fn cancel_all(&self) {
+    pub(crate) fn cancel_all(&self) {
         for (_, query) in locked(&self.open).drain() {
             query.cancelled.cancel();
         }
     }
 
-    pub fn sweep(&self, lifetime: Duration) {
+    pub(crate) fn sweep(&self, lifetime: Duration) {
         locked(&self.open).retain(|_, query| query.runs() || locked(&query.used).elapsed() < lifetime);
     }
 
     /// Forgets results that were fetched, and what they hold of tables: after a change they would not be the same again.
-    pub fn forget_fetched(&self) {
+    pub(crate) fn forget_fetched(&self) {
         locked(&self.open).retain(|_, query| !query.is_over() || query.runs());
     }
 
-    pub fn any_runs(&self) -> bool {
+    pub(crate) fn any_runs(&self) -> bool {
         locked(&self.open).values().any(|query| query.runs())
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         locked(&self.open).len()
     }
 }
@@ -302,7 +302,7 @@ pub(crate) struct Permit {
 
 impl Permit {
     /// The moment from which it is too late.
-    pub fn deadline(&self, limits: &Limits) -> Instant {
+    pub(crate) fn deadline(&self, limits: &Limits) -> Instant {
         self.since + limits.query_timeout
     }
 }
@@ -324,7 +324,7 @@ impl Drop for Counted {
 }
 
 impl Admission {
-    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
         let places = |number| Arc::new(Semaphore::new(number));
         let (running, planning) = (places(limits.concurrent_queries), places(limits.concurrent_queries));
         let waiting = places(limits.queued_queries);
@@ -332,14 +332,14 @@ impl Admission {
     }
 
     /// A place to run, at once or after waiting for one.
-    pub async fn enter(&self) -> Result<Permit, Status> {
+    pub(crate) async fn enter(&self) -> Result<Permit, Status> {
         let place = self.place(&self.running, "run").await?;
         Ok(Permit { since: Instant::now(), _counted: Counted::new(&self.metrics.queries_running), _place: place })
     }
 
     /// A place to plan. There are as many as to run, but they are others: results that clients are slow to take keep nobody from
     /// planning.
-    pub async fn plan(&self) -> Result<OwnedSemaphorePermit, Status> {
+    pub(crate) async fn plan(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.place(&self.planning, "are planned").await
     }
 

@@ -24,7 +24,7 @@ use crate::wire::wire_schema;
 
 impl State {
     /// The result a descriptor asks for, with an endpoint for each of its partitions.
-    pub async fn flight_info(&self, call: &Call, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+    pub(crate) async fn flight_info(&self, call: &Call, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
         match asked(&descriptor)? {
             Asked::Sql(sql) => self.statement_info(call, &sql, descriptor).await,
             Asked::Command(Command::CommandStatementQuery(command)) => {
@@ -56,7 +56,7 @@ impl State {
     }
 
     /// The schema of what a descriptor asks for; nothing is executed.
-    pub async fn schema(&self, call: &Call, descriptor: FlightDescriptor) -> Result<SchemaRef, Status> {
+    pub(crate) async fn schema(&self, call: &Call, descriptor: FlightDescriptor) -> Result<SchemaRef, Status> {
         let sql = match asked(&descriptor)? {
             Asked::Sql(sql) => sql,
             Asked::Command(Command::CommandStatementQuery(command)) => {
@@ -81,7 +81,7 @@ impl State {
     }
 
     /// The rows of a ticket.
-    pub async fn fetch(&self, call: &Call, ticket: &[u8]) -> Result<Messages, Status> {
+    pub(crate) async fn fetch(&self, call: &Call, ticket: &[u8]) -> Result<Messages, Status> {
         let (query, partition) = match Asked::parse(ticket)? {
             Asked::Command(Command::TicketStatementQuery(ticket)) => self.find(call, &ticket)?,
             Asked::Command(Command::CommandPreparedStatementQuery(command)) => {
@@ -114,7 +114,7 @@ impl State {
     }
 
     /// The announcement of a result.
-    pub fn info(&self, query: &Query, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
+    pub(crate) fn info(&self, query: &Query, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
         let expires = self.expiration();
         let endpoint = (0..query.endpoints())
             .map(|partition| FlightEndpoint {
@@ -140,12 +140,12 @@ impl State {
     }
 
     /// When a result that is announced now is forgotten.
-    pub fn expiration(&self) -> Timestamp {
+    pub(crate) fn expiration(&self) -> Timestamp {
         Timestamp::from(SystemTime::now() + self.limits.result_lifetime)
     }
 
     /// The query and partition of a handle that one of the user's sessions holds.
-    pub fn find(&self, call: &Call, ticket: &TicketStatementQuery) -> Result<(Arc<Query>, usize), Status> {
+    pub(crate) fn find(&self, call: &Call, ticket: &TicketStatementQuery) -> Result<(Arc<Query>, usize), Status> {
         let (id, partition) = parse_handle(&ticket.statement_handle)?;
         let query =
             call.session.queries.get(&id).or_else(|| {

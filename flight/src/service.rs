@@ -67,16 +67,16 @@ pub(crate) struct Call {
 }
 
 impl State {
-    pub fn status(&self, error: &DataFusionError, request: &str) -> Status {
+    pub(crate) fn status(&self, error: &DataFusionError, request: &str) -> Status {
         status_of(error, self.classify, request)
     }
 
-    pub fn permit_write(&self, call: &Call) -> Result<(), Status> {
+    pub(crate) fn permit_write(&self, call: &Call) -> Result<(), Status> {
         call.caller.permit_write(self.read_only)
     }
 
     /// Runs work on the query threads; dropped, the work is stopped.
-    pub async fn on_threads<T, F>(&self, work: F) -> Result<T, Status>
+    pub(crate) async fn on_threads<T, F>(&self, work: F) -> Result<T, Status>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -86,7 +86,7 @@ impl State {
 
     /// Plans something, on a thread that waits for nobody: planning cannot be interrupted between its steps, and others are answered
     /// meanwhile. Its place is taken until it has really ended, even if nobody waits for it any more.
-    pub async fn planned<T, F>(&self, work: F) -> Result<T, Status>
+    pub(crate) async fn planned<T, F>(&self, work: F) -> Result<T, Status>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -126,7 +126,7 @@ impl State {
     }
 
     /// Counts the requests that are refused, gives the answer of the others.
-    pub async fn counted_refusals<T>(
+    pub(crate) async fn counted_refusals<T>(
         &self,
         method: &'static str,
         work: impl Future<Output = Result<T, Status>>,
@@ -221,7 +221,7 @@ pub(crate) enum Asked {
 impl Asked {
     /// # Errors
     /// If the bytes are neither.
-    pub fn parse(bytes: &[u8]) -> Result<Self, Status> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Status> {
         if let Ok(any) = Any::decode(bytes)
             && any.type_url.starts_with("type.googleapis.com/")
         {

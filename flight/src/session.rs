@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// A context of the same session in which `public` has one table more, for one query.
-    pub fn with_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<SessionContext> {
+    pub(crate) fn with_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<SessionContext> {
         let state = self.ctx.state();
         let catalog_name = state.config_options().catalog.default_catalog.clone();
         let catalogs = MemoryCatalogProviderList::new();
@@ -89,7 +89,7 @@ impl Session {
     }
 
     /// Stops all that runs in it.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.cancelled.cancel();
         self.queries.cancel_all();
     }
@@ -116,17 +116,17 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub fn new(base: SessionContext, ingest_directory: Option<PathBuf>, limits: Limits) -> Self {
+    pub(crate) fn new(base: SessionContext, ingest_directory: Option<PathBuf>, limits: Limits) -> Self {
         Self { base, ingest_directory, limits, open: Mutex::default(), stored: Mutex::default() }
     }
 
     /// The session everybody's are made from.
-    pub fn base(&self) -> &SessionContext {
+    pub(crate) fn base(&self) -> &SessionContext {
         &self.base
     }
 
     /// The session of a caller, made if there is none.
-    pub async fn of(&self, caller: &Caller) -> Result<Arc<Session>, Status> {
+    pub(crate) async fn of(&self, caller: &Caller) -> Result<Arc<Session>, Status> {
         if let Some(session) = self.existing(caller) {
             return Ok(session);
         }
@@ -154,7 +154,7 @@ impl Sessions {
     }
 
     /// The session of a caller, if it was used before.
-    pub fn existing(&self, caller: &Caller) -> Option<Arc<Session>> {
+    pub(crate) fn existing(&self, caller: &Caller) -> Option<Arc<Session>> {
         let key = (Arc::clone(&caller.user), Arc::clone(&caller.session));
         let session = locked(&self.open).get(&key).cloned()?;
         session.touch();
@@ -172,7 +172,7 @@ impl Sessions {
     }
 
     /// Ends a session: its queries are cancelled, its tables and statements are gone. False if there is none.
-    pub fn close(&self, caller: &Caller) -> bool {
+    pub(crate) fn close(&self, caller: &Caller) -> bool {
         let key = (Arc::clone(&caller.user), Arc::clone(&caller.session));
         let session = locked(&self.open).remove(&key);
         if let Some(session) = &session {
@@ -182,7 +182,7 @@ impl Sessions {
     }
 
     /// Ends what was not used for longer than its lifetime.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let mut expired = Vec::new();
         locked(&self.open).retain(|_, session| {
             session.queries.sweep(self.limits.result_lifetime);
@@ -197,12 +197,12 @@ impl Sessions {
     }
 
     /// All sessions there are.
-    pub fn all(&self) -> Vec<Arc<Session>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
         locked(&self.open).values().cloned().collect()
     }
 
     /// The sessions of a user: results are shared among them, so that partitions can be read by other connections.
-    pub fn of_user(&self, user: &str) -> Vec<Arc<Session>> {
+    pub(crate) fn of_user(&self, user: &str) -> Vec<Arc<Session>> {
         locked(&self.open).values().filter(|session| &*session.user == user).cloned().collect()
     }
 }

@@ -25,12 +25,12 @@ use crate::tables::OWN_SCHEMA;
 
 impl State {
     /// The logical plan of a statement that the caller may run.
-    pub async fn plan(&self, call: &Call, sql: &str) -> Result<LogicalPlan, Status> {
+    pub(crate) async fn plan(&self, call: &Call, sql: &str) -> Result<LogicalPlan, Status> {
         self.plan_in(call, call.session.ctx.clone(), sql).await
     }
 
     /// The same in a context that has more tables than the caller's session.
-    pub async fn plan_in(&self, call: &Call, ctx: SessionContext, sql: &str) -> Result<LogicalPlan, Status> {
+    pub(crate) async fn plan_in(&self, call: &Call, ctx: SessionContext, sql: &str) -> Result<LogicalPlan, Status> {
         let limit = self.limits.statement_bytes;
         if sql.len() > limit {
             return Err(Status::resource_exhausted(format!(
@@ -79,7 +79,7 @@ impl State {
     }
 
     /// A statement as a result that can be fetched. What changes something is executed now.
-    pub async fn query(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<Arc<Query>, Status> {
+    pub(crate) async fn query(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<Arc<Query>, Status> {
         let query = if has_effect(&plan) {
             let batches = self.execute(call, plan, sql).await?;
             let state = call.session.ctx.state();
@@ -92,7 +92,7 @@ impl State {
     }
 
     /// Runs a statement to its end; gives the number of rows it changed.
-    pub async fn update(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<i64, Status> {
+    pub(crate) async fn update(&self, call: &Call, plan: LogicalPlan, sql: &str) -> Result<i64, Status> {
         let changes = has_effect(&plan);
         let batches = self.execute(call, plan, sql).await?;
         Ok(if changes { changed(&batches) } else { -1 })

@@ -53,7 +53,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// The rows of a stream as messages, computed on `threads`.
-    pub fn messages<F>(self, threads: &tokio::runtime::Handle, rows: F) -> Messages
+    pub(crate) fn messages<F>(self, threads: &tokio::runtime::Handle, rows: F) -> Messages
     where
         F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>> + Send + 'static,
     {

@@ -46,7 +46,7 @@ pub(crate) struct SessionSchema {
 }
 
 impl SessionSchema {
-    pub fn new(stored: Arc<UserTables>) -> Self {
+    pub(crate) fn new(stored: Arc<UserTables>) -> Self {
         Self { own: Mutex::default(), stored }
     }
 
@@ -59,7 +59,7 @@ impl SessionSchema {
     ///
     /// # Errors
     /// See [`crate::ingest::ingest`]; nothing has changed then.
-    pub async fn write(
+    pub(crate) async fn write(
         &self,
         name: &str,
         temporary: bool,
@@ -99,7 +99,7 @@ impl SessionSchema {
     }
 
     /// `CREATE TABLE`, with or without a query.
-    pub async fn create(&self, ctx: &SessionContext, create: CreateMemoryTable) -> Result<()> {
+    pub(crate) async fn create(&self, ctx: &SessionContext, create: CreateMemoryTable) -> Result<()> {
         if !create.constraints.is_empty() || !create.column_defaults.is_empty() {
             return not_impl_err!("tables have no keys, constraints and defaults");
         }

@@ -48,7 +48,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    pub fn new(batch: RecordBatch, schema: SchemaRef) -> Self {
+    pub(crate) fn new(batch: RecordBatch, schema: SchemaRef) -> Self {
         let mut sizes = vec![0; batch.num_rows()];
         for column in batch.columns() {
             add_sizes(column, &mut sizes);

@@ -1,5 +1,7 @@
 //! A server over a plain DataFusion session, and the Rust clients of Flight and Flight SQL.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

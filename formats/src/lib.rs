@@ -11,6 +11,8 @@
 //! | [`directory`] | the layouts of transformers and diffusers |
 //! | [`manifest`] | `arrow_quant.json`, what a quantized model directory says of itself |
 
+#![forbid(unsafe_code)]
+
 pub mod directory;
 mod error;
 mod hash;

@@ -188,7 +188,7 @@ fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
 /// Quantizes the elements of a tensor, given as their bytes.
 #[pyfunction]
 #[pyo3(signature = (name, data, dtype, shape, *, bit_width, group_size, scheme, method))]
-#[allow(clippy::too_many_arguments)] // the keywords of the function in Python
+#[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_buffer(
     py: Python<'_>,
     name: String,

@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Quantizes a model into a new directory.
 #[pyfunction]
 #[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
-#[allow(clippy::too_many_arguments)] // the keywords of the function in Python
+#[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_model<'py>(
     py: Python<'py>,
     model: PathBuf,

@@ -144,6 +144,8 @@ pub(crate) struct Modules<'a> {
     globs: BTreeMap<Vec<String>, Vec<Vec<String>>>,
     /// What is defined in each module.
     items: BTreeSet<(Vec<String>, String)>,
+    /// Macros, which the crate's root has wherever they are defined.
+    macros: BTreeMap<String, Vec<String>>,
 }
 
 /// Names that lead to names that lead … end here.
@@ -157,6 +159,7 @@ impl<'a> Modules<'a> {
             names: BTreeMap::new(),
             globs: BTreeMap::new(),
             items: BTreeSet::new(),
+            macros: BTreeMap::new(),
         };
         for file in &member.files {
             found.modules.insert(file.module.clone());
@@ -169,8 +172,14 @@ impl<'a> Modules<'a> {
                     found.globs.entry(module).or_default().push(path.words.clone());
                 }
             }
+            for three in file.tokens.tokens.windows(3) {
+                if let (true, Some(name)) = (three[0].is_word("macro_rules") && three[1].is_sign('!'), three[2].word())
+                {
+                    found.macros.insert(name.to_owned(), file.module.clone());
+                }
+            }
             for pair in file.tokens.tokens.windows(2) {
-                let defines = ["fn", "struct", "enum", "union", "trait", "type", "const", "static", "macro_rules"];
+                let defines = ["fn", "struct", "enum", "union", "trait", "type", "const", "static"];
                 if let (Some(keyword), Some(name)) = (pair[0].word(), pair[1].word())
                     && defines.contains(&keyword)
                 {
@@ -248,6 +257,9 @@ impl<'a> Modules<'a> {
         if self.items.contains(&key) {
             return Lead::Module(module.to_vec());
         }
+        if let (true, Some(defined)) = (module.is_empty(), self.macros.get(name)) {
+            return Lead::Module(defined.clone());
+        }
         let globs = self.globs.get(module).into_iter().flatten();
         let taken_from = globs.filter_map(|words| self.follow(module, words, steps));
         let mut leads = taken_from.filter(|other| other != module).filter_map(|other| {
@@ -302,13 +314,17 @@ mod tests {
             files: vec![
                 file("lib.rs", &[], "mod b; mod c; pub use b::B;"),
                 file("b/mod.rs", &["b"], "mod d; pub use d::*;"),
-                file("b/d.rs", &["b", "d"], "pub struct B; pub struct D;"),
-                file("c.rs", &["c"], "use crate::B; use crate::b; fn f() { b::D::new(); std::mem::take(); }"),
+                file("b/d.rs", &["b", "d"], "pub struct B; pub struct D; #[macro_export] macro_rules! m { () => {} }"),
+                file(
+                    "c.rs",
+                    &["c"],
+                    "use crate::m; use crate::B; use crate::b; fn f() { b::D::new(); std::mem::take(); }",
+                ),
             ],
         };
         let arrows = Modules::new(&member).arrows();
         let from_c: Vec<String> =
             arrows.iter().filter(|arrow| arrow.file == "c.rs").map(|arrow| arrow.to.join("::")).collect();
-        assert_eq!(from_c, ["b::d", "b", "b::d"]);
+        assert_eq!(from_c, ["b::d", "b::d", "b", "b::d"]);
     }
 }

@@ -1,5 +1,7 @@
 //! The engine and the command from end to end, in one program, so that what the tests share is compiled and linked once.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 mod command;
 mod common;
 mod configure;

@@ -17,6 +17,8 @@
 //! `datafusion.optimizer.enable_leaf_expression_pushdown = false`; sessions that read several fields of
 //! `quantize(...)` should.
 
+#![forbid(unsafe_code)]
+
 mod aggregates;
 mod arguments;
 mod functions;

@@ -18,7 +18,7 @@ pub(crate) enum Figure {
 
 impl Figure {
     /// The figure; `None` where it is not defined.
-    pub fn of(self, sums: &PairSums) -> Option<f64> {
+    pub(crate) fn of(self, sums: &PairSums) -> Option<f64> {
         match self {
             Self::CosineSimilarity => sums.cosine_similarity(),
             Self::Sqnr => (sums.n > 0 && (sums.sum_aa != 0.0 || sums.sum_ee != 0.0)).then(|| sums.sqnr_db()),
@@ -47,7 +47,7 @@ pub(crate) enum Pairs {
 }
 
 impl Pairs {
-    pub fn try_new(function: &'static str, args: &[ArrayRef]) -> Result<Self> {
+    pub(crate) fn try_new(function: &'static str, args: &[ArrayRef]) -> Result<Self> {
         if args.len() == 1 {
             return match args[0].data_type() {
                 DataType::Null => Ok(Self::Nulls),
@@ -62,7 +62,7 @@ impl Pairs {
     }
 
     /// The sums in a row; `None` if either side is NULL or a list with a NULL element.
-    pub fn row(&self, row: usize) -> Result<Option<PairSums>> {
+    pub(crate) fn row(&self, row: usize) -> Result<Option<PairSums>> {
         match self {
             Self::Nulls => Ok(None),
             Self::Quantized(errors) => errors.row(row),

@@ -85,7 +85,7 @@ impl Offsets {
 
 impl TensorColumn {
     /// True for a type that a tensor value can be read from.
-    pub fn accepts(data_type: &DataType) -> bool {
+    pub(crate) fn accepts(data_type: &DataType) -> bool {
         match data_type {
             DataType::Null => true,
             DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
@@ -106,7 +106,7 @@ impl TensorColumn {
 
     /// The type to read an argument as: lists of integers and empty lists as floats. Fails at planning for a type that no
     /// tensor value can be read from.
-    pub fn coerce(function: &str, argument: &str, data_type: &DataType) -> Result<DataType> {
+    pub(crate) fn coerce(function: &str, argument: &str, data_type: &DataType) -> Result<DataType> {
         if Self::accepts(data_type) {
             return Ok(data_type.clone());
         }
@@ -120,7 +120,7 @@ impl TensorColumn {
         )
     }
 
-    pub fn try_new(function: &'static str, array: &ArrayRef) -> Result<Self> {
+    pub(crate) fn try_new(function: &'static str, array: &ArrayRef) -> Result<Self> {
         let values = match array.data_type() {
             DataType::Null => Values::Null,
             DataType::Struct(_) => {
@@ -144,7 +144,7 @@ impl TensorColumn {
     }
 
     /// The tensor in a row; `None` if it is NULL.
-    pub fn row(&self, row: usize) -> Result<Option<Row<'_>>> {
+    pub(crate) fn row(&self, row: usize) -> Result<Option<Row<'_>>> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             return Ok(None);
         }
@@ -185,7 +185,7 @@ impl TensorColumn {
     }
 
     /// The tensor in a row; an error if a list has a NULL in it.
-    pub fn complete_row(&self, row: usize) -> Result<Option<Weights<'_>>> {
+    pub(crate) fn complete_row(&self, row: usize) -> Result<Option<Weights<'_>>> {
         match self.row(row)? {
             None => Ok(None),
             Some(Row::Weights(weights)) => Ok(Some(weights)),

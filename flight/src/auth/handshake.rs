@@ -22,7 +22,7 @@ pub(super) struct Grant {
 
 impl Grant {
     /// Fails once the token that proved it has expired.
-    pub fn current(self) -> Result<Self, Status> {
+    pub(crate) fn current(self) -> Result<Self, Status> {
         if self.expired() { Err(expired()) } else { Ok(self) }
     }
 
@@ -56,12 +56,12 @@ pub(super) struct SessionTokens {
 
 impl SessionTokens {
     /// At most `most` tokens, each valid until it was not used for `lifetime`.
-    pub fn new(most: usize, lifetime: Duration) -> Self {
+    pub(crate) fn new(most: usize, lifetime: Duration) -> Self {
         Self { most, lifetime, issued: Mutex::default() }
     }
 
     /// A new token for what a proof granted, and the session it stands for.
-    pub fn issue(&self, grant: Grant) -> Result<(SessionKey, String), Status> {
+    pub(crate) fn issue(&self, grant: Grant) -> Result<(SessionKey, String), Status> {
         let mut issued = locked(&self.issued);
         if issued.len() >= self.most {
             issued.retain(|_, token| !token.expired(self.lifetime));
@@ -80,7 +80,7 @@ impl SessionTokens {
     }
 
     /// What the token of a sum was granted, and its session; `None` if it was not given out or is gone.
-    pub fn holder(&self, sum: &Sum) -> Result<Option<(SessionKey, Grant)>, Status> {
+    pub(crate) fn holder(&self, sum: &Sum) -> Result<Option<(SessionKey, Grant)>, Status> {
         let session = session_of(sum);
         let mut issued = locked(&self.issued);
         let Some(token) = issued.get_mut(&session).filter(|token| same(&token.sum, sum)) else { return Ok(None) };
@@ -94,7 +94,7 @@ impl SessionTokens {
     }
 
     /// Makes the token of a session worthless.
-    pub fn forget(&self, session: &SessionKey) {
+    pub(crate) fn forget(&self, session: &SessionKey) {
         locked(&self.issued).remove(session);
     }
 }

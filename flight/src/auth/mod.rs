@@ -40,7 +40,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// Fails with PERMISSION_DENIED if the server or the user may not write.
-    pub fn permit_write(&self, read_only: bool) -> Result<(), Status> {
+    pub(crate) fn permit_write(&self, read_only: bool) -> Result<(), Status> {
         if read_only {
             return Err(Status::permission_denied("this server is read-only"));
         }
@@ -67,7 +67,12 @@ struct Known {
 
 impl Authenticator {
     /// Without credentials everybody is let in, by the name of their certificate if those are asked for.
-    pub fn new(credentials: Option<Credentials>, read_only: bool, client_certificates: bool, limits: &Limits) -> Self {
+    pub(crate) fn new(
+        credentials: Option<Credentials>,
+        read_only: bool,
+        client_certificates: bool,
+        limits: &Limits,
+    ) -> Self {
         let known = credentials.map(|Credentials { users, tokens }| Known { passwords: Passwords::new(users), tokens });
         let issued = SessionTokens::new(limits.sessions, limits.session_lifetime);
         Self { known, issued, read_only, client_certificates }
@@ -79,7 +84,7 @@ impl Authenticator {
     ///
     /// UNAUTHENTICATED: no credentials, wrong ones, or expired ones. RESOURCE_EXHAUSTED: so many passwords are being
     /// checked that this one did not have its turn.
-    pub async fn caller(&self, metadata: &MetadataMap, certificate: Option<&[u8]>) -> Result<Caller, Status> {
+    pub(crate) async fn caller(&self, metadata: &MetadataMap, certificate: Option<&[u8]>) -> Result<Caller, Status> {
         let (grant, session) = self.granted(self.proof(metadata)?, certificate).await?;
         let session = session.unwrap_or_else(|| SessionKey::from(cookie_of(metadata).unwrap_or_default()));
         Ok(self.admitted(grant, session))
@@ -90,7 +95,7 @@ impl Authenticator {
     /// # Errors
     ///
     /// As [`Self::caller`], and RESOURCE_EXHAUSTED if there are too many sessions.
-    pub async fn handshake(
+    pub(crate) async fn handshake(
         &self,
         metadata: &MetadataMap,
         certificate: Option<&[u8]>,
@@ -99,7 +104,7 @@ impl Authenticator {
     }
 
     /// A handshake by a payload, the message `BasicAuth`; otherwise as [`Self::handshake`].
-    pub async fn handshake_payload(
+    pub(crate) async fn handshake_payload(
         &self,
         payload: &[u8],
         certificate: Option<&[u8]>,
@@ -109,7 +114,7 @@ impl Authenticator {
     }
 
     /// Makes the token of a handshake's session worthless; other sessions have none.
-    pub fn forget(&self, session: &SessionKey) {
+    pub(crate) fn forget(&self, session: &SessionKey) {
         self.issued.forget(session);
     }
 

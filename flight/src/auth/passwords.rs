@@ -27,14 +27,14 @@ pub(super) struct Passwords {
 }
 
 impl Passwords {
-    pub fn new(users: Vec<User>) -> Self {
+    pub(crate) fn new(users: Vec<User>) -> Self {
         let given = users.iter().map(|_| OnceLock::new()).collect();
         Self { users: Arc::new(users), given, key: random(), turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// The user of a name, if the password is right. What is wrong, user or password, neither the status tells nor
     /// the time it takes.
-    pub async fn check(&self, name: &str, password: String) -> Result<&User, Status> {
+    pub(crate) async fn check(&self, name: &str, password: String) -> Result<&User, Status> {
         let wrong = || Status::unauthenticated("wrong user or password");
         if self.users.is_empty() || password.len() > PASSWORD_BYTES {
             return Err(wrong());

@@ -21,7 +21,7 @@ pub(super) struct PartFile {
 
 impl PartFile {
     /// A part that no other has the name of.
-    pub fn new(generation: u32, number: u32, bytes: u64) -> Self {
+    pub(crate) fn new(generation: u32, number: u32, bytes: u64) -> Self {
         let name = format!("part-{generation:08x}-{number:08x}-{}.parquet", Uuid::new_v4().simple());
         Self { generation, number, name, bytes }
     }

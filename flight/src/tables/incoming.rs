@@ -26,7 +26,7 @@ pub(crate) enum IngestError {
 
 impl IngestError {
     /// The code that clients get.
-    pub fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Exists(_) => Code::AlreadyExists,
             Self::Missing(_) => Code::NotFound,
@@ -39,7 +39,7 @@ impl IngestError {
     }
 
     /// The table has other columns than when its rows were checked.
-    pub fn changed(table: &str) -> Self {
+    pub(crate) fn changed(table: &str) -> Self {
         Self::Unsupported(format!("the table '{table}' was replaced by one with other columns meanwhile"))
     }
 }
@@ -70,7 +70,7 @@ impl Mode {
     ///
     /// # Errors
     /// If an option is not set, or both are to fail.
-    pub fn of(options: Option<&TableDefinitionOptions>) -> Result<Self, IngestError> {
+    pub(crate) fn of(options: Option<&TableDefinitionOptions>) -> Result<Self, IngestError> {
         let options = options.copied().unwrap_or_default();
         match (options.if_not_exist(), options.if_exists()) {
             (TableNotExistOption::Unspecified, _) => Err(unset("if_not_exist", "CREATE or FAIL")),
@@ -91,7 +91,7 @@ impl Mode {
     ///
     /// # Errors
     /// If the table exists and must not, or the other way round.
-    pub fn appends(self, table: &str, exists: bool) -> Result<bool, IngestError> {
+    pub(crate) fn appends(self, table: &str, exists: bool) -> Result<bool, IngestError> {
         match (self, exists) {
             (Self::Create, true) => Err(IngestError::Exists(table.to_string())),
             (Self::Append | Self::ReplaceExisting, false) => Err(IngestError::Missing(table.to_string())),
@@ -119,7 +119,7 @@ impl Columns {
     ///
     /// # Errors
     /// Names a column that is missing, too many, twice there, or of another type.
-    pub fn of(input: &Schema, table: Option<&SchemaRef>) -> Result<Self, IngestError> {
+    pub(crate) fn of(input: &Schema, table: Option<&SchemaRef>) -> Result<Self, IngestError> {
         let mut positions = HashMap::with_capacity(input.fields().len());
         for (position, field) in input.fields().iter().enumerate() {
             if positions.insert(field.name().as_str(), position).is_some() {
@@ -153,12 +153,12 @@ impl Columns {
     }
 
     /// The schema of the table.
-    pub fn schema(&self) -> &SchemaRef {
+    pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     /// A batch of the stream as one of the table.
-    pub fn batch(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+    pub(crate) fn batch(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let options = CastOptions { safe: false, ..Default::default() };
         let mut columns = Vec::with_capacity(self.sources.len());
         for (&source, field) in self.sources.iter().zip(self.schema.fields()) {

@@ -38,7 +38,7 @@ impl Rows {
     ///
     /// # Errors
     /// Those of the stream; if a batch does not fit the columns; `ResourcesExhausted`.
-    pub async fn collect(
+    pub(crate) async fn collect(
         columns: &Columns,
         mut input: SendableRecordBatchStream,
         pool: &Arc<dyn MemoryPool>,
@@ -57,7 +57,7 @@ impl Rows {
         Ok(Self { schema: Arc::clone(columns.schema()), batches, count, _memory: memory })
     }
 
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count as u64
     }
 }
@@ -70,12 +70,12 @@ pub(super) struct MemoryTable {
 }
 
 impl MemoryTable {
-    pub fn new(rows: Rows) -> Self {
+    pub(crate) fn new(rows: Rows) -> Self {
         Self { schema: Arc::clone(&rows.schema), rows: Arc::new(Mutex::new(vec![rows])) }
     }
 
     /// Adds a stream's rows once all of them are there; gives their number.
-    pub async fn append(&self, input: SendableRecordBatchStream, pool: &Arc<dyn MemoryPool>) -> Result<u64> {
+    pub(crate) async fn append(&self, input: SendableRecordBatchStream, pool: &Arc<dyn MemoryPool>) -> Result<u64> {
         let columns = Columns::of(&input.schema(), Some(&self.schema))?;
         let rows = Rows::collect(&columns, input, pool).await?;
         let count = rows.count();
@@ -87,7 +87,7 @@ impl MemoryTable {
     ///
     /// # Errors
     /// If they are of another schema.
-    pub fn push(&self, name: &str, rows: Rows) -> Result<(), IngestError> {
+    pub(crate) fn push(&self, name: &str, rows: Rows) -> Result<(), IngestError> {
         if rows.schema != self.schema {
             return Err(IngestError::changed(name));
         }

@@ -52,7 +52,7 @@ impl Staged {
     ///
     /// # Errors
     /// Those of the stream and of the disk; if a batch does not fit the columns, or Parquet has no such type.
-    pub async fn write(
+    pub(crate) async fn write(
         directory: &Path,
         columns: &Columns,
         mut input: SendableRecordBatchStream,
@@ -76,7 +76,7 @@ impl Staged {
     }
 
     /// Moves the file to where it belongs.
-    pub fn publish(self, path: &Path) -> std::io::Result<()> {
+    pub(crate) fn publish(self, path: &Path) -> std::io::Result<()> {
         fs::rename(&self.file.0, path)
     }
 }

@@ -83,7 +83,7 @@ impl UserTables {
     ///
     /// # Errors
     /// If the directory cannot be read.
-    pub fn open(base: &SessionContext, directory: Option<&Path>, user: &str) -> Result<Self> {
+    pub(crate) fn open(base: &SessionContext, directory: Option<&Path>, user: &str) -> Result<Self> {
         let (mut place, mut tables) = (None, BTreeMap::new());
         if let Some(root) = directory {
             let store = ObjectStoreUrl::parse(format!("ingest://{}", Uuid::new_v4().simple()))?;
@@ -101,19 +101,19 @@ impl UserTables {
     }
 
     /// Whether tables are stored at all.
-    pub fn stores(&self) -> bool {
+    pub(crate) fn stores(&self) -> bool {
         self.place.is_some()
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         locked(&self.tables).keys().cloned().collect()
     }
 
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         locked(&self.tables).contains_key(name)
     }
 
-    pub fn table(self: &Arc<Self>, name: &str) -> Option<Arc<dyn TableProvider>> {
+    pub(crate) fn table(self: &Arc<Self>, name: &str) -> Option<Arc<dyn TableProvider>> {
         let schema = Arc::clone(&self.stored(name)?.schema);
         let store = self.place.as_ref()?.store.clone();
         Some(Arc::new(StoredTable { tables: Arc::clone(self), name: name.to_string(), store, schema }))
@@ -131,7 +131,7 @@ impl UserTables {
     ///
     /// # Errors
     /// See [`crate::ingest::ingest`]; nothing has changed then.
-    pub async fn write(
+    pub(crate) async fn write(
         self: &Arc<Self>,
         name: &str,
         mode: Mode,
@@ -198,7 +198,7 @@ impl UserTables {
     ///
     /// # Errors
     /// If its directory cannot be moved; the table is still there then.
-    pub fn drop_table(self: &Arc<Self>, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+    pub(crate) fn drop_table(self: &Arc<Self>, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let _alone = locked(&self.commits);
         let (Some(table), Some(place)) = (self.table(name), &self.place) else { return Ok(None) };
         fs::create_dir_all(&place.staging)?;

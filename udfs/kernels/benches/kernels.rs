@@ -4,6 +4,8 @@
 //!
 //! One core. Every figure is the median of at least seven runs, all in one process; GB/s counts the bytes read.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails may panic")]
+
 use std::hint::black_box;
 use std::time::Instant;
 

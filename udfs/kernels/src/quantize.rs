@@ -43,7 +43,7 @@ pub struct Quantized {
 
 /// A quantized slice whose buffers live elsewhere.
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)] // the fields of `Quantized`
+#[allow(missing_docs, reason = "they are the fields of `Quantized`")]
 pub struct QuantizedRef<'a> {
     pub bits: Bits,
     pub group_size: crate::GroupSize,

@@ -1,5 +1,7 @@
 //! Properties of the kernels, on every instruction set of the machine, against arithmetic written out here.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 use arrow_quant_kernels::{
     Bits, Dtype, GroupSize, Isa, KernelError, Method, PairSums, ParameterDtype, Quantized, Scheme, Settings, Stats,
     Weights, cosine_similarity, dequantize, pair_sums, par_quantize, quantize, stats,

@@ -44,7 +44,7 @@ pub(crate) struct OneSum<S: Sums> {
 }
 
 impl<S: Sums> OneSum<S> {
-    pub fn new(kind: S) -> Self {
+    pub(crate) fn new(kind: S) -> Self {
         Self { kind, sum: S::Sum::default() }
     }
 }
@@ -88,7 +88,7 @@ pub(crate) struct GroupSums<S: Sums> {
 }
 
 impl<S: Sums> GroupSums<S> {
-    pub fn new(kind: S) -> Self {
+    pub(crate) fn new(kind: S) -> Self {
         Self { kind, sums: Vec::new() }
     }
 }

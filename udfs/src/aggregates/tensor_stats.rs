@@ -42,7 +42,7 @@ pub(crate) struct TensorStatsAgg {
 }
 
 impl TensorStatsAgg {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

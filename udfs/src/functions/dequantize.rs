@@ -40,7 +40,7 @@ pub(crate) struct Dequantize {
 }
 
 impl Dequantize {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

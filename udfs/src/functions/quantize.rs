@@ -70,7 +70,7 @@ pub(crate) struct Quantize {
 }
 
 impl Quantize {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

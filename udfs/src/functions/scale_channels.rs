@@ -39,7 +39,7 @@ pub(crate) struct ScaleChannels {
 }
 
 impl ScaleChannels {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

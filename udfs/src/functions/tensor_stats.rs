@@ -38,7 +38,7 @@ pub(crate) struct TensorStats {
 }
 
 impl TensorStats {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

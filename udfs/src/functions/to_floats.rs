@@ -36,7 +36,7 @@ pub(crate) struct ToFloats {
 }
 
 impl ToFloats {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }

@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two registers.
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics have names of their own")]
 use std::arch::x86_64::*;
 
 use super::{Kernel, LANES, Products, Simd, Width, head};

@@ -1,6 +1,7 @@
 //! AVX-512 (F, BW, DQ, VL): a vector is one register.
 // The intrinsics below are unsafe only for the feature they need, and for the pointer of loads and stores.
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics have names of their own")]
 use std::arch::x86_64::*;
 
 use super::{Kernel, LANES, Products, Simd, Width, head};

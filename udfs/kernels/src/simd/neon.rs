@@ -1,8 +1,8 @@
 //! NEON on AArch64: a vector is four registers.
 
-// Some of the intrinsics are safe, NEON being part of the target's baseline.
-#![allow(unused_unsafe)]
+#![allow(unused_unsafe, reason = "some of the intrinsics are safe, NEON being part of the target's baseline")]
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics have names of their own")]
 use std::arch::aarch64::*;
 use std::arch::asm;
 
