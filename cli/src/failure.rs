@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use arrow::error::ArrowError;
 use arrow_quant_v2::config::Field;
-use arrow_quant_v2::{FIELDS, LayeredConfig, Origin, QuantError, Words};
+use arrow_quant_v2::{DiffusionQuantConfig, FIELDS, LayeredConfig, Origin, QuantError, Words};
 use datafusion::error::DataFusionError;
 
 /// Why the command ends without success.
@@ -40,10 +40,10 @@ impl Failure {
     /// The same of work with a configuration, whose fields may come from a file or the environment.
     pub fn with(self, configuration: &LayeredConfig) -> Self {
         let Self::Job(error) = self else { return self };
-        let elsewhere = |field: &'static Field| match configuration.origin(field.name) {
+        let elsewhere = |field: &'static Field<DiffusionQuantConfig>| match configuration.origin(field.name) {
             Origin::File(_) => Some((field.name, field.name)),
             Origin::Variable(variable) => Some((field.name, variable)),
-            Origin::Profile(_) | Origin::Explicit => None,
+            Origin::Profile(_) | Origin::Flag(_) | Origin::Explicit => None,
         };
         Self::Configured { error, elsewhere: FIELDS.iter().filter_map(elsewhere).collect() }
     }
@@ -142,13 +142,10 @@ impl Words for Flags<'_> {
     }
 }
 
-/// Settings whose flags have other names.
-const FLAGS: [(&str, &str); 3] = [("bit_width", "bits"), ("deployment_profile", "profile"), ("num_threads", "threads")];
-
-/// The flag of a setting.
+/// The flag of a setting. Options of a job that are not fields have flags of their own names.
 fn flag_of(name: &str) -> String {
-    let flag = FLAGS.iter().find(|(field, _)| *field == name).map_or(name, |(_, flag)| flag);
-    format!("--{}", flag.replace('_', "-"))
+    let field = FIELDS.iter().find(|field| field.name == name);
+    format!("--{}", field.map_or_else(|| name.replace('_', "-"), Field::flag))
 }
 
 /// `message` on one line. Names in it come from files: no control character reaches the terminal.

@@ -19,6 +19,7 @@ mod report;
 mod serve;
 #[cfg(feature = "service")]
 mod service;
+mod source;
 mod sql;
 mod table;
 mod validate;

@@ -12,8 +12,8 @@ use crate::failure::Failure;
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::quantize::Source;
 use crate::report::{decibels, write_unlisted};
+use crate::source::Source;
 use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
 

@@ -14,6 +14,7 @@ use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
 use crate::report::write_report;
+use crate::source::Source;
 use crate::{in_runtime, plan};
 
 /// Arguments of `arrow-quant quantize`.
@@ -44,15 +45,6 @@ pub struct Arguments {
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
-}
-
-/// What is quantized.
-#[derive(Clone, Copy)]
-pub enum Source<'a> {
-    /// The model at a path.
-    Model(&'a Path),
-    /// What a query gives.
-    Query(&'a str),
 }
 
 impl Arguments {

@@ -9,7 +9,9 @@ use arrow_quant_kernels::Isa;
 use super::JobOptions;
 use super::open::open;
 use crate::calibration::{Calibrated, calibrate, expected_bytes};
-use crate::plan::{Allowed, Detected, Estimate, Evidence, ModelPlan, Sampled, Sizing, detect, measured, memory, notes};
+use crate::plan::{
+    Allowed, Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes,
+};
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
 use crate::targets::default_target;
@@ -56,7 +58,7 @@ pub(super) async fn plan(
     let calibration = options.calibration.as_ref();
     let overhead = allowed.overhead(parts.iter()) + calibration.map_or(0, |c| expected_bytes(c, config));
     let mut sampled = None;
-    if let Some((sizing, measured)) = Sizing::new(&plan, config, overhead, options.listener()).await? {
+    if let Some((sizing, measured)) = choose_sizes(&plan, config, overhead, options.listener()).await? {
         (plan.sizing, sampled) = (Some(sizing), Some(measured));
         plan.follow_sizing();
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use arrow_quant_formats::manifest::{Limit, Reason};
 use arrow_quant_kernels::{Bits, GroupSize, Scheme, Settings};
 
-use super::tensors::Choice;
+use super::choice::Choice;
 use crate::Tensor;
 
 /// What a target can hold.

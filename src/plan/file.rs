@@ -15,7 +15,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::allowed::Allowed;
-use super::tensors::{Choice, TensorPlan, unite};
+use super::choice::Choice;
+use super::tensors::{TensorPlan, unite};
 use super::ties::repeated;
 use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, Tensor};
 

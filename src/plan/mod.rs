@@ -3,6 +3,8 @@
 
 mod allowed;
 mod channels;
+mod choice;
+mod choose_sizes;
 mod estimate;
 mod family;
 mod file;
@@ -21,6 +23,8 @@ mod ties;
 
 pub(crate) use allowed::Allowed;
 pub(crate) use channels::Channels;
+pub(crate) use choice::Choice;
+pub(crate) use choose_sizes::choose_sizes;
 pub(crate) use estimate::{Estimate, measured};
 pub(crate) use family::{Detected, Evidence, detect};
 pub(crate) use floor::Floor;
@@ -28,5 +32,4 @@ pub(crate) use model::ModelPlan;
 pub(crate) use notes::notes;
 pub(crate) use sample::Sampled;
 pub(crate) use size::Allocation;
-pub(crate) use size_target::Sizing;
-pub(crate) use tensors::{Choice, TensorPlan, refusal};
+pub(crate) use tensors::{TensorPlan, refusal};

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use arrow_quant_kernels::Settings;
 
 use super::allowed::Allowed;
+use super::choice::Choice;
 use super::family::Detected;
 use super::file;
 use super::refusals::{refuse_decisions, refuse_selection_of_nothing};
 use super::sample::Sampling;
 use super::size_target::Sizing;
-use super::tensors::{Choice, TensorPlan, plan_tensors, quantized_bytes, settled};
+use super::tensors::{TensorPlan, plan_tensors, quantized_bytes, settled};
 use crate::{DiffusionQuantConfig, Model, Result};
 
 /// What becomes of every tensor of a model.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use arrow_quant_kernels::{Bits, GroupSize, Isa, PairSums, ParameterDtype, Settings, Weights, quantize};
 
-use super::tensors::{Choice, quantized_bytes, refusal};
+use super::choice::Choice;
+use super::tensors::{quantized_bytes, refusal};
 use crate::report::{Listener, Stage, StageProgress};
 use crate::workers::on_threads;
 use crate::{Model, Result, Tensor};

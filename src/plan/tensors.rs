@@ -12,45 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::allowed::Allowed;
 use super::channels::Channels;
+use super::choice::Choice;
 use super::family::Detected;
 use super::ties::repeated;
 use crate::config::{Width, regex};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem, Tensor};
-
-/// How a tensor is quantized; scheme and method are the job's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "StoredChoice", try_from = "StoredChoice")]
-pub(crate) struct Choice {
-    pub bits: Bits,
-    pub group_size: GroupSize,
-}
-
-/// A choice as plain numbers.
-#[derive(Serialize, Deserialize)]
-struct StoredChoice {
-    bits: i64,
-    group_size: i64,
-}
-
-impl From<Choice> for StoredChoice {
-    fn from(choice: Choice) -> Self {
-        Self { bits: choice.bits.get() as i64, group_size: choice.group_size.get() as i64 }
-    }
-}
-
-impl TryFrom<StoredChoice> for Choice {
-    type Error = KernelError;
-
-    fn try_from(stored: StoredChoice) -> Result<Self, KernelError> {
-        Ok(Self { bits: stored.bits.try_into()?, group_size: stored.group_size.try_into()? })
-    }
-}
-
-impl Choice {
-    pub fn with(self, settings: Settings) -> Settings {
-        Settings { bits: self.bits, group_size: self.group_size, ..settings }
-    }
-}
 
 /// What becomes of one tensor.
 #[derive(Debug, Clone, PartialEq)]

@@ -33,7 +33,12 @@ fn planned(config: &DiffusionQuantConfig, table: Option<&str>) -> crate::Result<
 }
 
 fn config(bits: i64, group_size: i64, scheme: &str) -> DiffusionQuantConfig {
-    DiffusionQuantConfig { bit_width: bits, group_size, scheme: scheme.parse().unwrap(), ..Default::default() }
+    DiffusionQuantConfig {
+        bit_width: bits.try_into().unwrap(),
+        group_size: group_size.try_into().unwrap(),
+        scheme: scheme.parse().unwrap(),
+        ..Default::default()
+    }
 }
 
 fn reasons(plan: &ModelPlan) -> Vec<String> {

@@ -11,8 +11,8 @@ mod tests;
 
 use std::cmp::Ordering;
 
+use super::choice::Choice;
 use super::sample::{Cost, all_choices};
-use super::tensors::Choice;
 use crate::{QuantError, Result};
 
 /// The factor by which error may differ between a sample and the whole.

@@ -1,0 +1,12 @@
+//! What a command quantizes or plans.
+
+use std::path::Path;
+
+/// What is quantized.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// The model at a path.
+    Model(&'a Path),
+    /// What a query gives.
+    Query(&'a str),
+}

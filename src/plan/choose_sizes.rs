@@ -1,0 +1,43 @@
+//! Bits and group sizes for a target size, from samples of the tensors.
+
+use super::floor::Floor;
+use super::model::ModelPlan;
+use super::sample::{Cost, Sampled};
+use super::size::Allocation;
+use super::size_target::{SizeTarget, Sizing};
+use crate::report::Listener;
+use crate::{DiffusionQuantConfig, Result};
+
+/// Chooses bits and group sizes for the target size of a configuration from samples of the tensors; nothing if it has
+/// none. `overhead` is what is stored beside the tensors, more or less.
+///
+/// # Errors
+/// If nothing that the target allows is small enough, or a weight in a sample cannot be quantized.
+pub(crate) async fn choose_sizes(
+    plan: &ModelPlan,
+    config: &DiffusionQuantConfig,
+    overhead: u64,
+    listener: Listener,
+) -> Result<Option<(Sizing, Sampled)>> {
+    let weights = plan.model.tensors().iter().map(|tensor| tensor.elements()).sum();
+    let Some(target) = SizeTarget::of(config, weights) else { return Ok(None) };
+    let floor = Floor::of(config);
+    let open = plan.tensors.iter().enumerate().filter(|(_, plan)| plan.is_open && plan.same_as.is_none());
+    let wanted = open.map(|(index, _)| (index, plan.allowed.choices())).collect();
+    let sampled = plan.sampling(wanted, config.threads()).run(listener).await?;
+    let with_kept = |(index, costs): &(usize, Vec<Cost>)| {
+        let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();
+        (*index, above.chain([Cost::kept(&plan.model.tensors()[*index])]).collect())
+    };
+    let costs = sampled.costs.iter().map(with_kept).collect();
+    let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
+    let beside = overhead + plan.fixed_bytes();
+    let least = beside + allocation.least_bytes();
+    // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
+    if target.bytes + overhead / 8 < least {
+        return Err(target.refused(least, weights));
+    }
+    let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());
+    allocation.choose(budget).map_err(|_| target.refused(least, weights))?;
+    Ok(Some((Sizing { target, allocation }, sampled)))
+}
