@@ -20,10 +20,10 @@ use crate::process::{LISTENING, connect};
 use crate::{Result, WEIGHTS, decoded};
 
 /// The argument that makes a process this service.
-pub const FLAG: &str = "--memory-stream";
+pub(crate) const FLAG: &str = "--memory-stream";
 
 /// Fetches the weights of a server, then serves them and prints where.
-pub async fn serve(address: &str) -> Result<()> {
+pub(crate) async fn serve(address: &str) -> Result<()> {
     let answer = connect(address).await?.do_get(Ticket::new(WEIGHTS)).await?.into_inner();
     let batches: Vec<_> = decoded(answer.map_err(FlightError::from)).try_collect().await?;
     let schema = batches.first().ok_or("the server has no weights")?.schema();

@@ -24,13 +24,13 @@ const FRAME: u32 = 1 << 20;
 const SAMPLED: Duration = Duration::from_millis(20);
 
 /// A server as a process, which ends with this.
-pub struct Server {
+pub(crate) struct Server {
     process: Child,
     pub address: String,
 }
 
 impl Server {
-    pub fn of_model(model: &Path) -> Result<Self> {
+    pub(crate) fn of_model(model: &Path) -> Result<Self> {
         let command = env::var_os("ARROW_QUANT").unwrap_or_else(|| env!("CARGO_BIN_EXE_arrow-quant").into());
         let mut served = OsString::from("model=");
         served.push(model);
@@ -38,7 +38,7 @@ impl Server {
     }
 
     /// One that serves what another server gives it first.
-    pub fn of_memory(address: &str) -> Result<Self> {
+    pub(crate) fn of_memory(address: &str) -> Result<Self> {
         Self::start(Command::new(env::current_exe()?).args([memory::FLAG, address]))
     }
 
@@ -56,11 +56,11 @@ impl Server {
         Ok(server)
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    pub async fn client(&self) -> Result<FlightServiceClient<Channel>> {
+    pub(crate) async fn client(&self) -> Result<FlightServiceClient<Channel>> {
         connect(&self.address).await
     }
 }
@@ -74,10 +74,10 @@ impl Drop for Server {
 }
 
 /// What a server prints before its address.
-pub const LISTENING: &str = "listening on grpc://";
+pub(crate) const LISTENING: &str = "listening on grpc://";
 
 /// A client of a server on this machine.
-pub async fn connect(address: &str) -> Result<FlightServiceClient<Channel>> {
+pub(crate) async fn connect(address: &str) -> Result<FlightServiceClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .tcp_nodelay(true)
         .initial_stream_window_size(CALL_WINDOW)
@@ -89,13 +89,13 @@ pub async fn connect(address: &str) -> Result<FlightServiceClient<Channel>> {
 
 /// Resident memory of a process, in bytes: all of it, and what is not of files.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     pub resident: u64,
     pub anonymous: u64,
 }
 
 impl Memory {
-    pub fn of(process: u32) -> Result<Self> {
+    pub(crate) fn of(process: u32) -> Result<Self> {
         let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
         let bytes = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -111,7 +111,7 @@ impl Memory {
     }
 
     /// By how much it is more.
-    pub fn beyond(self, before: Self) -> Self {
+    pub(crate) fn beyond(self, before: Self) -> Self {
         Self {
             resident: self.resident.saturating_sub(before.resident),
             anonymous: self.anonymous.saturating_sub(before.anonymous),
@@ -120,13 +120,13 @@ impl Memory {
 }
 
 /// Reads a process's memory until it is asked for the most.
-pub struct Watch {
+pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Memory>>,
 }
 
 impl Watch {
-    pub fn start(process: u32) -> Self {
+    pub(crate) fn start(process: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || -> Result<Memory> {
@@ -140,7 +140,7 @@ impl Watch {
         Self { stop, thread }
     }
 
-    pub fn most(self) -> Result<Memory> {
+    pub(crate) fn most(self) -> Result<Memory> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| "the memory could not be watched")?
     }

@@ -11,7 +11,7 @@ use crate::table::{LISTED, Table};
 
 /// A calibration table.
 #[derive(clap::Args)]
-pub struct CalibrationArgument {
+pub(crate) struct CalibrationArgument {
     /// What the inputs of the model's layers were at each timestep: a table, .parquet or .arrow
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -19,18 +19,18 @@ pub struct CalibrationArgument {
 
 impl CalibrationArgument {
     /// Whether there is one.
-    pub fn is_given(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         self.calibration.is_some()
     }
 
     /// Reads the table, if there is one; so many samples of it are used.
-    pub fn open(&self, samples: i64) -> arrow_quant_v2::Result<Option<Arc<Calibration>>> {
+    pub(crate) fn open(&self, samples: i64) -> arrow_quant_v2::Result<Option<Arc<Calibration>>> {
         self.calibration.as_ref().map(|path| Calibration::open(path, samples).map(Arc::new)).transpose()
     }
 }
 
 /// What became of layers, and what each step gained.
-pub fn write_layers(layers: &[LayerReport], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_layers(layers: &[LayerReport], out: &mut impl Write) -> io::Result<()> {
     if layers.is_empty() {
         return Ok(());
     }
@@ -66,7 +66,7 @@ pub fn write_layers(layers: &[LayerReport], out: &mut impl Write) -> io::Result<
 }
 
 /// How good the parameters of layers' inputs are.
-pub fn write_qualities(layers: &[LayerQuality], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_qualities(layers: &[LayerQuality], out: &mut impl Write) -> io::Result<()> {
     if layers.is_empty() {
         return Ok(());
     }

@@ -20,7 +20,7 @@ use crate::output;
         .multiple(false)
         .conflicts_with_all(["bit_width", "group_size"])
 )]
-pub struct ConfigArguments {
+pub(crate) struct ConfigArguments {
     /// A YAML file of fields; flags and the environment go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -42,7 +42,7 @@ impl Flagged for DiffusionQuantConfig {
 
 impl ConfigArguments {
     /// The file, the environment and the flags together.
-    pub fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<LayeredConfig> {
+    pub(crate) fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<LayeredConfig> {
         let mut layers = ConfigLayers::new().environment();
         if let Some(path) = &self.config {
             layers = layers.file(path);
@@ -79,7 +79,7 @@ fn megabytes(text: &str) -> Result<f64, String> {
 
 /// Arguments of `arrow-quant config`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,
 }
@@ -94,7 +94,7 @@ enum Action {
 }
 
 /// Shows or checks a configuration.
-pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let mut out = output::stdout();
     match &arguments.action {
         Action::Show(config) => {

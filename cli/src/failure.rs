@@ -11,7 +11,7 @@ use datafusion::error::DataFusionError;
 
 /// Why the command ends without success.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The work could not be done.
     Job(QuantError),
     /// The work could not be done with settings that came from several places.
@@ -38,7 +38,7 @@ pub enum Failure {
 
 impl Failure {
     /// The same of work with a configuration, whose fields may come from a file or the environment.
-    pub fn with(self, configuration: &LayeredConfig) -> Self {
+    pub(crate) fn with(self, configuration: &LayeredConfig) -> Self {
         let Self::Job(error) = self else { return self };
         let elsewhere = |field: &'static Field<DiffusionQuantConfig>| match configuration.origin(field.name) {
             Origin::File(_) => Some((field.name, field.name)),
@@ -49,13 +49,13 @@ impl Failure {
     }
 
     /// Tells it on standard error.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         // Nobody is left to hear that standard error is closed.
         let _ = writeln!(io::stderr(), "error: {self}");
     }
 
     /// Tells it on standard error, and the status to exit with. A reader that has had enough (`| head`) is no failure.
-    pub fn report(self) -> ExitCode {
+    pub(crate) fn report(self) -> ExitCode {
         match &self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
             _ => self.print(),

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use serde_json::{Map, Value};
 
 /// A configuration whose fields are flags.
-pub trait Flagged: Configuration {
+pub(crate) trait Flagged: Configuration {
     /// Whether the table makes the flag of a field. Others are written by hand.
     fn has_flag(field: &Field<Self>) -> bool;
 
@@ -22,7 +22,7 @@ pub trait Flagged: Configuration {
 }
 
 /// The flags of a configuration, as they were given.
-pub struct Flags<C> {
+pub(crate) struct Flags<C> {
     matches: ArgMatches,
     config: PhantomData<C>,
 }
@@ -56,7 +56,7 @@ impl<C: Flagged> Flags<C> {
     ///
     /// # Errors
     /// If an entry was given twice.
-    pub fn given(&self) -> Result<Vec<(&'static str, Value)>, Refused> {
+    pub(crate) fn given(&self) -> Result<Vec<(&'static str, Value)>, Refused> {
         let given = |field: &'static Field<C>| Ok(given(field, &self.matches)?.map(|value| (field.name, value)));
         C::flagged().filter_map(|field| given(field).transpose()).collect()
     }

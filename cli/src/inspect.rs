@@ -18,7 +18,7 @@ const QUERY: &str = "SELECT component, tensor, dtype, shape, elements, bytes FRO
 
 /// Arguments of `arrow-quant inspect`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model, quantized or not
     model: String,
     /// Print tensors and totals as JSON
@@ -49,7 +49,7 @@ struct Inspection<'a> {
 }
 
 /// Shows the model's tensors.
-pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let tensors = tensors(&in_runtime(threads, query(&arguments.model, threads))?)?;
     let inspection = Inspection {
         model: &arguments.model,

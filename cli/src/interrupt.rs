@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 
 /// The job's result, or on a signal the failure that says so. The job is dropped before this returns.
-pub async fn unless_interrupted<T>(job: impl Future<Output = arrow_quant_v2::Result<T>>) -> Result<T, Failure> {
+pub(crate) async fn unless_interrupted<T>(job: impl Future<Output = arrow_quant_v2::Result<T>>) -> Result<T, Failure> {
     tokio::select! {
         // The signals first: their handlers must be there before the job creates what a signal must not leave behind.
         biased;
@@ -13,7 +13,7 @@ pub async fn unless_interrupted<T>(job: impl Future<Output = arrow_quant_v2::Res
 }
 
 /// Ends with Ctrl-C. From its first call on, Ctrl-C no longer ends the process by itself.
-pub async fn ctrl_c() {
+pub(crate) async fn ctrl_c() {
     if tokio::signal::ctrl_c().await.is_err() {
         // No handler could be installed: Ctrl-C ends the process by itself.
         std::future::pending::<()>().await;
@@ -31,7 +31,7 @@ async fn signal() -> u8 {
 /// Takes the signal for a file that grows beyond the limit (`ulimit -f`), which would end the process without a word: with
 /// it taken, the write fails, and that is told.
 #[cfg(unix)]
-pub fn file_size_signal() -> Option<tokio::signal::unix::Signal> {
+pub(crate) fn file_size_signal() -> Option<tokio::signal::unix::Signal> {
     /// SIGXFSZ, the same on all systems that Rust runs on.
     const FILE_SIZE: i32 = 25;
     tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(FILE_SIZE)).ok()
@@ -62,7 +62,7 @@ async fn terminate() {
 
 /// The signals that ask to stop, taken from when this is made.
 #[cfg(all(unix, feature = "service"))]
-pub struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
@@ -71,14 +71,14 @@ pub struct Signals {
 impl Signals {
     /// # Errors
     /// If the system lets none be taken.
-    pub fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// Ends with the next one: the exit status it stands for.
-    pub async fn next(&mut self) -> u8 {
+    pub(crate) async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,

@@ -28,7 +28,7 @@ const CSV_ROWS: usize = 16;
 
 /// A form of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Aligned columns, at most 1,000 rows
     #[default]
     Table,
@@ -40,7 +40,7 @@ pub enum Format {
 
 /// How a command shows its result.
 #[derive(clap::Args)]
-pub struct Shown {
+pub(crate) struct Shown {
     /// Print nothing but errors
     #[arg(long, conflicts_with = "json")]
     pub quiet: bool,
@@ -51,7 +51,7 @@ pub struct Shown {
 
 impl Shown {
     /// Prints a result: as JSON, as `write` has it, or not at all.
-    pub fn print<T: serde::Serialize>(
+    pub(crate) fn print<T: serde::Serialize>(
         &self,
         result: &T,
         write: impl FnOnce(&T, &mut BufWriter<StdoutLock<'static>>) -> io::Result<()>,
@@ -70,12 +70,12 @@ impl Shown {
 }
 
 /// Standard output, buffered and locked: whoever writes to it flushes it, and learns whether anybody reads.
-pub fn stdout() -> BufWriter<StdoutLock<'static>> {
+pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
 }
 
 /// Prints `value` as JSON, and nothing else.
-pub fn write_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+pub(crate) fn write_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut out = stdout();
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
@@ -84,7 +84,7 @@ pub fn write_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 }
 
 /// Prints every row as it comes; a statement without columns prints nothing.
-pub async fn write_rows(
+pub(crate) async fn write_rows(
     mut rows: SendableRecordBatchStream,
     format: Format,
     out: &mut impl Write,

@@ -19,7 +19,7 @@ use crate::{in_runtime, numbers};
 
 /// Arguments of `arrow-quant plan`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
@@ -47,7 +47,7 @@ fn table(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Plans and shows the plan.
-pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
     plan(arguments, &layered.config).map_err(|failure| failure.with(&layered))
 }
@@ -74,7 +74,11 @@ fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Fail
 }
 
 /// What would become of a model, or of what a query gives.
-pub fn planned(source: Source<'_>, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport, Failure> {
+pub(crate) fn planned(
+    source: Source<'_>,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+) -> Result<PlanReport, Failure> {
     let planned = async {
         match source {
             Source::Model(model) => plan_model(model, config, options).await,
@@ -89,7 +93,7 @@ pub fn planned(source: Source<'_>, config: &DiffusionQuantConfig, options: &JobO
 }
 
 /// Prints a plan.
-pub fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
+pub(crate) fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
     shown.print(planned, write_plan)
 }
 

@@ -20,7 +20,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 const TEMPLATE: &str = "{prefix} {bar:24} {percent:>3} % {weights}, {eta} left  {wide_msg}";
 
 /// Shows a job's progress for as long as it lives.
-pub struct Meter {
+pub(crate) struct Meter {
     show: Show,
 }
 
@@ -34,7 +34,7 @@ enum Show {
 
 impl Meter {
     /// A bar where standard error is a terminal; otherwise lines, unless the result is JSON; nothing at all if quiet.
-    pub fn new(shown: &Shown) -> Self {
+    pub(crate) fn new(shown: &Shown) -> Self {
         let show = if shown.quiet {
             Show::Nothing
         } else if io::stderr().is_terminal() {
@@ -48,7 +48,7 @@ impl Meter {
     }
 
     /// How often the job shall call.
-    pub fn interval(&self) -> Duration {
+    pub(crate) fn interval(&self) -> Duration {
         match self.show {
             Show::Nothing | Show::Bar(_) => BAR_EVERY,
             Show::Lines => LINE_EVERY,
@@ -56,7 +56,7 @@ impl Meter {
     }
 
     /// What the job calls as it goes on.
-    pub fn callback(&self) -> OnProgress {
+    pub(crate) fn callback(&self) -> OnProgress {
         let show = self.show.clone();
         Arc::new(move |progress: &Progress| show.update(progress))
     }

@@ -19,7 +19,7 @@ use crate::{in_runtime, plan};
 
 /// Arguments of `arrow-quant quantize`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
@@ -74,7 +74,7 @@ async fn quantize(
 }
 
 /// Quantizes the model and shows the report.
-pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
     let (source, out) = arguments.places()?;
     quantize_or_plan(arguments, source, out, &layered.config).map_err(|failure| failure.with(&layered))

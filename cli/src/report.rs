@@ -18,7 +18,7 @@ const FALLBACKS: usize = 10;
 
 /// Arguments of `arrow-quant report`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The quantized model
     out: PathBuf,
     /// Write a page of HTML that needs nothing else, instead of printing the report; an older one is replaced
@@ -30,7 +30,7 @@ pub struct Arguments {
 }
 
 /// Shows the report.
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let report = ModelReport::open(&arguments.out)?;
     if let Some(path) = &arguments.html {
         let written = fs::write(path, report.to_html());
@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The tensors, worst first, and the totals.
-pub fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
     let mut quantized: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     quantized.sort_by(|a, b| worse_first(a.sqnr_db, b.sqnr_db));
     if !quantized.is_empty() {
@@ -148,7 +148,7 @@ fn kept(tensors: &[TensorReport]) -> Option<String> {
 }
 
 /// Says how many of `tensors` the table leaves out, if any.
-pub fn write_unlisted(tensors: usize, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_unlisted(tensors: usize, out: &mut impl Write) -> io::Result<()> {
     match tensors.saturating_sub(LISTED) {
         0 => Ok(()),
         more => writeln!(out, "… and {more} more with a higher SQNR: list them with --json or arrow-quant sql"),
@@ -156,18 +156,18 @@ pub fn write_unlisted(tensors: usize, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// `1 tensor`, `2 tensors`.
-pub fn tensors_of(count: usize) -> String {
+pub(crate) fn tensors_of(count: usize) -> String {
     if count == 1 { "1 tensor".to_string() } else { format!("{count} tensors") }
 }
 
 /// An SQNR with its unit.
-pub fn decibels(sqnr_db: Option<f64>) -> String {
+pub(crate) fn decibels(sqnr_db: Option<f64>) -> String {
     let figure = numbers::measure(sqnr_db, 2);
     if sqnr_db.is_some_and(f64::is_finite) { figure + " dB" } else { figure }
 }
 
 /// Orders by quality, lowest first, undefined last.
-pub fn worse_first(a: Option<f64>, b: Option<f64>) -> std::cmp::Ordering {
+pub(crate) fn worse_first(a: Option<f64>, b: Option<f64>) -> std::cmp::Ordering {
     let rank = |quality: Option<f64>| (quality.is_none(), quality.unwrap_or(0.0));
     let ((a_missing, a), (b_missing, b)) = (rank(a), rank(b));
     a_missing.cmp(&b_missing).then(a.total_cmp(&b))

@@ -20,7 +20,7 @@ const NETWORK_THREADS: usize = 2;
 /// Arguments of `arrow-quant serve`.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
@@ -78,7 +78,7 @@ impl ServeFlags {
 }
 
 /// Serves until a signal, or does what there is to do besides.
-pub fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     match arguments.action {
         Some(Action::HashPassword) => {
             let hash = hash_password(&password()?).map_err(not_started)?;

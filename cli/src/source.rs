@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// What is quantized.
 #[derive(Clone, Copy)]
-pub enum Source<'a> {
+pub(crate) enum Source<'a> {
     /// The model at a path.
     Model(&'a Path),
     /// What a query gives.

@@ -26,7 +26,7 @@ const NEXT: &str = "          -> ";
 
 /// Arguments of `arrow-quant sql`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Statements, separated by `;`; without them, standard input is read, on a terminal at a prompt
     query: Option<String>,
     /// A model to query as the schema NAME with the tables tensors, weights and, if quantized, quantized
@@ -59,7 +59,7 @@ fn named_model(text: &str) -> Result<NamedModel, String> {
 }
 
 /// Opens the models and runs the statements.
-pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let runtime = &runtime(threads)?;
     let ctx = session(threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {

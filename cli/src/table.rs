@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 /// The most tensors a report lists; the rest is counted.
-pub const LISTED: usize = 40;
+pub(crate) const LISTED: usize = 40;
 
 /// Characters that are shown of a name.
 const LONGEST_NAME: usize = 120;
@@ -16,40 +16,40 @@ struct Column {
 
 /// Rows of cells, printed with every column as wide as its widest cell. A cell may have several lines.
 #[derive(Default)]
-pub struct Table {
+pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table without columns.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// With a column of text.
-    pub fn text(self, name: &str) -> Self {
+    pub(crate) fn text(self, name: &str) -> Self {
         self.column(name, false)
     }
 
     /// With a column of numbers.
-    pub fn number(self, name: &str) -> Self {
+    pub(crate) fn number(self, name: &str) -> Self {
         self.column(name, true)
     }
 
     /// With a column aligned to the right, or else to the left.
-    pub fn column(mut self, name: &str, right: bool) -> Self {
+    pub(crate) fn column(mut self, name: &str, right: bool) -> Self {
         self.columns.push(Column { name: clean(name.to_string()), right });
         self
     }
 
     /// Adds a row: one cell a column.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().map(clean).collect());
     }
 
     /// Prints names, a rule and the rows.
-    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let names: Vec<String> = self.columns.iter().map(|column| column.name.clone()).collect();
         let mut widths: Vec<usize> = names.iter().map(|name| width(name)).collect();
         for row in &self.rows {
@@ -82,7 +82,7 @@ impl Table {
 }
 
 /// Prints named values, one a line.
-pub fn write_facts(facts: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_facts(facts: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
     let widest = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
     for (name, value) in facts {
         writeln!(out, "{name:<widest$}  {}", clean(value.clone()))?;
@@ -91,7 +91,7 @@ pub fn write_facts(facts: &[(&str, String)], out: &mut impl Write) -> io::Result
 }
 
 /// A tensor's name within its model.
-pub fn tensor_label(component: &str, tensor: &str) -> String {
+pub(crate) fn tensor_label(component: &str, tensor: &str) -> String {
     // A line end in a name would let a file write lines of the report, and a long one make all lines as long.
     let shown = |name: &str| {
         let name = name.replace(char::is_control, "\u{fffd}");

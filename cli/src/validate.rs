@@ -19,7 +19,7 @@ const NAMED: usize = 3;
 
 /// Arguments of `arrow-quant validate`.
 #[derive(clap::Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The original model
     model: PathBuf,
     /// The quantized model
@@ -42,7 +42,7 @@ fn accuracy(text: &str) -> Result<f64, String> {
 }
 
 /// Compares the models, shows the report, and fails if a tensor is below the floor.
-pub fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
     let calibration = if arguments.calibration.is_given() {
         // As many samples as the job had.
         let samples = ModelReport::open(&arguments.out)?.settings.get("calibration_samples").and_then(Value::as_i64);

@@ -255,7 +255,7 @@ fn from_quantized_rows(table: &Bound<'_, PyAny>) -> Result<Vec<QuantizedTensor>>
     Ok(tensors.into_iter().map(tensor).collect())
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<QuantizedTensor>()?;
     module.add_function(wrap_pyfunction!(quantize_buffer, module)?)?;
     module.add_function(wrap_pyfunction!(quantize_arrow, module)?)?;

@@ -141,23 +141,23 @@ impl Table {
 }
 
 /// The columns' names.
-pub fn names(schema: &Schema) -> Vec<String> {
+pub(crate) fn names(schema: &Schema) -> Vec<String> {
     schema.fields().iter().map(|field| field.name().clone()).collect()
 }
 
 /// An Arrow object as a pyarrow.Table.
-pub fn to_pyarrow<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_pyarrow<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     library(object.py(), "pyarrow")?.call_method1("table", (object,))
 }
 
 /// An Arrow object as a pandas.DataFrame.
-pub fn to_pandas<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_pandas<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     library(object.py(), "pandas")?;
     to_pyarrow(object)?.call_method0("to_pandas")
 }
 
 /// An Arrow object as a polars.DataFrame.
-pub fn to_polars<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_polars<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     library(object.py(), "polars")?.call_method1("DataFrame", (object,))
 }
 
@@ -175,7 +175,7 @@ fn library<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyModule>> {
 }
 
 /// Batches as a capsule that holds an Arrow stream.
-pub fn stream_capsule<'py>(
+pub(crate) fn stream_capsule<'py>(
     py: Python<'py>,
     reader: Box<dyn RecordBatchReader + Send>,
     requested_schema: Option<Bound<'py, PyCapsule>>,
@@ -210,7 +210,7 @@ fn columns(table: &Bound<'_, Table>) -> Vec<(String, ArrowArray)> {
     fields.map(column).collect()
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ArrowArray>()?;
     module.add_class::<Table>()?;
     module.add_function(wrap_pyfunction!(import_arrow, module)?)?;

@@ -14,7 +14,7 @@ use crate::import;
 const ARGUMENT: &str = "calibration";
 
 /// A calibration table that nobody has looked at yet.
-pub enum CalibrationTable {
+pub(crate) enum CalibrationTable {
     /// A file of it.
     File(PathBuf),
     /// Its rows.
@@ -26,7 +26,7 @@ impl CalibrationTable {
     ///
     /// # Errors
     /// If it is neither a path nor an Arrow table, or reading it fails.
-    pub fn of(argument: Option<&Bound<'_, PyAny>>) -> Result<Option<Self>> {
+    pub(crate) fn of(argument: Option<&Bound<'_, PyAny>>) -> Result<Option<Self>> {
         let Some(argument) = argument else { return Ok(None) };
         if let Ok(path) = argument.extract::<PathBuf>() {
             return Ok(Some(Self::File(path)));
@@ -39,7 +39,7 @@ impl CalibrationTable {
     ///
     /// # Errors
     /// If it cannot be read, or contradicts itself.
-    pub async fn open(self, samples: i64) -> arrow_quant_v2::Result<Arc<Calibration>> {
+    pub(crate) async fn open(self, samples: i64) -> arrow_quant_v2::Result<Arc<Calibration>> {
         let read = move || match self {
             Self::File(path) => Calibration::open(path, samples),
             Self::Rows(rows) => Calibration::from_batches(ARGUMENT, &rows, samples),

@@ -61,7 +61,7 @@ impl Config {
 }
 
 /// A value for a field; what no field can hold is refused as a wrong value of this one.
-pub fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
+pub(crate) fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
     match value_of(value)? {
         Some(value) => Ok(value),
         None => {
@@ -181,7 +181,7 @@ fn property<'py>(py: Python<'py>, field: &'static Field<DiffusionQuantConfig>) -
     py.import("builtins")?.getattr("property")?.call1((get, set, py.None(), field.docstring()))
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     module.add("FIELDS", PyTuple::new(py, FIELDS.iter().map(|field| field.name))?)?;
     module.add_class::<Config>()?;

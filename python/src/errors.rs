@@ -18,7 +18,7 @@ pub enum Failure {
 }
 
 /// The result of a call.
-pub type Result<T> = std::result::Result<T, Failure>;
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl From<QuantError> for Failure {
     fn from(error: QuantError) -> Self {
@@ -54,7 +54,7 @@ impl From<Failure> for PyErr {
 }
 
 /// A `ConfigurationError` about an argument.
-pub fn argument(field: &str, message: impl Into<String>) -> Failure {
+pub(crate) fn argument(field: &str, message: impl Into<String>) -> Failure {
     let error = QuantError::Configuration { field: Some(field.to_string()), path: None, message: message.into() };
     Failure::Engine(Box::new(error))
 }

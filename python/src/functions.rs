@@ -70,7 +70,7 @@ fn aggregate_functions() -> Vec<AggregateFunction> {
     aggregates().into_iter().map(AggregateFunction).collect()
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ScalarFunction>()?;
     module.add_class::<AggregateFunction>()?;
     module.add_function(wrap_pyfunction!(scalar_functions, module)?)?;

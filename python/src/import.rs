@@ -23,7 +23,7 @@ const STREAM: &CStr = c"arrow_array_stream";
 ///
 /// # Errors
 /// If it is no such object, by the argument and the name that it has, or reading it fails.
-pub fn chunks(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<ArrayRef>)> {
+pub(crate) fn chunks(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(FieldRef, Vec<ArrayRef>)> {
     let py = object.py();
     if object.hasattr("__arrow_c_stream__")? {
         let capsule = object.call_method0("__arrow_c_stream__")?;
@@ -62,14 +62,14 @@ pub fn chunks(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(Fie
 ///
 /// # Errors
 /// If it is none, by the argument and the name that it has, or reading it fails.
-pub fn batches(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+pub(crate) fn batches(field: &str, name: &str, object: &Bound<'_, PyAny>) -> Result<(SchemaRef, Vec<RecordBatch>)> {
     let (found, chunks) = chunks(field, name, object)?;
     table(&found, &chunks)?
         .ok_or_else(|| argument(field, format!("{name} is an Arrow array of {}, allowed: a table", found.data_type())))
 }
 
 /// Structs as the batches of a table; `None` if they are no structs.
-pub fn table(field: &Field, chunks: &[ArrayRef]) -> Result<Option<(SchemaRef, Vec<RecordBatch>)>> {
+pub(crate) fn table(field: &Field, chunks: &[ArrayRef]) -> Result<Option<(SchemaRef, Vec<RecordBatch>)>> {
     let DataType::Struct(fields) = field.data_type() else { return Ok(None) };
     let schema = Arc::new(Schema::new_with_metadata(fields.clone(), field.metadata().clone()));
     let batches = chunks.iter().map(|chunk| {

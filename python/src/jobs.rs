@@ -236,7 +236,7 @@ fn validate_model<'py>(
     Ok(object)
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Cancelled", module.py().get_type::<Cancelled>())?;
     module.add_class::<Cancellation>()?;
     module.add_function(wrap_pyfunction!(quantize_model, module)?)?;

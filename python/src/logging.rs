@@ -28,7 +28,7 @@ impl Log for Deferred {
 }
 
 /// Takes the engine's log from now on.
-pub fn init() {
+pub(crate) fn init() {
     // It fails only where this module was initialized before.
     if log::set_logger(&Deferred).is_ok() {
         log::set_max_level(LevelFilter::Info);
@@ -36,7 +36,7 @@ pub fn init() {
 }
 
 /// Hands on what was left. A handler that raises does not change what the engine's call comes to.
-pub fn hand_on(py: Python<'_>) {
+pub(crate) fn hand_on(py: Python<'_>) {
     let left = LEFT.lock().map(|mut left| std::mem::take(&mut *left)).unwrap_or_default();
     for (level, target, message) in left {
         if let Err(error) = log_in_python(py, level, &target, &message) {

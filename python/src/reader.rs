@@ -121,6 +121,6 @@ fn copy(
     Ok(())
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ModelReader>()
 }

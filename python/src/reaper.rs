@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 static REAPER: Mutex<Option<(u32, Sender<FFI_ArrowArray>)>> = Mutex::new(None);
 
 /// The same array, which the reaper gives back when it is dropped.
-pub fn released_elsewhere(array: FFI_ArrowArray) -> FFI_ArrowArray {
+pub(crate) fn released_elsewhere(array: FFI_ArrowArray) -> FFI_ArrowArray {
     let lent = Box::new(array);
     FFI_ArrowArray {
         length: lent.length,

@@ -61,6 +61,6 @@ fn lists(reports: &[TensorReport], of: impl Fn(&TensorReport) -> Vec<i64>) -> Ar
     Arc::new(lists.finish())
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(to_table, module)?)
 }

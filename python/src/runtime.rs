@@ -28,7 +28,7 @@ const STACK: usize = 64 << 20;
 const AHEAD: usize = 2;
 
 /// All cores.
-pub fn all_cores() -> usize {
+pub(crate) fn all_cores() -> usize {
     // Asking the system takes as long as a small array.
     static ALL: OnceLock<usize> = OnceLock::new();
     *ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
@@ -38,7 +38,7 @@ pub fn all_cores() -> usize {
 ///
 /// # Errors
 /// For what is no number, or more than can be asked for.
-pub fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
+pub(crate) fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
     let mut config = DiffusionQuantConfig::default();
     if let Some(num_threads) = num_threads {
         config.set("num_threads", &checked("num_threads", num_threads)?)?;
@@ -50,7 +50,7 @@ pub fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
 ///
 /// # Errors
 /// If the threads cannot be started.
-pub fn start(threads: usize) -> PyResult<Runtime> {
+pub(crate) fn start(threads: usize) -> PyResult<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("arrow-quant")
@@ -61,7 +61,7 @@ pub fn start(threads: usize) -> PyResult<Runtime> {
 }
 
 /// The threads of a session. Whatever runs on them ends with it.
-pub struct Threads {
+pub(crate) struct Threads {
     runtime: Option<Runtime>,
     process: u32,
 }
@@ -71,7 +71,7 @@ impl Threads {
     ///
     /// # Errors
     /// If they cannot be started.
-    pub fn start(threads: usize) -> PyResult<Arc<Self>> {
+    pub(crate) fn start(threads: usize) -> PyResult<Arc<Self>> {
         Ok(Arc::new(Self { runtime: Some(start(threads)?), process: std::process::id() }))
     }
 
@@ -89,7 +89,7 @@ impl Threads {
     ///
     /// # Errors
     /// Its own, and the exception of a signal.
-    pub fn wait<T: Send + 'static>(
+    pub(crate) fn wait<T: Send + 'static>(
         &self,
         py: Python<'_>,
         future: impl Future<Output = arrow_quant_v2::Result<T>> + Send + 'static,
@@ -115,7 +115,7 @@ impl Threads {
     ///
     /// # Errors
     /// If the process was forked.
-    pub fn stream(self: &Arc<Self>, mut stream: SendableRecordBatchStream) -> PyResult<Batches> {
+    pub(crate) fn stream(self: &Arc<Self>, mut stream: SendableRecordBatchStream) -> PyResult<Batches> {
         let schema = stream.schema();
         let (sender, receiver) = channel();
         let room = Arc::new(Semaphore::new(AHEAD));
@@ -149,7 +149,7 @@ impl Drop for Threads {
 }
 
 /// The batches of a query as they come. Dropped, they stop it.
-pub struct Batches {
+pub(crate) struct Batches {
     schema: SchemaRef,
     /// `None` is the end; without it the query was broken off.
     receiver: Receiver<Option<arrow_quant_v2::Result<RecordBatch>>>,
@@ -163,7 +163,7 @@ impl Batches {
     ///
     /// # Errors
     /// The query's, and the exception of a signal.
-    pub fn wait(&mut self, py: Python<'_>) -> Result<Option<RecordBatch>> {
+    pub(crate) fn wait(&mut self, py: Python<'_>) -> Result<Option<RecordBatch>> {
         let next = waiting::next(py, &mut self.receiver, None, |_| Ok(()))?;
         self.room.add_permits(1);
         match next {

@@ -245,7 +245,7 @@ impl QueryResult {
     }
 }
 
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Connection>()?;
     module.add_class::<QueryResult>()?;
     module.add_function(wrap_pyfunction!(connect, module)?)

@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 const DEPTH: usize = 8;
 
 /// A Python object as a value; `None` for one that no configuration can hold.
-pub fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
+pub(crate) fn value_of(object: &Bound<'_, PyAny>) -> PyResult<Option<Value>> {
     value_within(object, DEPTH)
 }
 
@@ -63,7 +63,7 @@ fn value_within(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Option<Valu
 }
 
 /// A value as a Python object, of lists and dicts.
-pub fn object_of<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn object_of<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     match value {
         Value::Null => Ok(py.None().into_bound(py)),
         Value::Bool(truth) => truth.into_bound_py_any(py),
@@ -91,7 +91,7 @@ pub fn object_of<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyA
 }
 
 /// What can be written as JSON, as a Python object of lists and dicts.
-pub fn to_object<'py>(py: Python<'py>, value: &impl Serialize) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_object<'py>(py: Python<'py>, value: &impl Serialize) -> PyResult<Bound<'py, PyAny>> {
     let value = serde_json::to_value(value).map_err(|e| pyo3::exceptions::PyValueError::new_err(e.to_string()))?;
     object_of(py, &value)
 }

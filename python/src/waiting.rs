@@ -39,7 +39,7 @@ impl Cancellation {
 ///
 /// # Errors
 /// The exception of a signal, `Cancelled`, or what `between` raises.
-pub fn next<T: Send>(
+pub(crate) fn next<T: Send>(
     py: Python<'_>,
     from: &mut Receiver<T>,
     cancellation: Option<&Cancellation>,
@@ -62,9 +62,9 @@ pub fn next<T: Send>(
 }
 
 /// What is said of a thread of the engine that ended without a word, which only a panic does.
-pub const PANICKED: &str = "the engine stopped unexpectedly; this is a defect, please report it";
+pub(crate) const PANICKED: &str = "the engine stopped unexpectedly; this is a defect, please report it";
 
 /// The exception that says so.
-pub fn panicked() -> PyErr {
+pub(crate) fn panicked() -> PyErr {
     PyRuntimeError::new_err(PANICKED)
 }

@@ -60,7 +60,7 @@ pub(crate) struct Parameters {
 }
 
 impl Bounds {
-    pub fn parameters(&self) -> Parameters {
+    pub(super) fn parameters(&self) -> Parameters {
         let scale = (self.high - self.low) / levels();
         Parameters { scale, zero_point: (-self.low / scale).round() as i32 }
     }
@@ -74,7 +74,7 @@ impl Losses {
     /// Of a layer's timesteps. `weights` has the part that each channel has in the error, adding up to 1; `divisors` what
     /// each channel is divided by before it is quantized. So many `candidates` to a factor of ten are tried as
     /// bounds on either side.
-    pub fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f32]>, candidates: usize) -> Self {
+    pub(super) fn new(steps: &[StepStatistics], weights: &[f64], divisors: Option<&[f32]>, candidates: usize) -> Self {
         let divided = |channel: usize, value: f32| f64::from(value) / divisors.map_or(1.0, |d| f64::from(d[channel]));
         let extremes = |of: fn(&StepStatistics) -> &[f32], pick: fn(f64, f64) -> f64| {
             let values = steps.iter().flat_map(|step| of(step).iter().enumerate().map(|(j, &x)| divided(j, x)));
@@ -111,29 +111,29 @@ impl Losses {
     }
 
     /// Timesteps in all.
-    pub fn steps(&self) -> usize {
+    pub(super) fn steps(&self) -> usize {
         self.beyond.len()
     }
 
     /// The mean square of the values at a timestep.
-    pub fn power(&self, step: usize) -> f64 {
+    pub(super) fn power(&self, step: usize) -> f64 {
         self.powers[step]
     }
 
     /// What bounds lose at a timestep.
-    pub fn at(&self, step: usize, bounds: &Bounds) -> f64 {
+    pub(super) fn at(&self, step: usize, bounds: &Bounds) -> f64 {
         let beyond = &self.beyond[step];
         rounding(bounds.low, bounds.high) + beyond[bounds.at.0] + beyond[self.low.len() + bounds.at.1]
     }
 
     /// The bounds that clip nothing, at any timestep.
-    pub fn widest(&self) -> Bounds {
+    pub(super) fn widest(&self) -> Bounds {
         let at = self.low.len() - 1;
         Bounds { at: (at, at), low: self.low[at], high: self.high[at] }
     }
 
     /// The bounds that lose least in all of a run of timesteps.
-    pub fn best(&self, steps: std::ops::Range<usize>) -> Bounds {
+    pub(super) fn best(&self, steps: std::ops::Range<usize>) -> Bounds {
         let count = steps.len() as f64;
         let beyond = |at: usize| self.sums[steps.end][at] - self.sums[steps.start][at];
         let candidates = self.low.len();

@@ -29,12 +29,12 @@ pub(crate) struct Calibrated {
 
 impl Calibrated {
     /// Bytes of the tables.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.tables.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
     /// A hash of the tables; empty without any.
-    pub fn hash(&self) -> String {
+    pub(crate) fn hash(&self) -> String {
         if self.tables.is_empty() {
             return String::new();
         }
@@ -44,7 +44,7 @@ impl Calibrated {
     }
 
     /// Takes back what was estimated of weights that became other than planned when it was.
-    pub fn forget_gains(&mut self, planned: &[TensorPlan], became: &[TensorPlan]) {
+    pub(crate) fn forget_gains(&mut self, planned: &[TensorPlan], became: &[TensorPlan]) {
         for (_, became) in planned.iter().zip(became).filter(|(planned, became)| planned.choice != became.choice) {
             let name = became.name();
             for report in self.layers.iter_mut().filter(|report| report.tensor == name) {
@@ -54,7 +54,7 @@ impl Calibrated {
     }
 
     /// Of a job without a calibration.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { reason: Some("no calibration".to_string()), ..Self::default() }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Grouping {
 
 impl Grouping {
     /// What a configuration asks for.
-    pub fn of(config: &DiffusionQuantConfig) -> Self {
+    pub(crate) fn of(config: &DiffusionQuantConfig) -> Self {
         Self { most: config.num_time_groups as usize, boundaries: config.time_group_boundaries }
     }
 }
@@ -33,7 +33,7 @@ pub(crate) struct ChannelWeights<'a> {
 
 impl ChannelWeights<'_> {
     /// The mean square of the inputs at a timestep.
-    pub fn power(&self, step: &StepStatistics) -> f64 {
+    pub(super) fn power(&self, step: &StepStatistics) -> f64 {
         let square = |(channel, square): (usize, &f32)| {
             let divisor = self.divisors.map_or(1.0, |divisors| f64::from(divisors[channel]));
             self.parts[channel] * f64::from(*square) / (divisor * divisor)
@@ -72,7 +72,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub fn new(layer: &LayerStatistics, channels: &ChannelWeights<'_>, grouping: Grouping) -> Self {
+    pub(super) fn new(layer: &LayerStatistics, channels: &ChannelWeights<'_>, grouping: Grouping) -> Self {
         let steps = &layer.steps;
         let losses = Losses::new(steps, channels.parts, channels.divisors, FINE);
         let groups = time_groups(&losses, grouping.most, grouping.boundaries);

@@ -33,7 +33,7 @@ pub(crate) struct CalibratedLayer {
 impl CalibratedLayer {
     /// What the statistics of all states of a layer make of it. `settings` are those its weights are quantized with, `None`
     /// if they are kept.
-    pub fn new(
+    pub(super) fn new(
         states: &[LayerStatistics],
         tensor: &Tensor,
         settings: Option<Settings>,

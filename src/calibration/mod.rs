@@ -85,7 +85,7 @@ pub(crate) struct Histogram {
 
 impl LayerStatistics {
     /// Input channels.
-    pub fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         self.steps.first().map_or(0, |step| step.min.len())
     }
 }

@@ -31,7 +31,7 @@ impl StoredCalibration {
     ///
     /// # Errors
     /// If a column is missing, of another type or has NULLs, or a number is out of its domain.
-    pub fn read(model: &Arc<QuantizedModel>) -> Result<Self> {
+    pub(crate) fn read(model: &Arc<QuantizedModel>) -> Result<Self> {
         let path = &model.path().join(ACTIVATIONS);
         let mut stored = Self { activations: HashMap::new(), model: Arc::clone(model) };
         if let Some(batch) = model.activations() {
@@ -68,7 +68,12 @@ impl StoredCalibration {
     ///
     /// # Errors
     /// Unless exactly one group has each timestep that was measured, naming layer and timestep.
-    pub fn quality(&self, layer: &LayerStatistics, weights: &LayerWeights, errors: &[f64]) -> Result<LayerQuality> {
+    pub(crate) fn quality(
+        &self,
+        layer: &LayerStatistics,
+        weights: &LayerWeights,
+        errors: &[f64],
+    ) -> Result<LayerQuality> {
         let refused = |message: String| QuantError::Validation { tensor: Some(layer.tensor.clone()), message };
         let of_state = if layer.state.is_empty() { String::new() } else { format!(" in the state '{}'", layer.state) };
         let groups = self.activations.get(&(layer.tensor.clone(), layer.state.clone())).map_or(&[][..], Vec::as_slice);

@@ -337,7 +337,7 @@ impl StepStatistics {
 impl Histogram {
     /// The counts of several histograms in one, with bins as many as the most of them has; what lies across bins is shared
     /// among them.
-    pub fn merged<'a>(histograms: impl IntoIterator<Item = &'a Self>) -> Self {
+    pub(crate) fn merged<'a>(histograms: impl IntoIterator<Item = &'a Self>) -> Self {
         /// Bins of another histogram that are narrower than this part of ours lie in one of ours.
         const NARROW: f64 = 1e-9;
         let histograms: Vec<&Self> = histograms.into_iter().collect();
@@ -365,7 +365,7 @@ impl Histogram {
     }
 
     /// The width of a bin.
-    pub fn width(&self) -> f64 {
+    pub(crate) fn width(&self) -> f64 {
         (f64::from(self.max) - f64::from(self.min)) / self.counts.len() as f64
     }
 }

@@ -49,7 +49,7 @@ pub(crate) struct Smoothing {
 
 impl LayerWeights {
     /// Reads the weights of a layer of so many input channels.
-    pub fn read(tensor: &Tensor, channels: usize, settings: Option<Settings>) -> Result<Self> {
+    pub(crate) fn read(tensor: &Tensor, channels: usize, settings: Option<Settings>) -> Result<Self> {
         let isa = Isa::active()?;
         let row = tensor.row_length() as usize;
         let (kernel, rows) = (row / channels, (tensor.elements() / tensor.row_length()) as usize);
@@ -80,7 +80,7 @@ impl LayerWeights {
     }
 
     /// The part of each channel in the error of the layer's output, adding up to 1, and what they add up to without that.
-    pub fn parts(&self, factors: Option<&[f32]>) -> (Vec<f64>, f64) {
+    pub(crate) fn parts(&self, factors: Option<&[f32]>) -> (Vec<f64>, f64) {
         let factor = |channel: usize| factors.map_or(1.0, |factors| f64::from(factors[channel]));
         let squares = self.squares.iter().enumerate().map(|(j, square)| square * factor(j) * factor(j));
         let mut parts: Vec<f64> = squares.collect();
@@ -98,7 +98,7 @@ impl LayerWeights {
     }
 
     /// One number a weight of a row, from one a channel.
-    pub fn of_rows(&self, channels: &[f32]) -> Vec<f32> {
+    pub(crate) fn of_rows(&self, channels: &[f32]) -> Vec<f32> {
         channels.iter().flat_map(|&channel| std::iter::repeat_n(channel, self.kernel)).collect()
     }
 
@@ -150,7 +150,7 @@ impl LayerWeights {
     }
 
     /// The best smoothing, and what it gains in dB; `None` if none gains anything.
-    pub fn smoothing(&self, states: &[LayerStatistics], grouping: Grouping) -> (Option<Smoothing>, f64) {
+    pub(crate) fn smoothing(&self, states: &[LayerStatistics], grouping: Grouping) -> (Option<Smoothing>, f64) {
         let mut inputs = vec![0.0f32; self.squares.len()];
         for step in states.iter().flat_map(|layer| &layer.steps) {
             for (most, (min, max)) in inputs.iter_mut().zip(step.min.iter().zip(&step.max)) {
@@ -182,7 +182,7 @@ impl LayerWeights {
 
     /// What importance gains in a sample of rows, in dB: by how much it lessens the error of the weights as the inputs see it.
     /// `None` if weights are kept, or cannot be quantized, which the job will say.
-    pub fn importance_gain_db(&self, importance: &[f32], factors: Option<&[f32]>) -> Option<f64> {
+    pub(crate) fn importance_gain_db(&self, importance: &[f32], factors: Option<&[f32]>) -> Option<f64> {
         let (settings, isa, row) = (self.settings?, Isa::active().ok()?, self.row());
         let bytes: Vec<u8> = self.sample.iter().flat_map(|w| w.to_le_bytes()).collect();
         let sample = Weights::new(arrow_quant_kernels::Dtype::F32, &bytes, row).ok()?;
@@ -204,7 +204,7 @@ impl LayerWeights {
 impl LayerWeights {
     /// How far (X/s)(W s)ᵀ is from X Wᵀ in 32-bit arithmetic, relative to the latter: of the sample of rows, and inputs
     /// from the ranges of their channels.
-    pub fn smoothing_error(&self, layer: &LayerStatistics, factors: &[f32]) -> f64 {
+    pub(crate) fn smoothing_error(&self, layer: &LayerStatistics, factors: &[f32]) -> f64 {
         /// Inputs that are tried.
         const INPUTS: u64 = 8;
         let (mut low, mut high) = (vec![0.0f32; factors.len()], vec![0.0f32; factors.len()]);

@@ -90,7 +90,7 @@ pub(crate) struct LeftJournal {
 impl LeftJournal {
     /// Goes on with the journal if its run was the same. `is_intact` tells whether a part's file is what was written.
     /// If it was another: the journal again, and why.
-    pub fn resume(
+    pub(super) fn resume(
         mut self,
         identity: &RunIdentity,
         is_intact: impl Fn(&FileEntry) -> bool,
@@ -124,7 +124,7 @@ impl LeftJournal {
     }
 
     /// Begins the journal of another run in the same file.
-    pub fn restart(mut self, identity: &RunIdentity) -> Result<Journal> {
+    pub(super) fn restart(mut self, identity: &RunIdentity) -> Result<Journal> {
         let io = |e| QuantError::io(&self.path, e);
         self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(io)?;
         write_line(&mut self.file, identity).map_err(io)?;
@@ -134,7 +134,7 @@ impl LeftJournal {
 
 impl Journal {
     /// Begins the journal of a run in a new file.
-    pub fn create(path: &Path, identity: &RunIdentity) -> Result<Self> {
+    pub(super) fn create(path: &Path, identity: &RunIdentity) -> Result<Self> {
         let io = |e| QuantError::io(path, e);
         let mut file = File::create_new(path).map_err(io)?;
         file.try_lock().map_err(|e| io(e.into()))?;
@@ -143,7 +143,7 @@ impl Journal {
     }
 
     /// The journal that a run left, or is at work on. `None` if there is none.
-    pub fn find(path: &Path) -> Result<Option<Found>> {
+    pub(super) fn find(path: &Path) -> Result<Option<Found>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -166,27 +166,27 @@ impl Journal {
     }
 
     /// What was measured when a task of this key wrote a part, in this run or an earlier one.
-    pub fn record(&self, part: usize, key: &str) -> Option<PartRecord> {
+    pub(super) fn record(&self, part: usize, key: &str) -> Option<PartRecord> {
         self.lock().records.get(&(part, key.to_string())).cloned()
     }
 
     /// Whether a part lies on disk as a task of this key writes it.
-    pub fn is_on_disk(&self, part: usize, key: &str) -> bool {
+    pub(super) fn is_on_disk(&self, part: usize, key: &str) -> bool {
         self.lock().on_disk.get(&part).is_some_and(|found| found == key)
     }
 
     /// Parts on disk.
-    pub fn parts(&self) -> usize {
+    pub(super) fn parts(&self) -> usize {
         self.lock().on_disk.len()
     }
 
     /// Says that a part is about to be written again, so that what lies on disk no longer counts.
-    pub fn forget(&self, part: usize) {
+    pub(super) fn forget(&self, part: usize) {
         self.lock().on_disk.remove(&part);
     }
 
     /// Adds a part that is durable.
-    pub fn append(&self, record: &PartRecord) -> Result<()> {
+    pub(super) fn append(&self, record: &PartRecord) -> Result<()> {
         let mut inner = self.lock();
         write_line(&mut inner.file, record).map_err(|e| QuantError::io(&self.path, e))?;
         inner.on_disk.insert(record.part, record.key.clone());

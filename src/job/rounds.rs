@@ -48,7 +48,7 @@ pub(super) struct Done {
 }
 
 impl Rounds {
-    pub fn new(plan: ModelPlan, beside: u64, config: &DiffusionQuantConfig) -> Self {
+    pub(super) fn new(plan: ModelPlan, beside: u64, config: &DiffusionQuantConfig) -> Self {
         let tensors = plan.tensors.len();
         let (fallbacks, fell_because) = (vec![Vec::new(); tensors], vec![None; tensors]);
         let (floor, fail_fast) = (Floor::of(config), config.fail_fast);
@@ -59,7 +59,7 @@ impl Rounds {
     ///
     /// # Errors
     /// If a part cannot be written, the target size not be met or, with `fail_fast`, a tensor is below the floor.
-    pub async fn run(mut self, run: &Run) -> Result<Done> {
+    pub(super) async fn run(mut self, run: &Run) -> Result<Done> {
         let (mut stage, mut adjustments) = (Stage::Quantizing, 0);
         loop {
             let mut watch = Watch::new(&self);

@@ -30,7 +30,7 @@ pub(super) type OnPart<'a> = &'a mut (dyn FnMut(&PartRecord) -> Result<()> + Sen
 
 impl Run {
     /// What was measured of every part as a plan has it; parts that were never written so are written now.
-    pub async fn measure(&self, plan: &ModelPlan, stage: Stage, on_part: OnPart<'_>) -> Result<Vec<PartRecord>> {
+    pub(super) async fn measure(&self, plan: &ModelPlan, stage: Stage, on_part: OnPart<'_>) -> Result<Vec<PartRecord>> {
         let journal = self.staging.journal();
         let tasks = PartTask::all(plan, &self.parts);
         let missing = tasks.iter().filter(|task| journal.record(task.part, &task.key).is_none());
@@ -45,7 +45,7 @@ impl Run {
     }
 
     /// Writes the parts that do not lie on disk as a plan has them.
-    pub async fn complete(&self, plan: &ModelPlan) -> Result<()> {
+    pub(super) async fn complete(&self, plan: &ModelPlan) -> Result<()> {
         let mut tasks = PartTask::all(plan, &self.parts);
         tasks.retain(|task| !self.staging.journal().is_on_disk(task.part, &task.key));
         self.write(tasks, plan, Stage::Requantizing, &mut |_| Ok(())).await

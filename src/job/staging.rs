@@ -48,7 +48,7 @@ impl Staging {
     /// # Errors
     /// If the output exists, if another run is at work on it or, without `resume`, has left something, and if the
     /// directory cannot be made.
-    pub fn open(
+    pub(super) fn open(
         out: &Path,
         resume: bool,
         identity: &RunIdentity,
@@ -72,7 +72,7 @@ impl Staging {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn look(out: &Path, resume: bool) -> Result<Option<LeftJournal>> {
+    pub(super) fn look(out: &Path, resume: bool) -> Result<Option<LeftJournal>> {
         let out = absolute(out)?;
         refuse_existing(&out)?;
         let path = partial(&out);
@@ -91,7 +91,7 @@ impl Staging {
 
     /// Ends a run that failed, when nobody is at work in the directory any more: finished parts stay for a later run, if
     /// they are of use to one, and else nothing. True if they stay.
-    pub fn end(&self, is_of_use: bool) -> bool {
+    pub(super) fn end(&self, is_of_use: bool) -> bool {
         self.has_ended.store(true, Ordering::Relaxed);
         let stays = is_of_use && self.journal.parts() > 0;
         if stays {
@@ -106,11 +106,11 @@ impl Staging {
         stays
     }
 
-    pub fn journal(&self) -> &Journal {
+    pub(super) fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -120,7 +120,7 @@ impl Staging {
     }
 
     /// Copies a file of the source, given by its path in it.
-    pub fn copy(&self, source: &Path, relative: &Path) -> Result<()> {
+    pub(super) fn copy(&self, source: &Path, relative: &Path) -> Result<()> {
         if relative == Path::new(MANIFEST) {
             return Ok(());
         }
@@ -133,7 +133,7 @@ impl Staging {
     }
 
     /// Writes a file of its own, which is durable when this returns.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<FileEntry> {
         let path = self.path.join(name);
         let written = File::create(&path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()));
         written.map_err(|e| QuantError::io(&path, e))?;
@@ -142,7 +142,7 @@ impl Staging {
     }
 
     /// Ends the output and gives the directory its name. Both are durable when this returns.
-    pub fn complete(&self, manifest: &Manifest) -> Result<()> {
+    pub(super) fn complete(&self, manifest: &Manifest) -> Result<()> {
         self.target.finish(&self.path, manifest)?;
         // Rename would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
         fs::rename(&self.path, &self.out).map_err(|e| QuantError::io(&self.out, e))?;

@@ -60,7 +60,7 @@ pub(crate) struct PartRecord {
 
 impl PartTask {
     /// The tasks of all parts of a model, in the order of the parts.
-    pub fn all(plan: &ModelPlan, parts: &ModelParts) -> Vec<Self> {
+    pub(super) fn all(plan: &ModelPlan, parts: &ModelParts) -> Vec<Self> {
         (0..parts.iter().len()).map(|part| Self::new(part, plan, parts)).collect()
     }
 

@@ -32,12 +32,12 @@ impl Directory for ModelDirectory<'_> {
 
 impl ModelDirectory<'_> {
     /// Whether there is a file at a path below the directory.
-    pub fn has_file(&self, file: &Path) -> bool {
+    pub(super) fn has_file(&self, file: &Path) -> bool {
         matches!(Location::local(self.0.path().join(file)).is_directory(), Ok(Some(false)))
     }
 
     /// An error of the layout with the path of the model.
-    pub fn explain(&self, error: DirectoryError<StoreError>) -> QuantError {
+    pub(super) fn explain(&self, error: DirectoryError<StoreError>) -> QuantError {
         match error {
             DirectoryError::Store(error) => error.into(),
             DirectoryError::Missing(missing) => QuantError::missing(self.0.path(), missing),

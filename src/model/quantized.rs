@@ -36,12 +36,12 @@ pub(crate) struct QuantizedDirectory {
 
 impl QuantizedDirectory {
     /// True if there is a manifest at a path: a directory with one is complete.
-    pub fn is_at(path: &Path) -> bool {
+    pub(crate) fn is_at(path: &Path) -> bool {
         path.join(MANIFEST).is_file()
     }
 
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         if !Self::is_at(path) {
             return Err(QuantError::missing(path, Missing::NotQuantized));
         }
@@ -62,14 +62,14 @@ impl QuantizedDirectory {
     }
 
     /// Checks that a file has the content that the manifest tells.
-    pub fn verify_file(&self, file: &FileEntry) -> Result<()> {
+    pub(crate) fn verify_file(&self, file: &FileEntry) -> Result<()> {
         let path = self.path.join(&file.path);
         let found = hash_of(&path).map_err(|e| QuantError::io(&path, e))?;
         if found == file.sha256 { Ok(()) } else { Err(QuantError::defect(&path, None, Damage::Content { found })) }
     }
 
     /// The same for every file, between which, and within large ones, the caller may stop waiting.
-    pub async fn verify(&self) -> Result<()> {
+    pub(crate) async fn verify(&self) -> Result<()> {
         for file in self.manifest.stored() {
             let path = self.path.join(&file.path);
             let found = hash_in_steps(&path).await.map_err(|e| QuantError::io(&path, e))?;

@@ -29,7 +29,7 @@ pub(crate) struct Allowed {
 
 impl Allowed {
     /// Why a tensor cannot be quantized with some settings. `None` if it can.
-    pub fn refusal(&self, tensor: &Tensor, settings: Settings) -> Option<Reason> {
+    pub(crate) fn refusal(&self, tensor: &Tensor, settings: Settings) -> Option<Reason> {
         let limit = if !self.bits.contains(&settings.bits) {
             Limit::Bits { bits: settings.bits.get() as u8 }
         } else if !self.group_sizes.contains(&settings.group_size) {
@@ -41,7 +41,7 @@ impl Allowed {
     }
 
     /// Why a tensor cannot be quantized with a scheme, whatever the bits and group size. `None` if it can.
-    pub fn refusal_of_any(&self, tensor: &Tensor, scheme: Scheme) -> Option<Reason> {
+    pub(crate) fn refusal_of_any(&self, tensor: &Tensor, scheme: Scheme) -> Option<Reason> {
         if !self.schemes.contains(&scheme) {
             return Some(self.reason(Limit::Scheme { scheme: scheme.name().to_string() }));
         }
@@ -53,19 +53,19 @@ impl Allowed {
     }
 
     /// Every way to quantize: all bits in all group sizes.
-    pub fn choices(&self) -> Vec<Choice> {
+    pub(crate) fn choices(&self) -> Vec<Choice> {
         let with = |&bits: &Bits| self.group_sizes.iter().map(move |&group_size| Choice { bits, group_size });
         self.bits.iter().flat_map(with).collect()
     }
 
     /// The next width, in groups of the same size. `None` if there is none.
-    pub fn wider(&self, choice: Choice) -> Option<Choice> {
+    pub(crate) fn wider(&self, choice: Choice) -> Option<Choice> {
         let wider = self.bits.iter().copied().find(|bits| bits.get() > choice.bits.get());
         wider.map(|bits| Choice { bits, ..choice })
     }
 
     /// What files take beside payloads, more or less, given the chunks of each.
-    pub fn overhead<'a>(&self, parts: impl Iterator<Item = &'a Range<usize>>) -> u64 {
+    pub(crate) fn overhead<'a>(&self, parts: impl Iterator<Item = &'a Range<usize>>) -> u64 {
         parts.map(|part| self.file_overhead + self.chunk_overhead * part.len() as f64).sum::<f64>() as u64
     }
 }

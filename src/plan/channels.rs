@@ -13,7 +13,7 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
-    pub fn new(importance: Vec<f32>, smoothing: Vec<f32>) -> Self {
+    pub(crate) fn new(importance: Vec<f32>, smoothing: Vec<f32>) -> Self {
         let mut hash = ContentHash::new();
         for list in [&importance, &smoothing] {
             hash.update(list.len().to_le_bytes());

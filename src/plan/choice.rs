@@ -33,7 +33,7 @@ impl TryFrom<StoredChoice> for Choice {
 }
 
 impl Choice {
-    pub fn with(self, settings: Settings) -> Settings {
+    pub(crate) fn with(self, settings: Settings) -> Settings {
         Settings { bits: self.bits, group_size: self.group_size, ..settings }
     }
 }

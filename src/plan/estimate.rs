@@ -47,7 +47,7 @@ pub(crate) async fn measured(
 
 impl Estimate {
     /// `overhead` is what files take beside the tensors.
-    pub fn new(plan: &ModelPlan, sampled: &Sampled, overhead: u64, threads: usize) -> Self {
+    pub(crate) fn new(plan: &ModelPlan, sampled: &Sampled, overhead: u64, threads: usize) -> Self {
         let mut chosen: Vec<Option<Cost>> = vec![None; plan.tensors.len()];
         for (index, costs) in &sampled.costs {
             chosen[*index] = costs.iter().find(|cost| cost.choice == plan.tensors[*index].choice).copied();

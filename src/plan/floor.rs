@@ -13,12 +13,12 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    pub fn of(config: &DiffusionQuantConfig) -> Self {
+    pub(crate) fn of(config: &DiffusionQuantConfig) -> Self {
         Self { cosine_similarity: config.min_accuracy, sqnr_db: config.min_sqnr_db }
     }
 
     /// Whether a tensor with these sums may be as it is. One of zeros that stay zeros may; one that became zeros may not.
-    pub fn allows(&self, sums: &PairSums) -> bool {
+    pub(crate) fn allows(&self, sums: &PairSums) -> bool {
         if sums.sum_ee == 0.0 {
             return true;
         }
@@ -27,7 +27,7 @@ impl Floor {
     }
 
     /// The part of the floor that a tensor is below.
-    pub fn shortfall(&self, sums: &PairSums) -> Shortfall {
+    pub(crate) fn shortfall(&self, sums: &PairSums) -> Shortfall {
         match (sums.cosine_similarity(), self.sqnr_db) {
             (Some(cosine), Some(floor)) if cosine >= self.cosine_similarity => {
                 Shortfall::Sqnr { found: sums.sqnr_db(), floor }

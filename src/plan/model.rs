@@ -35,7 +35,7 @@ impl ModelPlan {
     ///
     /// # Errors
     /// If the configuration, or the table, does not fit the model, or they contradict each other.
-    pub fn new(
+    pub(crate) fn new(
         model: Arc<Model>,
         config: &DiffusionQuantConfig,
         table: Option<&Path>,
@@ -55,7 +55,7 @@ impl ModelPlan {
     }
 
     /// Plans what the target size has chosen, if there is one.
-    pub fn follow_sizing(&mut self) {
+    pub(crate) fn follow_sizing(&mut self) {
         let Some(sizing) = &self.sizing else { return };
         for (index, cost) in sizing.allocation.chosen() {
             let plan = &mut self.tensors[index];
@@ -67,7 +67,7 @@ impl ModelPlan {
     }
 
     /// Gives tensors that are the same as another its choice.
-    pub fn follow_ties(&mut self) {
+    pub(crate) fn follow_ties(&mut self) {
         for index in 0..self.tensors.len() {
             if let Some(first) = self.tensors[index].same_as {
                 self.tensors[index].choice = self.tensors[first].choice;
@@ -76,26 +76,26 @@ impl ModelPlan {
     }
 
     /// Gives a tensor the next width that the target allows, or keeps it.
-    pub fn widen(&mut self, index: usize) {
+    pub(crate) fn widen(&mut self, index: usize) {
         let plan = &mut self.tensors[index];
         plan.choice = plan.choice.and_then(|choice| self.allowed.wider(choice));
         *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
     }
 
     /// Tensors to measure, by index, with the choices of each.
-    pub fn sampling(&self, wanted: Vec<(usize, Vec<Choice>)>, threads: usize) -> Sampling {
+    pub(crate) fn sampling(&self, wanted: Vec<(usize, Vec<Choice>)>, threads: usize) -> Sampling {
         Sampling { model: Arc::clone(&self.model), wanted, settings: self.settings, threads }
     }
 
     /// Bytes of tensors whose size is not up to a target size.
-    pub fn fixed_bytes(&self) -> u64 {
+    pub(crate) fn fixed_bytes(&self) -> u64 {
         let fixed = |plan: &&TensorPlan| !plan.is_open && plan.same_as.is_none();
         let indexes = self.tensors.iter().enumerate().filter(|(_, plan)| fixed(plan)).map(|(index, _)| index);
         indexes.map(|index| self.bytes(index)).sum()
     }
 
     /// Bytes that a tensor will take, before anything of it was measured.
-    pub fn bytes(&self, index: usize) -> u64 {
+    pub(crate) fn bytes(&self, index: usize) -> u64 {
         let tensor = &self.model.tensors()[index];
         let choice = self.tensors[index].choice;
         choice.map_or(tensor.bytes, |choice| quantized_bytes(tensor, choice.with(self.settings)))

@@ -38,7 +38,7 @@ pub(crate) struct Cost {
 
 impl Cost {
     /// That of keeping a tensor as it is.
-    pub fn kept(tensor: &Tensor) -> Self {
+    pub(crate) fn kept(tensor: &Tensor) -> Self {
         Self { choice: None, bytes: tensor.bytes, sums: PairSums::default(), squared_error: 0.0 }
     }
 }
@@ -73,7 +73,7 @@ impl Sampling {
     ///
     /// # Errors
     /// For a weight in the sample that cannot be quantized, naming the tensor.
-    pub async fn run(self, listener: Listener) -> Result<Sampled> {
+    pub(crate) async fn run(self, listener: Listener) -> Result<Sampled> {
         let isa = Isa::active()?;
         let total = self.wanted.iter().map(|(index, _)| self.model.tensors()[*index].elements()).sum();
         let progress = Arc::new(StageProgress::new(Stage::Measuring, total, listener));

@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use arrow_quant_formats::manifest::Reason;
 use arrow_quant_formats::{full_name, nearest};
-use arrow_quant_kernels::{
-    Bits, GroupSize, Isa, KernelError, Method, Scheme, Settings, Weights, group_count, par_quantize,
-};
+use arrow_quant_kernels::{Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
 use regex::Regex;
-use serde::{Deserialize, Serialize};
 
 use super::allowed::Allowed;
 use super::channels::Channels;
@@ -36,11 +33,11 @@ pub(crate) struct TensorPlan {
 }
 
 impl TensorPlan {
-    pub fn key(&self) -> (&str, &str) {
+    pub(crate) fn key(&self) -> (&str, &str) {
         (&self.component, &self.tensor)
     }
 
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         full_name(&self.component, &self.tensor)
     }
 }

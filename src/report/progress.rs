@@ -86,7 +86,7 @@ pub(crate) struct Listener {
 
 impl StageProgress {
     /// A stage of so many weights.
-    pub fn new(stage: Stage, total: u64, listener: Listener) -> Self {
+    pub(crate) fn new(stage: Stage, total: u64, listener: Listener) -> Self {
         let started = Instant::now();
         let progress = Self { stage, total, done: AtomicU64::new(0), started, told: Mutex::new(started), listener };
         progress.tell("");
@@ -94,7 +94,7 @@ impl StageProgress {
     }
 
     /// Counts weights of a tensor as done.
-    pub fn add(&self, weights: u64, tensor: &str) {
+    pub(crate) fn add(&self, weights: u64, tensor: &str) {
         self.done.fetch_add(weights, Ordering::Relaxed);
         // Of several threads that find it due, one tells it.
         if let Ok(mut told) = self.told.try_lock()
@@ -106,7 +106,7 @@ impl StageProgress {
     }
 
     /// Ends the stage.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         let _told = self.told.lock();
         self.tell("");
     }

@@ -31,7 +31,7 @@ pub(crate) struct Files(pub Option<Arc<AllowedPaths>>);
 
 impl Files {
     /// Opens what is at a path of a statement.
-    pub fn open<T>(&self, path: &str, open: impl FnOnce(&Path) -> crate::Result<T>) -> crate::Result<T> {
+    pub(crate) fn open<T>(&self, path: &str, open: impl FnOnce(&Path) -> crate::Result<T>) -> crate::Result<T> {
         let asked = Path::new(path);
         let Some(allowed) = &self.0 else { return open(asked) };
         let real = allowed.check_input(asked)?;

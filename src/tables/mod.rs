@@ -22,7 +22,7 @@ use crate::{Model, Result};
 pub(crate) use chunks::{LIMIT, cut};
 pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::{ChunkCursor, ModelParts};
-pub use quantized::QuantizedModel;
+pub(crate) use quantized::QuantizedModel;
 pub(crate) use quantized::part_schema;
 pub(crate) use shapes::{shape_type, shapes};
 pub(crate) use staged::stage;

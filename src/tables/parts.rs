@@ -24,7 +24,7 @@ pub(crate) struct ModelParts {
 
 impl ModelParts {
     /// The parts of the tensors of a model that pass a test on their index.
-    pub fn new(model: &Model, is_wanted: impl Fn(usize) -> bool) -> Self {
+    pub(crate) fn new(model: &Model, is_wanted: impl Fn(usize) -> bool) -> Self {
         let chunks: Arc<[Chunk]> = chunks(model).into_iter().filter(|chunk| is_wanted(chunk.tensor)).collect();
         let total: u64 = chunks.iter().map(|chunk| chunk.elements).sum();
         let runs = runs(&chunks, (total / PARTS).clamp(LEAST, MOST)).into();
@@ -33,7 +33,7 @@ impl ModelParts {
 
     /// Parts given by the tensors of each, by index, with the range of the chunks of each tensor. `None` if the model has no
     /// such tensor or chunk.
-    pub fn of_ranges(model: &Model, parts: &[Vec<(usize, Range<usize>)>]) -> Option<Self> {
+    pub(crate) fn of_ranges(model: &Model, parts: &[Vec<(usize, Range<usize>)>]) -> Option<Self> {
         let all = chunks(model);
         let mut of_tensors: Vec<&[Chunk]> = vec![&[]; model.tensors().len()];
         for of_tensor in all.chunk_by(|a, b| a.tensor == b.tensor) {
@@ -50,17 +50,17 @@ impl ModelParts {
         Some(Self { chunks: chunks.into(), runs: runs.into() })
     }
 
-    pub fn all_chunks(&self) -> &Arc<[Chunk]> {
+    pub(crate) fn all_chunks(&self) -> &Arc<[Chunk]> {
         &self.chunks
     }
 
     /// The chunks of each part, as indexes.
-    pub fn iter(&self) -> std::slice::Iter<'_, Range<usize>> {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Range<usize>> {
         self.runs.iter()
     }
 
     /// The tensors of a part, in order, each with the range of its chunks.
-    pub fn tensors(&self, part: usize) -> Vec<(usize, Range<usize>)> {
+    pub(crate) fn tensors(&self, part: usize) -> Vec<(usize, Range<usize>)> {
         let chunks = &self.chunks[self.runs[part].clone()];
         let range = |of_tensor: &[Chunk]| {
             let first = of_tensor[0].number as usize;
@@ -70,13 +70,13 @@ impl ModelParts {
     }
 
     /// The weights of those tensors of a part that pass a test.
-    pub fn weights(&self, part: usize, is_counted: impl Fn(usize) -> bool) -> u64 {
+    pub(crate) fn weights(&self, part: usize, is_counted: impl Fn(usize) -> bool) -> u64 {
         let chunks = &self.chunks[self.runs[part].clone()];
         chunks.iter().filter(|chunk| is_counted(chunk.tensor)).map(|chunk| chunk.elements).sum()
     }
 
     /// The chunks of a part, to be gone through row by row.
-    pub fn chunks(&self, part: usize) -> ChunkCursor {
+    pub(crate) fn chunks(&self, part: usize) -> ChunkCursor {
         ChunkCursor { chunks: Arc::clone(&self.chunks), rest: self.runs[part].clone() }
     }
 }
@@ -89,7 +89,7 @@ pub(crate) struct ChunkCursor {
 
 impl ChunkCursor {
     /// The elements of the next rows: runs of single tensors.
-    pub fn next_rows(&mut self, rows: usize) -> Vec<(usize, Range<u64>)> {
+    pub(crate) fn next_rows(&mut self, rows: usize) -> Vec<(usize, Range<u64>)> {
         let end = (self.rest.start + rows).min(self.rest.end);
         let mut elements: Vec<(usize, Range<u64>)> = Vec::new();
         for chunk in &self.chunks[self.rest.start..end] {

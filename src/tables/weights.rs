@@ -67,14 +67,14 @@ struct Source {
 }
 
 impl WeightsTable {
-    pub fn new(name: &str, model: Arc<Model>) -> Self {
+    pub(crate) fn new(name: &str, model: Arc<Model>) -> Self {
         let chunks = chunks(&model).into();
         Self { source: Source { name: name.into(), model }, chunks, parts: None }
     }
 
     /// The same table with these partitions, whatever the session: so that what is made of a partition does not depend on
     /// the machine.
-    pub fn in_parts(self, parts: ModelParts) -> Self {
+    pub(crate) fn in_parts(self, parts: ModelParts) -> Self {
         Self { chunks: Arc::clone(parts.all_chunks()), parts: Some(parts), ..self }
     }
 

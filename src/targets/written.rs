@@ -44,12 +44,12 @@ mod sums {
 
     type Fields = (u64, f64, f64, f64, f64, f64);
 
-    pub fn serialize<S: Serializer>(sums: &Option<PairSums>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(sums: &Option<PairSums>, serializer: S) -> Result<S::Ok, S::Error> {
         let fields: Option<Fields> = sums.map(|s| (s.n, s.sum_aa, s.sum_bb, s.sum_ab, s.sum_ee, s.max_abs_error));
         fields.serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PairSums>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PairSums>, D::Error> {
         let fields = Option::<Fields>::deserialize(deserializer)?;
         Ok(fields.map(|(n, sum_aa, sum_bb, sum_ab, sum_ee, max_abs_error)| PairSums {
             n,

@@ -12,12 +12,12 @@ use arrow_quant_v2::FIELDS;
 use serde_json::{Map, Value, json};
 
 /// The example model.
-pub const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits-dit");
+pub(crate) const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits-dit");
 
 type F16 = <Float16Type as ArrowPrimitiveType>::Native;
 
 /// A tensor to write.
-pub struct Tensor {
+pub(crate) struct Tensor {
     pub name: &'static str,
     /// `F32`, `F16`, `BF16` or `I64`.
     pub dtype: &'static str,
@@ -28,13 +28,13 @@ pub struct Tensor {
 
 impl Tensor {
     /// A tensor of Gaussian weights that follow from the seed.
-    pub fn gaussian(name: &'static str, dtype: &'static str, shape: &[usize], seed: u64) -> Self {
+    pub(crate) fn gaussian(name: &'static str, dtype: &'static str, shape: &[usize], seed: u64) -> Self {
         let values = gaussian(shape.iter().product(), seed);
         Self { name, dtype, shape: shape.to_vec(), values }
     }
 
     /// A tensor of 0, 1, 2 …
-    pub fn counting(name: &'static str, dtype: &'static str, shape: &[usize]) -> Self {
+    pub(crate) fn counting(name: &'static str, dtype: &'static str, shape: &[usize]) -> Self {
         let elements: usize = shape.iter().product();
         Self { name, dtype, shape: shape.to_vec(), values: (0..elements).map(|i| i as f64).collect() }
     }
@@ -59,7 +59,7 @@ fn bf16(x: f32) -> u16 {
 }
 
 /// Gaussian numbers (Box-Muller over SplitMix64) that follow from the seed.
-pub fn gaussian(count: usize, seed: u64) -> Vec<f64> {
+pub(crate) fn gaussian(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     let mut uniform = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -78,7 +78,7 @@ pub fn gaussian(count: usize, seed: u64) -> Vec<f64> {
 }
 
 /// A safetensors file of some tensors.
-pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
+pub(crate) fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
     let (mut header, mut data) = (Map::new(), Vec::new());
     for tensor in tensors {
         assert_eq!(tensor.shape.iter().product::<usize>(), tensor.values.len(), "{}", tensor.name);
@@ -91,7 +91,7 @@ pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 /// Writes a safetensors file of some tensors, and the directories above it.
-pub fn write_model(path: &Path, tensors: &[Tensor]) {
+pub(crate) fn write_model(path: &Path, tensors: &[Tensor]) {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).unwrap();
     }
@@ -99,7 +99,7 @@ pub fn write_model(path: &Path, tensors: &[Tensor]) {
 }
 
 /// Writes a model of one large tensor, `w`, whose rows of 4,096 Gaussian weights are all the same.
-pub fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
+pub(crate) fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
     let row = Tensor::gaussian("w", dtype, &[4096], 11).bytes();
     let entry = json!({"dtype": dtype, "shape": [rows, 4096], "data_offsets": [0, rows * row.len()]});
     let mut file = BufWriter::new(fs::File::create(path).unwrap());
@@ -111,7 +111,7 @@ pub fn write_large_model(path: &Path, dtype: &'static str, rows: usize) {
 }
 
 /// Writes a copy of the example model, `directory/digits`, in which one tensor has other weights.
-pub fn write_digits_with(directory: &Path, tensor: &str, values: &[f64]) -> PathBuf {
+pub(crate) fn write_digits_with(directory: &Path, tensor: &str, values: &[f64]) -> PathBuf {
     let model = directory.join("digits");
     fs::create_dir(&model).unwrap();
     for (name, mut bytes) in files(Path::new(DIGITS)) {
@@ -134,12 +134,12 @@ fn file_head(header: Map<String, Value>) -> Vec<u8> {
 }
 
 /// A path as an argument.
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// The command with some arguments, and nothing of the environment that would change what it does.
-pub fn arrow_quant(arguments: &[&str]) -> Command {
+pub(crate) fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
     command.args(arguments).env_remove("ARROW_QUANT_ISA");
     for variable in FIELDS.iter().filter_map(|field| field.variable) {
@@ -150,7 +150,7 @@ pub fn arrow_quant(arguments: &[&str]) -> Command {
 
 /// Quantizes a model into `directory/name` with more arguments, and gives the report.
 #[track_caller]
-pub fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) -> (PathBuf, Value) {
+pub(crate) fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) -> (PathBuf, Value) {
     let out = directory.join(name);
     let report = run(arrow_quant(&[["quantize", model, text(&out), "--json"].as_slice(), arguments].concat())).json();
     (out, report)
@@ -158,7 +158,7 @@ pub fn quantized(model: &str, directory: &Path, name: &str, arguments: &[&str]) 
 
 /// The message of a `quantize` that must fail, after which the directory holds what it held before.
 #[track_caller]
-pub fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
+pub(crate) fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
     let parent = out.parent().unwrap();
     let before = parent.is_dir().then(|| names(parent));
     let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
@@ -168,24 +168,24 @@ pub fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
 
 /// The tensors of a report.
 #[track_caller]
-pub fn tensors(report: &Value) -> &[Value] {
+pub(crate) fn tensors(report: &Value) -> &[Value] {
     report["tensors"].as_array().unwrap()
 }
 
 /// What a report says of a tensor.
 #[track_caller]
-pub fn tensor<'a>(report: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn tensor<'a>(report: &'a Value, name: &str) -> &'a Value {
     tensors(report).iter().find(|tensor| tensor["tensor"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
 }
 
 /// What a quantized model says of itself.
-pub fn manifest(out: &Path) -> Value {
+pub(crate) fn manifest(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("arrow_quant.json")).unwrap()).unwrap()
 }
 
 /// What a finished command leaves.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// `None` if a signal ended it.
     pub status: Option<i32>,
     pub stdout: String,
@@ -194,7 +194,7 @@ pub struct Outcome {
 
 /// Runs a command to its end.
 #[track_caller]
-pub fn run(mut command: impl BorrowMut<Command>) -> Outcome {
+pub(crate) fn run(mut command: impl BorrowMut<Command>) -> Outcome {
     let command: &mut Command = command.borrow_mut();
     let output = command.output().unwrap();
     Outcome {
@@ -207,20 +207,20 @@ pub fn run(mut command: impl BorrowMut<Command>) -> Outcome {
 impl Outcome {
     /// What it printed, if it succeeded without a word on standard error.
     #[track_caller]
-    pub fn printed(self) -> String {
+    pub(crate) fn printed(self) -> String {
         assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
         self.stdout
     }
 
     /// The JSON that it printed.
     #[track_caller]
-    pub fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         serde_json::from_str(&self.printed()).unwrap()
     }
 
     /// The message of its error: one line that starts with `error: `, and status 1.
     #[track_caller]
-    pub fn error(self) -> String {
+    pub(crate) fn error(self) -> String {
         assert_eq!(self.status, Some(1), "{self:?}");
         let message = self.stderr.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
         let message = message.unwrap_or_else(|| panic!("{self:?}"));
@@ -231,14 +231,14 @@ impl Outcome {
 
 /// Asserts that a message has all these parts.
 #[track_caller]
-pub fn contains(message: &str, parts: &[&str]) {
+pub(crate) fn contains(message: &str, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "'{message}' does not contain '{part}'");
     }
 }
 
 /// The names in a directory, sorted.
-pub fn names(directory: &Path) -> Vec<String> {
+pub(crate) fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -246,7 +246,7 @@ pub fn names(directory: &Path) -> Vec<String> {
 }
 
 /// Every file under a directory by its relative path.
-pub fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for name in names(directory) {
         let path = directory.join(&name);
@@ -261,7 +261,7 @@ pub fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Writes a model of tall tensors, each the rows of a small one so many times over, and the directories above it.
 #[cfg(unix)]
-pub fn write_tall_model(path: &Path, tensors: &[(Tensor, usize)]) {
+pub(crate) fn write_tall_model(path: &Path, tensors: &[(Tensor, usize)]) {
     let (mut header, mut end) = (Map::new(), 0);
     for (tensor, times) in tensors {
         let (begin, rows) = (end, tensor.shape[0] * times);

@@ -14,23 +14,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Rows of 4,096 weights that make a part.
-pub const PART_ROWS: usize = 1 << 10;
+pub(crate) const PART_ROWS: usize = 1 << 10;
 
 /// Files by their paths.
-pub type Files = BTreeMap<String, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// No more arguments.
-pub const NONE: &[&str] = &[];
+pub(crate) const NONE: &[&str] = &[];
 
 /// A job that is run again and again, in a directory of its own.
-pub struct Job {
+pub(crate) struct Job {
     pub directory: TempDir,
     pub model: PathBuf,
     pub arguments: Vec<&'static str>,
 }
 
 impl Job {
-    pub fn new(tensors: &[(Tensor, usize)], arguments: &[&'static str]) -> Self {
+    pub(crate) fn new(tensors: &[(Tensor, usize)], arguments: &[&'static str]) -> Self {
         let directory = TempDir::new().unwrap();
         let model = directory.path().join("model");
         write_tall_model(&model.join("model.safetensors"), tensors);
@@ -39,31 +39,31 @@ impl Job {
     }
 
     /// A job of so many parts that are all alike.
-    pub fn of_parts(parts: usize) -> Self {
+    pub(crate) fn of_parts(parts: usize) -> Self {
         Self::new(&[(gaussian("w", 1), parts * PART_ROWS)], &["--method", "minmax"])
     }
 
     /// A job of six parts; the half of them that have weights of `poor` are written twice, as it falls back to 4 bits.
-    pub fn with_fallback() -> Self {
+    pub(crate) fn with_fallback() -> Self {
         Self::new(&fallback_tensors(), &["--method", "minmax", "--bits", "2", "--min-accuracy", "0.99"])
     }
 
-    pub fn out(&self) -> PathBuf {
+    pub(crate) fn out(&self) -> PathBuf {
         self.directory.path().join("out")
     }
 
-    pub fn partial(&self) -> PathBuf {
+    pub(crate) fn partial(&self) -> PathBuf {
         self.directory.path().join("out.partial")
     }
 
-    pub fn command(&self, more: &[&str]) -> Command {
+    pub(crate) fn command(&self, more: &[&str]) -> Command {
         let mut command = arrow_quant(&["quantize", text(&self.model), text(&self.out())]);
         command.args(&self.arguments).args(more);
         command
     }
 
     /// Starts a run that is as slow as can be, to be cut short.
-    pub fn start(&self, more: &[&str]) -> Running {
+    pub(crate) fn start(&self, more: &[&str]) -> Running {
         let mut command = self.command(&[["--threads", "1", "--json"].as_slice(), more].concat());
         command.env("ARROW_QUANT_ISA", "scalar").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running(command.spawn().unwrap())
@@ -71,14 +71,14 @@ impl Job {
 
     /// The files of a run that is left alone, which are then removed.
     #[track_caller]
-    pub fn expected(&self, more: &[&str]) -> Files {
+    pub(crate) fn expected(&self, more: &[&str]) -> Files {
         run(self.command(&[["--quiet"].as_slice(), more].concat())).printed();
         self.take_output()
     }
 
     /// Resumes, with a warning that what was left is of no use.
     #[track_caller]
-    pub fn starts_afresh(&self, more: &[&str], reason: &str) {
+    pub(crate) fn starts_afresh(&self, more: &[&str], reason: &str) {
         let outcome = run(self.command(&[&["--json", "--resume"], more].concat()));
         assert_eq!(outcome.status, Some(0), "{outcome:?}");
         contains(&outcome.stderr, &["warning: `", &format!("out.partial` is begun anew: {reason}\n")]);
@@ -88,31 +88,31 @@ impl Job {
 
     /// Goes on with what is left, to the end.
     #[track_caller]
-    pub fn resume(&self, more: &[&str]) -> Value {
+    pub(crate) fn resume(&self, more: &[&str]) -> Value {
         run(self.command(&[["--resume", "--json"].as_slice(), more].concat())).json()
     }
 
-    pub fn take_output(&self) -> Files {
+    pub(crate) fn take_output(&self) -> Files {
         let found = files(&self.out());
         fs::remove_dir_all(self.out()).unwrap();
         found
     }
 
     /// The complete lines of the journal.
-    pub fn journal(&self) -> Vec<Value> {
+    pub(crate) fn journal(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.partial().join("journal.jsonl")).unwrap_or_default();
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         complete.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Parts that were finished, counted as often as they were.
-    pub fn records(&self) -> usize {
+    pub(crate) fn records(&self) -> usize {
         self.journal().len().saturating_sub(1)
     }
 
     /// Leaves what a run that was killed leaves, with so many parts finished or a few more.
     #[track_caller]
-    pub fn leave(&self, records: usize) -> Left {
+    pub(crate) fn leave(&self, records: usize) -> Left {
         for _ in 0..10 {
             let mut running = self.start(&[]);
             running.until(|| self.records() >= records);
@@ -128,7 +128,7 @@ impl Job {
 
     /// Asserts that the output is complete and as expected, and removes it.
     #[track_caller]
-    pub fn is_complete(&self, expected: &Files) {
+    pub(crate) fn is_complete(&self, expected: &Files) {
         assert_eq!(names(self.directory.path()), ["model", "out"]);
         let found = self.take_output();
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -139,12 +139,12 @@ impl Job {
 }
 
 /// A row of Gaussian weights.
-pub fn gaussian(name: &'static str, seed: u64) -> Tensor {
+pub(crate) fn gaussian(name: &'static str, seed: u64) -> Tensor {
     Tensor::gaussian(name, "BF16", &[1, 4096], seed)
 }
 
 /// Two bits are enough for two of them.
-pub fn fallback_tensors() -> [(Tensor, usize); 3] {
+pub(crate) fn fallback_tensors() -> [(Tensor, usize); 3] {
     let signs = |name| {
         let values = (0..4096).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
         Tensor { name, dtype: "BF16", shape: vec![1, 4096], values }
@@ -154,11 +154,11 @@ pub fn fallback_tensors() -> [(Tensor, usize); 3] {
 }
 
 /// A run that is under way; it ends with the test.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub Child);
 
 impl Running {
     /// Waits until something is so, or the run has ended.
-    pub fn until(&mut self, is_so: impl Fn() -> bool) {
+    pub(crate) fn until(&mut self, is_so: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while !is_so() && self.0.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the run does not get there");
@@ -166,18 +166,18 @@ impl Running {
         }
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         // That it has ended already is seen by its status.
         let command = format!("kill -{name} {} 2> /dev/null", self.0.id());
         Command::new("sh").args(["-c", &command]).status().unwrap();
     }
 
-    pub fn kill(mut self) -> Outcome {
+    pub(crate) fn kill(mut self) -> Outcome {
         self.0.kill().unwrap();
         self.end()
     }
 
-    pub fn end(mut self) -> Outcome {
+    pub(crate) fn end(mut self) -> Outcome {
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.0.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
         self.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -193,20 +193,20 @@ impl Drop for Running {
 }
 
 /// What a run left: the file of each part that was finished, as it was written last.
-pub struct Left {
+pub(crate) struct Left {
     pub is_begun: bool,
     pub parts: BTreeMap<String, FileId>,
     pub contents: Files,
 }
 
 /// What a file has no longer once it was written again: its inode and the time of its last change.
-pub type FileId = (u64, i64, i64);
+pub(crate) type FileId = (u64, i64, i64);
 
 impl Left {
     /// # Panics
     /// If a part was written twice in the same way.
     #[track_caller]
-    pub fn of(job: &Job) -> Self {
+    pub(crate) fn of(job: &Job) -> Self {
         let journal = job.journal();
         let mut left = Self { is_begun: !journal.is_empty(), parts: BTreeMap::new(), contents: Files::new() };
         let mut seen = HashSet::new();
@@ -228,30 +228,30 @@ impl Left {
     }
 
     /// Leaves only the parts that are as they shall be in the end.
-    pub fn only(mut self, expected: &Files) -> Self {
+    pub(crate) fn only(mut self, expected: &Files) -> Self {
         self.parts.retain(|path, _| self.contents[path] == expected[path]);
         self
     }
 
     /// Asserts that no part was written again since.
     #[track_caller]
-    pub fn is_untouched_in(&self, directory: &Path) {
+    pub(crate) fn is_untouched_in(&self, directory: &Path) {
         for (path, id) in &self.parts {
             assert_eq!(file_id(&directory.join(path)), *id, "{path} was written again");
         }
     }
 }
 
-pub fn file_id(path: &Path) -> FileId {
+pub(crate) fn file_id(path: &Path) -> FileId {
     let metadata = fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Numbers that follow from a seed (SplitMix64).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn below(&mut self, limit: u32) -> u32 {
+    pub(crate) fn below(&mut self, limit: u32) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::common::DIGITS;
 
 /// A server that ends with the test.
-pub struct Service {
+pub(crate) struct Service {
     process: Child,
     address: String,
     /// Reads what the server logs, so that the pipe never fills up and stops the server; `None` once the log was taken.
@@ -30,7 +30,7 @@ pub struct Service {
 
 impl Service {
     /// Starts a server on a port that is free.
-    pub fn start(flags: &[String]) -> Self {
+    pub(crate) fn start(flags: &[String]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_arrow-quant"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(flags)
@@ -60,13 +60,13 @@ impl Service {
         Self::start(&all)
     }
 
-    pub async fn connect(&self) -> FlightSqlServiceClient<Channel> {
+    pub(crate) async fn connect(&self) -> FlightSqlServiceClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         FlightSqlServiceClient::new(endpoint.connect().await.unwrap())
     }
 
     /// Ends it as an operator would; it must have had no panic, and end well.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let id = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         let status = self.process.wait().unwrap();

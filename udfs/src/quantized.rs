@@ -9,7 +9,7 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::compute::CastOptions;
 use arrow::datatypes::{DataType, Field, Fields};
-use arrow_quant_kernels::{Bits, GroupSize, PairSums, Quantized, QuantizedRef, Scheme};
+use arrow_quant_kernels::{Bits, GroupSize, PairSums, Quantized, QuantizedRef};
 use datafusion::common::{Result, cast_column, exec_datafusion_err, exec_err, plan_err};
 
 use crate::tensor::{binary_views, column, kernel_error};
@@ -323,7 +323,7 @@ pub(crate) struct ErrorColumn {
 
 impl ErrorColumn {
     /// Fails at planning for a type without error sums.
-    pub fn check(function: &str, data_type: &DataType) -> Result<()> {
+    pub(crate) fn check(function: &str, data_type: &DataType) -> Result<()> {
         check_fields(function, data_type, &["errors"])?;
         let fields = match data_type {
             DataType::Struct(fields) => &fields[..],
@@ -341,7 +341,7 @@ impl ErrorColumn {
         }
     }
 
-    pub fn try_new(function: &'static str, array: &StructArray) -> Result<Self> {
+    pub(crate) fn try_new(function: &'static str, array: &StructArray) -> Result<Self> {
         let Some(errors) = array.column_by_name("errors").and_then(|errors| errors.as_struct_opt()) else {
             return exec_err!("{function}: the quantized value has no error sums");
         };
@@ -361,7 +361,7 @@ impl ErrorColumn {
     ///
     /// # Errors
     /// If the value is not NULL and one of them is, or their number is negative.
-    pub fn row(&self, row: usize) -> Result<Option<PairSums>> {
+    pub(crate) fn row(&self, row: usize) -> Result<Option<PairSums>> {
         let is_null = |nulls: &Option<NullBuffer>| nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
         if is_null(&self.nulls) {
             return Ok(None);

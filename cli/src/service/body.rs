@@ -18,7 +18,7 @@ impl Body {
     ///
     /// # Errors
     /// If it is no JSON object, or has a field that the action does not know; the message names the nearest.
-    pub fn parse(action: &'static str, bytes: &[u8], known: &[&str]) -> Result<Self> {
+    pub(super) fn parse(action: &'static str, bytes: &[u8], known: &[&str]) -> Result<Self> {
         let refused = |message: String| QuantError::configuration(format!("{action}: {message}"));
         let expected = || match known {
             [] => "{}".to_string(),
@@ -43,7 +43,7 @@ impl Body {
     ///
     /// # Errors
     /// If it is missing or no text.
-    pub fn text(&self, field: &str) -> Result<&str> {
+    pub(super) fn text(&self, field: &str) -> Result<&str> {
         self.optional_text(field)?
             .ok_or_else(|| QuantError::field(field, format!("{}: {field} is missing, expected text", self.action)))
     }
@@ -52,7 +52,7 @@ impl Body {
     ///
     /// # Errors
     /// If it is no text.
-    pub fn optional_text(&self, field: &str) -> Result<Option<&str>> {
+    pub(super) fn optional_text(&self, field: &str) -> Result<Option<&str>> {
         self.optional(field, "text", Value::as_str)
     }
 
@@ -60,7 +60,7 @@ impl Body {
     ///
     /// # Errors
     /// If it is neither true nor false.
-    pub fn flag(&self, field: &str) -> Result<bool> {
+    pub(super) fn flag(&self, field: &str) -> Result<bool> {
         Ok(self.optional(field, "true or false", Value::as_bool)?.unwrap_or(false))
     }
 
@@ -68,7 +68,7 @@ impl Body {
     ///
     /// # Errors
     /// If it is no object.
-    pub fn fields(&self, field: &str) -> Result<impl Iterator<Item = (&String, &Value)>> {
+    pub(super) fn fields(&self, field: &str) -> Result<impl Iterator<Item = (&String, &Value)>> {
         let fields = self.optional(field, "an object", Value::as_object)?;
         Ok(fields.into_iter().flatten())
     }

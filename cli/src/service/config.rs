@@ -18,7 +18,7 @@ const PORT: u16 = 50051;
 /// How the service runs.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct ServiceConfig {
+pub(crate) struct ServiceConfig {
     /// Where clients connect; port 0 is any that is free.
     pub listen: SocketAddr,
     /// Where Prometheus reads metrics.
@@ -78,7 +78,7 @@ impl Default for ServiceConfig {
 
 impl ServiceConfig {
     /// Threads that compute queries and jobs.
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -86,7 +86,7 @@ impl ServiceConfig {
     }
 
     /// Whether clients connect with TLS.
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.tls_certificate.is_some()
     }
 
@@ -140,7 +140,7 @@ impl Configuration for ServiceConfig {
 
 /// A model and the schema it becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamedModel {
+pub(crate) struct NamedModel {
     /// The schema. SQL reads names without quotes in lower case, and so it is.
     pub name: String,
     /// The file or directory.
@@ -150,7 +150,7 @@ pub struct NamedModel {
 impl NamedModel {
     /// # Errors
     /// If the name is none that SQL reads without quotes, or the path is empty.
-    pub fn new(name: &str, path: &str) -> Result<Self, String> {
+    pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
         let mut chars = name.chars();
         let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
         if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
@@ -166,7 +166,7 @@ impl NamedModel {
     ///
     /// # Errors
     /// If two models have one name.
-    pub fn field_value(models: &[Self]) -> Result<Value> {
+    pub(crate) fn field_value(models: &[Self]) -> Result<Value> {
         let mut all = Map::new();
         for Self { name, path } in models {
             if all.insert(name.clone(), path.to_string_lossy().into()).is_some() {
@@ -189,13 +189,13 @@ impl FromStr for NamedModel {
 }
 
 /// The places that a configuration comes from: YAML file < environment < flags. Models and what is allowed add up.
-pub type ServiceLayers = Layers<ServiceConfig>;
+pub(crate) type ServiceLayers = Layers<ServiceConfig>;
 
 /// The field and value of a limit as `NAME=VALUE`.
 ///
 /// # Errors
 /// If the text is no name and value, or there is no such limit.
-pub fn limit(text: &str) -> Result<(&'static str, Value)> {
+pub(crate) fn limit(text: &str) -> Result<(&'static str, Value)> {
     let refused = |message: &str| Refused::new("limits", Problem::Other(format!("--limit {text}: {message}")));
     let Some((name, value)) = text.split_once('=') else {
         return Err(refused("NAME=VALUE is needed, as in --limit query_timeout=60").into());

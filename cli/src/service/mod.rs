@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use arrow_quant_flight::{Code, ServeError, Server};
 
-pub use config::{NamedModel, ServiceConfig, ServiceLayers, limit};
+pub(crate) use config::{NamedModel, ServiceConfig, ServiceLayers, limit};
 
 use arrow_quant_stores::StoreError;
 use arrow_quant_v2::{AllowedPaths, QuantError, Result, service_session};
@@ -26,7 +26,7 @@ use models::{Models, NameTaken};
 ///
 /// # Errors
 /// If a model cannot be read, what is allowed does not exist, or the server cannot start.
-pub async fn bind(config: &ServiceConfig) -> Result<Server> {
+pub(crate) async fn bind(config: &ServiceConfig) -> Result<Server> {
     let allowed = Arc::new(AllowedPaths::new(config.allow.iter().map(String::as_str))?);
     let memory = usize::try_from(config.memory_mb.saturating_mul(1_000_000)).unwrap_or(usize::MAX);
     let spill = config.spill_mb.saturating_mul(1_000_000);
@@ -43,7 +43,7 @@ pub async fn bind(config: &ServiceConfig) -> Result<Server> {
 }
 
 /// An error of the server as one of ours.
-pub fn not_started(error: ServeError) -> QuantError {
+pub(crate) fn not_started(error: ServeError) -> QuantError {
     match error {
         ServeError::Io { path, source } => QuantError::Io { path, source },
         ServeError::DataFusion(error) => error.into(),

@@ -38,7 +38,7 @@ pub(super) struct Summary {
 pub(super) struct NameTaken(String);
 
 impl Models {
-    pub fn new(allowed: Arc<AllowedPaths>, threads: usize) -> Self {
+    pub(super) fn new(allowed: Arc<AllowedPaths>, threads: usize) -> Self {
         Self { allowed, threads, named: Mutex::default() }
     }
 
@@ -46,7 +46,7 @@ impl Models {
     ///
     /// # Errors
     /// If there is no readable model at the path, or the name is taken.
-    pub fn add(&self, ctx: &SessionContext, name: &str, path: &Path) -> Result<Summary> {
+    pub(super) fn add(&self, ctx: &SessionContext, name: &str, path: &Path) -> Result<Summary> {
         let model = AnyModel::open(path)?;
         // The tables of a quantized model read its files through the stores of the session.
         self.allowed.serve(model.served_files())?;
@@ -62,7 +62,7 @@ impl Models {
     ///
     /// # Errors
     /// If it is taken, or no name.
-    pub fn free_name(&self, ctx: &SessionContext, name: &str) -> datafusion::common::Result<String> {
+    pub(super) fn free_name(&self, ctx: &SessionContext, name: &str) -> datafusion::common::Result<String> {
         let NamedModel { name, .. } =
             NamedModel::new(name, ".").map_err(|message| QuantError::field("name", message))?;
         let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
@@ -74,7 +74,7 @@ impl Models {
     }
 
     /// All models, by name.
-    pub fn summaries(&self) -> Vec<Summary> {
+    pub(super) fn summaries(&self) -> Vec<Summary> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         named.values().map(|served| served.summary.clone()).collect()
     }
@@ -83,7 +83,7 @@ impl Models {
     ///
     /// # Errors
     /// If it is a path that is not allowed.
-    pub fn path(&self, model: &str) -> Result<PathBuf> {
+    pub(super) fn path(&self, model: &str) -> Result<PathBuf> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(served) = named.get(&model.to_ascii_lowercase()) {
             return Ok(served.path.clone());

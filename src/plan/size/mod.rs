@@ -47,7 +47,7 @@ pub(crate) struct Allocation {
 
 impl Allocation {
     /// The choices of some tensors, given by index with the costs of each, those of keeping it included.
-    pub fn new(costs: Vec<(usize, Vec<Cost>)>, is_uniform: bool) -> Self {
+    pub(crate) fn new(costs: Vec<(usize, Vec<Cost>)>, is_uniform: bool) -> Self {
         let open = |(tensor, mut costs): (usize, Vec<Cost>)| {
             // Of groups that are longer than a row, the largest: models then have fewer sizes in all.
             let size = |cost: &Cost| std::cmp::Reverse(cost.choice.map(|choice| choice.group_size));
@@ -61,17 +61,17 @@ impl Allocation {
     }
 
     /// What each tensor becomes.
-    pub fn chosen(&self) -> impl Iterator<Item = (usize, &Cost)> {
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = (usize, &Cost)> {
         self.open.iter().map(|open| (open.tensor, &open.costs[open.chosen]))
     }
 
     /// Bytes of all tensors as chosen.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.chosen().map(|(_, cost)| cost.bytes).sum()
     }
 
     /// The fewest bytes that there is a choice for.
-    pub fn least_bytes(&self) -> u64 {
+    pub(crate) fn least_bytes(&self) -> u64 {
         if self.is_uniform {
             let of = |choice| self.of_all(choice).map(|(bytes, _)| bytes);
             return self.common_choices().into_iter().filter_map(of).min().unwrap_or_default();
@@ -83,7 +83,7 @@ impl Allocation {
     ///
     /// # Errors
     /// If even the smallest choices exceed it.
-    pub fn choose(&mut self, budget: u64) -> Result<()> {
+    pub(crate) fn choose(&mut self, budget: u64) -> Result<()> {
         if self.is_uniform {
             return self.choose_one_for_all(budget);
         }
@@ -137,7 +137,7 @@ impl Allocation {
     }
 
     /// The sum over all tensors as chosen.
-    pub fn squared_error(&self) -> f64 {
+    pub(crate) fn squared_error(&self) -> f64 {
         self.chosen().map(|(_, cost)| cost.squared_error).sum()
     }
 
@@ -211,7 +211,7 @@ impl Allocation {
     ///
     /// # Errors
     /// If even the smallest choices exceed it.
-    pub fn adjust(&mut self, budget: u64) -> Result<()> {
+    pub(crate) fn adjust(&mut self, budget: u64) -> Result<()> {
         if self.is_uniform {
             return self.choose_one_for_all(budget);
         }
@@ -232,7 +232,7 @@ impl Allocation {
     }
 
     /// Takes a choice away from a tensor, and all that are not better. Gives false if it was the last.
-    pub fn forbid(&mut self, tensor: usize, choice: Choice) -> bool {
+    pub(crate) fn forbid(&mut self, tensor: usize, choice: Choice) -> bool {
         // With fewer bits it is no better, nor with larger groups.
         let is_no_better = |other: Choice| {
             other.bits < choice.bits || other.bits == choice.bits && other.group_size >= choice.group_size
@@ -252,7 +252,7 @@ impl Allocation {
 
     /// Puts what was measured of a tensor, as chosen, in place of what was estimated. Where the sample was not like the
     /// rest, its other choices are taken to be as far off; true if that is so.
-    pub fn measured(&mut self, tensor: usize, bytes: u64, squared_error: f64) -> bool {
+    pub(crate) fn measured(&mut self, tensor: usize, bytes: u64, squared_error: f64) -> bool {
         let Some(open) = self.open.iter_mut().find(|open| open.tensor == tensor) else { return false };
         let chosen = open.costs[open.chosen];
         let Some(choice) = chosen.choice else { return false };

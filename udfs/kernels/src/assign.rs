@@ -21,14 +21,14 @@ pub(crate) struct BatchSums<F> {
 
 impl<F: Copy> BatchSums<F> {
     #[inline(always)]
-    pub fn zero<S: Simd<F = F>>(s: S) -> Self {
+    pub(crate) fn zero<S: Simd<F = F>>(s: S) -> Self {
         let zero = [s.splat(0.0); 2];
         Self { ww: zero, wq: zero, ee: zero, max: zero }
     }
 
     /// False if some weight was NaN or infinite, or so large that its square is.
     #[inline(always)]
-    pub fn finite<S: Simd<F = F>>(&self, s: S) -> bool {
+    pub(crate) fn finite<S: Simd<F = F>>(&self, s: S) -> bool {
         s.bits(s.lt(s.add(self.ww[0], self.ww[1]), s.splat(f32::INFINITY))) == u16::MAX
     }
 
@@ -53,13 +53,13 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { n: 0, ww: [0.0; LANES], wq: [0.0; LANES], ee: [0.0; LANES], max: 0.0 }
     }
 
     /// Adds the sums of a batch of `n` weights.
     #[inline(always)]
-    pub fn add<S: Simd>(&mut self, s: S, n: usize, sums: &BatchSums<S::F>) {
+    pub(crate) fn add<S: Simd>(&mut self, s: S, n: usize, sums: &BatchSums<S::F>) {
         s.add_to_f64(s.add(sums.ww[0], sums.ww[1]), &mut self.ww);
         s.add_to_f64(s.add(sums.wq[0], sums.wq[1]), &mut self.wq);
         s.add_to_f64(s.add(sums.ee[0], sums.ee[1]), &mut self.ee);
@@ -68,7 +68,7 @@ impl Losses {
 
     /// Adds only the count and the greatest error of a batch.
     #[inline(always)]
-    pub fn add_max<S: Simd>(&mut self, s: S, n: usize, sums: &BatchSums<S::F>) {
+    pub(crate) fn add_max<S: Simd>(&mut self, s: S, n: usize, sums: &BatchSums<S::F>) {
         self.n += n as u64;
         self.max = s.to_array(s.max(sums.max[0], sums.max[1])).into_iter().fold(self.max, f32::max);
     }
@@ -76,7 +76,7 @@ impl Losses {
     /// Adds the sums of a group so large or so small that f32 squares would overflow or vanish. False if some weight is
     /// NaN or infinite.
     #[cold]
-    pub fn add_in_f64<E: Element>(&mut self, bytes: &[u8], grids: &Grids, lane: usize) -> bool {
+    pub(crate) fn add_in_f64<E: Element>(&mut self, bytes: &[u8], grids: &Grids, lane: usize) -> bool {
         let levels = grids.levels(Scalar, lane);
         for (i, element) in bytes.chunks_exact(E::SIZE).enumerate() {
             let w = E::one(element);
@@ -89,7 +89,7 @@ impl Losses {
         self.ww.iter().all(|sum| sum.is_finite())
     }
 
-    pub fn finish(self) -> PairSums {
+    pub(crate) fn finish(self) -> PairSums {
         let (aa, ab, ee) = (sum_lanes(self.ww), sum_lanes(self.wq), sum_lanes(self.ee));
         PairSums {
             n: self.n,
@@ -138,7 +138,7 @@ pub(crate) struct Grids {
 
 impl Grids {
     #[inline(always)]
-    pub fn new<S: Simd>(s: S, grid: &Grid<S::F>, magnitude: S::F, max_code: f32) -> Self {
+    pub(crate) fn new<S: Simd>(s: S, grid: &Grid<S::F>, magnitude: S::F, max_code: f32) -> Self {
         let inverse = inverse(s, grid.scale);
         let negative_min = s.sub(s.splat(0.0), grid.min);
         let small = s.bits(s.lt(magnitude, s.splat(F32_SQUARES.start)));
@@ -157,7 +157,7 @@ impl Grids {
 
     /// Lets codes, which stay as they are found, stand for the levels of another grid with the same zeros.
     #[inline(always)]
-    pub fn stand_for<S: Simd>(&mut self, s: S, grid: &Grid<S::F>) {
+    pub(crate) fn stand_for<S: Simd>(&mut self, s: S, grid: &Grid<S::F>) {
         (self.scale, self.min) = (s.to_array(grid.scale), s.to_array(grid.min));
     }
 

@@ -22,14 +22,14 @@ pub(crate) struct Range<F> {
 impl<F: Copy> Range<F> {
     /// Both zeros made +0, whose sign an instruction set's minimum leaves open.
     #[inline(always)]
-    pub fn new<S: Simd<F = F>>(s: S, min: F, max: F) -> Self {
+    pub(crate) fn new<S: Simd<F = F>>(s: S, min: F, max: F) -> Self {
         let zero = s.splat(0.0);
         Self { min: s.add(min, zero), max: s.add(max, zero) }
     }
 
     /// max |w|.
     #[inline(always)]
-    pub fn magnitude<S: Simd<F = F>>(&self, s: S) -> F {
+    pub(crate) fn magnitude<S: Simd<F = F>>(&self, s: S) -> F {
         s.max(s.abs(self.min), s.abs(self.max))
     }
 }
@@ -47,14 +47,14 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    pub fn new(settings: &Settings, stored: ParameterDtype) -> Self {
+    pub(crate) fn new(settings: &Settings, stored: ParameterDtype) -> Self {
         let max_code = f32::from(settings.bits.max_code());
         Self { bits: settings.bits, scheme: settings.scheme, max_code, half: (max_code + 1.0) / 2.0, stored }
     }
 
     /// A minimum as it is stored.
     #[inline(always)]
-    pub fn store<S: Simd>(&self, s: S, x: S::F) -> S::F {
+    pub(crate) fn store<S: Simd>(&self, s: S, x: S::F) -> S::F {
         match self.stored {
             ParameterDtype::F16 => s.round_f16(x),
             ParameterDtype::F32 => x,
@@ -63,7 +63,7 @@ impl Rules {
 
     /// A scale as it is stored; one whose reciprocal overflows becomes 0.
     #[inline(always)]
-    pub fn store_scale<S: Simd>(&self, s: S, x: S::F) -> S::F {
+    pub(crate) fn store_scale<S: Simd>(&self, s: S, x: S::F) -> S::F {
         let tiny = s.lt(s.abs(x), s.splat(f32::MIN_POSITIVE));
         s.select(tiny, s.splat(0.0), self.store(s, x))
     }
@@ -71,7 +71,7 @@ impl Rules {
     /// The grid that `minmax` gives, and the lanes whose parameters f16 does not hold: those where rounding moves some
     /// level by more than a quarter of a step.
     #[inline(always)]
-    pub fn minmax<S: Simd>(&self, s: S, range: Range<S::F>) -> (Grid<S::F>, u16) {
+    pub(crate) fn minmax<S: Simd>(&self, s: S, range: Range<S::F>) -> (Grid<S::F>, u16) {
         let zero = s.splat(0.0);
         let top = s.splat(self.max_code);
         let (scale, min) = match self.scheme {

@@ -180,12 +180,12 @@ pub(crate) struct Block<'a> {
 
 impl<'a> Slice<'a> {
     /// True if rows do not end on a byte of packed codes; these are then packed in a second step.
-    pub fn unaligned(&self) -> bool {
+    pub(crate) fn unaligned(&self) -> bool {
         !self.weights.row_length().is_multiple_of(self.settings.bits.codes_per_byte())
     }
 
     /// The width that codes of a block are written with.
-    pub fn code_width(&self) -> Bits {
+    pub(crate) fn code_width(&self) -> Bits {
         if self.unaligned() { Bits::Eight } else { self.settings.bits }
     }
 

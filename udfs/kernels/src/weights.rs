@@ -292,7 +292,7 @@ pub(crate) struct Floats<'a> {
 impl Floats<'_> {
     /// Elements in all.
     #[inline(always)]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len() / self.dtype.size()
     }
 }

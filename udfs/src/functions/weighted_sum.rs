@@ -47,7 +47,7 @@ pub(crate) struct WeightedSum {
 }
 
 impl WeightedSum {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::user_defined(Volatility::Immutable) }
     }
 }
