@@ -41,7 +41,7 @@ pub enum QuantError {
         /// The field of the configuration.
         field: &'static str,
         /// Why it does not fit.
-        problem: SettingProblem,
+        problem: Box<SettingProblem>,
     },
     /// Something is where an output should go.
     Output {
@@ -199,6 +199,11 @@ impl QuantError {
         Self::Configuration { field: None, path: None, message: message.into() }
     }
 
+    /// A setting that does not fit the model or the rest of the configuration.
+    pub fn setting(field: &'static str, problem: SettingProblem) -> Self {
+        Self::Setting { field, problem: Box::new(problem) }
+    }
+
     /// A field of the configuration that is not allowed.
     pub fn field(field: &str, message: impl Into<String>) -> Self {
         Self::Configuration { field: Some(field.to_string()), path: None, message: message.into() }
@@ -267,7 +272,7 @@ impl From<StoreError> for QuantError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Io { path, source } => Self::Io { path, source },
-            StoreError::Allow { .. } => Self::Setting { field: "allow", problem: SettingProblem::Allow(error) },
+            StoreError::Allow { .. } => Self::setting("allow", SettingProblem::Allow(error)),
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
             other => Self::configuration(other.to_string()),
         }

@@ -188,7 +188,7 @@ mod tests {
         let held = Held::Model;
         let problem = SettingProblem::MemoryLimit { limit_mb: 200, least_mb: 300, held };
         assert_eq!(
-            told(QuantError::Setting { field: "max_memory_limit_mb", problem }),
+            told(QuantError::setting("max_memory_limit_mb", problem)),
             "--max-memory-limit-mb is 200, but the model is, because --enable-streaming is false, held in memory: allowed for \
              it are 300 or more, or --enable-streaming"
         );
@@ -202,7 +202,7 @@ mod tests {
         let variables = [("ARROW_QUANT_MAX_MEMORY_MB".to_string(), "200".to_string())];
         let layers = ConfigLayers::new().variables(variables).explicit("enable_streaming", false.into());
         let problem = SettingProblem::MemoryLimit { limit_mb: 200, least_mb: 300, held: Held::Model };
-        let failure = Failure::from(QuantError::Setting { field: "max_memory_limit_mb", problem });
+        let failure = Failure::from(QuantError::setting("max_memory_limit_mb", problem));
         let message = failure.with(&layers.load().unwrap()).to_string();
         assert!(message.starts_with("ARROW_QUANT_MAX_MEMORY_MB is 200, but the model is, because --enable-streaming"));
     }

@@ -38,6 +38,12 @@ pub trait Directory {
     /// If it cannot be listed.
     fn list(&self, directory: &Path) -> std::result::Result<Vec<Entry>, Self::Error>;
 
+    /// Its own identity, to be compared with those of [`EntryKind::Directory`].
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    fn identity(&self) -> std::result::Result<PathBuf, Self::Error>;
+
     /// The bytes of a file.
     ///
     /// # Errors
@@ -137,7 +143,7 @@ pub fn check_file(path: &Path) -> std::result::Result<(), Missing> {
 /// If a directory cannot be listed.
 pub fn config_files<D: Directory>(directory: &D, is_pipeline: bool) -> std::result::Result<Vec<PathBuf>, D::Error> {
     let mut found = Vec::new();
-    collect(directory, Path::new(""), is_pipeline, &mut Vec::new(), &mut found)?;
+    collect(directory, Path::new(""), is_pipeline, &mut vec![directory.identity()?], &mut found)?;
     found.sort();
     Ok(found)
 }

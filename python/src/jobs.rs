@@ -57,7 +57,7 @@ fn quantize_model<'py>(
 /// Quantizes what a query gives into a new directory. The query may name the models and tables of a connection.
 #[pyfunction]
 #[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
-#[allow(clippy::too_many_arguments)] // the keywords of the function in Python
+#[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_query<'py>(
     py: Python<'py>,
     query: String,

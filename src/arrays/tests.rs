@@ -144,7 +144,7 @@ fn rows_are_the_tensor_again_in_any_order() {
     let quantized = tensor.quantize("w", SETTINGS, 2).unwrap();
     let rows = quantized.rows("w").unwrap();
     assert_eq!(rows.num_rows(), 1, "a row that is one chunk");
-    let matrix = TensorData::new(Dtype::F32, vec![1000, 200], tensor.buffers.clone()).unwrap();
+    let matrix = TensorData::new(Dtype::F32, vec![1000, 200], tensor.buffers).unwrap();
     let matrix = matrix.quantize("m", SETTINGS, 2).unwrap();
     let many = matrix.rows("m").unwrap();
     let backwards: Vec<_> = (0..many.num_rows()).rev().map(|row| many.slice(row, 1)).collect();

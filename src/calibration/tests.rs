@@ -45,25 +45,31 @@ fn a_wrong_table_is_refused_by_tensor_and_timestep() {
     for (rows, said) in [
         (
             vec![row("a", 0, 0, &two), row("a", 5, 0, &two), row("b", 0, 0, &two)],
-            "c: b: timestep 5 is missing, which a has",
+            "c: tensor 'b': timestep 5 is missing, which a has",
         ),
-        (vec![row("a", 0, 0, &two), row("a", 0, 0, &two)], "c: a: timestep 0 is there twice"),
-        (vec![row("a", 0, 0, &two), row("a", 5, 0, &two[..1])], "c: a: timestep 5 has 1 channels, timestep 0 has 2"),
+        (vec![row("a", 0, 0, &two), row("a", 0, 0, &two)], "c: tensor 'a': timestep 0 is there twice"),
+        (
+            vec![row("a", 0, 0, &two), row("a", 5, 0, &two[..1])],
+            "c: tensor 'a': timestep 5 has 1 channels, timestep 0 has 2",
+        ),
         (
             vec![row("a", 0, 0, &[])],
-            "c: a: timestep 0: channel_min, channel_max and channel_mean_square have [0, 0, 0] entries",
+            "c: tensor 'a': timestep 0: channel_min, channel_max and channel_mean_square have [0, 0, 0] entries",
         ),
-        (vec![row("a", 3, 0, &[CHANNEL, [-1.0, f32::NAN, 0.5]])], "c: a: timestep 3: channel_max of channel 1 is NaN"),
-        (vec![row("a", 3, 0, &[[1.0, -1.0, 0.5]])], "c: a: timestep 3: channel 0 has minimum 1, maximum -1"),
+        (
+            vec![row("a", 3, 0, &[CHANNEL, [-1.0, f32::NAN, 0.5]])],
+            "c: tensor 'a': timestep 3: channel_max of channel 1 is NaN",
+        ),
+        (vec![row("a", 3, 0, &[[1.0, -1.0, 0.5]])], "c: tensor 'a': timestep 3: channel 0 has minimum 1, maximum -1"),
         (
             vec![row("a", 3, 0, &[[-1.0, 1.0, 2.0]])],
-            "c: a: timestep 3: channel 0 has minimum -1, maximum 1 and mean square 2",
+            "c: tensor 'a': timestep 3: channel 0 has minimum -1, maximum 1 and mean square 2",
         ),
         (
             vec![row("a", 3, 0, &[[1.0, 2.0, 0.5]])],
-            "c: a: timestep 3: channel 0 has minimum 1, maximum 2 and mean square 0.5",
+            "c: tensor 'a': timestep 3: channel 0 has minimum 1, maximum 2 and mean square 0.5",
         ),
-        (vec![row("a", -1, 0, &[CHANNEL])], "c: a: timestep -1: timestep is -1, allowed: 0 or more"),
+        (vec![row("a", -1, 0, &[CHANNEL])], "c: tensor 'a': timestep -1: timestep is -1, allowed: 0 or more"),
         (vec![], "c: it has no rows"),
     ] {
         let error = read(&rows).unwrap_err();
@@ -244,7 +250,7 @@ fn states_of_a_layer_have_as_many_channels_each() {
     };
     let batches = [with_state(&one, "masked"), with_state(&other, "open")];
     let error = Calibration::from_batches("c", &batches, 100).unwrap_err().to_string();
-    assert_eq!(error, "c: a: it has 2 channels in the state 'open', 1 in 'masked'");
+    assert_eq!(error, "c: tensor 'a': it has 2 channels in the state 'open', 1 in 'masked'");
 }
 
 #[test]

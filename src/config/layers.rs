@@ -199,7 +199,8 @@ fn refuse_unknown<C: Configuration>(name: &str) -> Result<(), Refused> {
         Some(field) => field.variable,
         None => variables().find(|(rest, _)| Some(*rest) == similar).map(|(_, variable)| variable),
     };
-    Err(Refused { field: None, origin: None, problem: Problem::UnknownVariable { name: name.to_string(), nearest } })
+    let problem = Box::new(Problem::UnknownVariable { name: name.to_string(), nearest });
+    Err(Refused { field: None, origin: None, problem })
 }
 
 /// What a text stands for: a number, a truth value, or text.

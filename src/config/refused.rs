@@ -44,7 +44,7 @@ pub struct Refused {
     /// Where the value came from, if not from the caller. A message names the field as it is named there.
     pub origin: Option<Origin>,
     /// What is wrong.
-    pub problem: Problem,
+    pub problem: Box<Problem>,
 }
 
 /// What is wrong with a setting.
@@ -99,13 +99,13 @@ pub enum Problem {
 impl Refused {
     /// A problem of a field, with a value of the caller.
     pub fn new(field: &str, problem: Problem) -> Self {
-        Self { field: Some(field.to_string()), origin: None, problem }
+        Self { field: Some(field.to_string()), origin: None, problem: Box::new(problem) }
     }
 
     /// A problem of a file as a whole.
     pub fn file(path: &Path, problem: impl fmt::Display) -> Self {
         let origin = Some(Origin::File(path.to_path_buf()));
-        Self { field: None, origin, problem: Problem::Other(problem.to_string()) }
+        Self { field: None, origin, problem: Box::new(Problem::Other(problem.to_string())) }
     }
 
     /// The same, of a value that came from there.
@@ -126,7 +126,7 @@ impl fmt::Display for Refused {
         if let Some(Origin::File(path)) = &self.origin {
             write!(f, "{}: ", path.display())?;
         }
-        match &self.problem {
+        match &*self.problem {
             Problem::Unknown { what, name, nearest: Some(near), .. } => {
                 write!(f, "there is no {what} '{name}'; did you mean {near}?")
             }

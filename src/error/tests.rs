@@ -27,7 +27,7 @@ impl Words for Marked {
 }
 
 fn setting(field: &'static str, problem: SettingProblem) -> QuantError {
-    QuantError::Setting { field, problem }
+    QuantError::setting(field, problem)
 }
 
 fn output(problem: OutputProblem) -> QuantError {

@@ -159,7 +159,7 @@ impl Rounds {
         let target = self.plan.sizing.as_ref().map(|sizing| sizing.target);
         let (field, bytes) = target.map_or(("target_model_size_mb", 0), |target| (target.field, target.bytes));
         let below_floor = self.fell_because.iter().flatten().count();
-        QuantError::Setting { field, problem: SettingProblem::NotMet { target_mb: bytes as f64 / 1e6, below_floor } }
+        QuantError::setting(field, SettingProblem::NotMet { target_mb: bytes as f64 / 1e6, below_floor })
     }
 
     fn refuse_too_large(&self, files: u64) -> Result<()> {

@@ -30,7 +30,7 @@ fn model() -> tempfile::TempDir {
     for _ in 0..end / 2 {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         // Either sign, from an eighth to 2.
-        let bits = ((state >> 16) & 0x8000 | 0x3e00 + (state >> 16) % 0x1ff) as u16;
+        let bits = ((state >> 16) & 0x8000 | (0x3e00 + (state >> 16) % 0x1ff)) as u16;
         file.extend(bits.to_le_bytes());
     }
     directory(&[("model.safetensors", file), ("config.json", b"{}".to_vec())])

@@ -1,6 +1,6 @@
 //! A location as the layouts of model directories see it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::directory::{Directory, DirectoryError, Entry, EntryKind};
 use arrow_quant_stores::{ListedKind, Location, StoreError};
@@ -23,6 +23,10 @@ impl Directory for ModelDirectory<'_> {
             },
         };
         Ok(self.0.list(directory)?.into_iter().map(entry).collect())
+    }
+
+    fn identity(&self) -> Result<PathBuf, StoreError> {
+        self.0.identity()
     }
 
     fn read(&self, file: &Path) -> Result<Vec<u8>, StoreError> {

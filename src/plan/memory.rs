@@ -22,7 +22,7 @@ pub(crate) fn in_flight(config: &DiffusionQuantConfig, held: u64) -> Result<usiz
         None => {
             let held = if config.enable_streaming { Held::Calibration } else { Held::Model };
             let problem = SettingProblem::MemoryLimit { limit_mb: limit, least_mb: least, held };
-            Err(QuantError::Setting { field: "max_memory_limit_mb", problem })
+            Err(QuantError::setting("max_memory_limit_mb", problem))
         }
     }
 }

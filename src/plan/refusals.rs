@@ -15,7 +15,7 @@ pub(super) fn refuse_decisions(config: &DiffusionQuantConfig) -> Result<()> {
         ("skip_sensitive_layers", config.skip_sensitive_layers),
     ];
     match set.iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => Err(QuantError::Setting { field, problem: SettingProblem::BesidePlan }),
+        Some((field, _)) => Err(QuantError::setting(field, SettingProblem::BesidePlan)),
         None => Ok(()),
     }
 }
@@ -24,7 +24,7 @@ pub(super) fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: 
     match &config.tensors {
         Some(pattern) if plans.iter().all(|plan| plan.choice.is_none()) => {
             let problem = SettingProblem::SelectsNothing { pattern: pattern.clone() };
-            Err(QuantError::Setting { field: "tensors", problem })
+            Err(QuantError::setting("tensors", problem))
         }
         _ => Ok(()),
     }

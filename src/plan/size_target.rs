@@ -26,7 +26,7 @@ impl SizeTarget {
         let unit = if self.field == "target_bpw" { weights as f64 / 8.0 } else { 1e6 };
         let least = (least as f64 / unit * 1e3).ceil() / 1e3;
         let asked = self.bytes as f64 / unit;
-        QuantError::Setting { field: self.field, problem: SettingProblem::TooSmall { asked, least } }
+        QuantError::setting(self.field, SettingProblem::TooSmall { asked, least })
     }
 }
 

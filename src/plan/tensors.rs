@@ -184,7 +184,7 @@ impl<'a> Rules<'a> {
                     patterns: patterns.map(|(pattern, width)| (pattern.to_string(), width.to_string())),
                     tensor: full_name(&tensor.component, &tensor.name),
                 };
-                Err(QuantError::Setting { field: "layer_bit_widths", problem })
+                Err(QuantError::setting("layer_bit_widths", problem))
             }
             None => Ok(Some((first, *bits))),
         }
@@ -210,7 +210,7 @@ fn unfit(tensor: &Tensor) -> Option<Reason> {
     if tensor.float_dtype().is_none() {
         return Some(Reason::NotQuantized { dtype: tensor.dtype().to_string() });
     }
-    (tensor.shape.len() < 2).then(|| Reason::Dimensions { dimensions: tensor.shape.len() })
+    (tensor.shape.len() < 2).then_some(Reason::Dimensions { dimensions: tensor.shape.len() })
 }
 
 /// A plan, or to keep the tensor where the target cannot hold it otherwise, or it would be no smaller: short rows, as of a
@@ -237,7 +237,7 @@ fn refuse_unfit(model: &Model, name: &str, width: Width) -> Result<()> {
         Some(reason) if width != Width::Keep => {
             let problem =
                 SettingProblem::CannotBeQuantized { name: name.to_string(), width: width.to_string(), reason };
-            Err(QuantError::Setting { field: "layer_bit_widths", problem })
+            Err(QuantError::setting("layer_bit_widths", problem))
         }
         _ => Ok(()),
     }
@@ -267,7 +267,7 @@ fn unknown_name<'a>(model: &'a Model, field: &'static str, name: &str) -> QuantE
     let modules = |tensor: &'a str| tensor.match_indices('.').map(move |(end, _)| &tensor[..end]).chain([tensor]);
     let near = nearest(name, model.tensors().iter().flat_map(|tensor| modules(&tensor.name)));
     let problem = SettingProblem::UnknownName { name: name.to_string(), nearest: near.map(str::to_string) };
-    QuantError::Setting { field, problem }
+    QuantError::setting(field, problem)
 }
 
 /// Bytes of codes and f16 parameters.

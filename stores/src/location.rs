@@ -67,6 +67,14 @@ impl Location {
         }
     }
 
+    /// The path it has without links, which two paths that lead to the same place share.
+    ///
+    /// # Errors
+    /// If nothing is there.
+    pub fn identity(&self) -> Result<PathBuf, StoreError> {
+        fs::canonicalize(&self.path).map_err(|e| StoreError::io(&self.path, e))
+    }
+
     /// What is in a directory, in the order of the names; hidden entries left out.
     ///
     /// # Errors

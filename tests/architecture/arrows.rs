@@ -92,7 +92,7 @@ fn circles(rules: &Rules, member: &Crate, arrows: &[Arrow], faults: &mut Vec<Str
     let of_crate = |parent: &str| parent.split("::").next() == Some(&member.folder);
     let mut unused: Vec<&CircleRule> = rules.circles.iter().filter(|rule| of_crate(&rule.parent)).collect();
     for (parent, edges) in levels {
-        let parent = [&[member.folder.clone()], parent].concat().join("::");
+        let parent = [std::slice::from_ref(&member.folder), parent].concat().join("::");
         for (&(from, to), arrow) in &edges {
             let Some(way) = way(&edges, to, from) else { continue };
             let allows = |rule: &CircleRule| {

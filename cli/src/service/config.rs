@@ -201,7 +201,7 @@ pub(crate) fn limit(text: &str) -> Result<(&'static str, Value)> {
         return Err(refused("NAME=VALUE is needed, as in --limit query_timeout=60").into());
     };
     let field = named::<ServiceConfig>(&format!("limits.{name}")).map_err(|unknown| {
-        let problem = match unknown.problem {
+        let problem = match *unknown.problem {
             Problem::Unknown { nearest, names, .. } => {
                 Problem::Unknown { what: "limit", name: name.to_string(), nearest, names }
             }

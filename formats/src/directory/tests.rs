@@ -30,6 +30,10 @@ impl Directory for InMemory {
         Ok(entries)
     }
 
+    fn identity(&self) -> std::result::Result<PathBuf, Infallible> {
+        Ok(PathBuf::new())
+    }
+
     fn read(&self, file: &Path) -> std::result::Result<Vec<u8>, Infallible> {
         Ok(self.0[file].clone())
     }

@@ -119,7 +119,7 @@ fn time<T>(mut f: impl FnMut() -> T) -> f64 {
 fn read<const STREAMS: usize>(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::*;
+        use std::arch::x86_64::{_mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_setzero_si512, _mm512_xor_si512};
 
         #[target_feature(enable = "avx512f")]
         fn avx512<const STREAMS: usize>(bytes: &[u8]) -> u64 {

@@ -1,6 +1,8 @@
 //! Weights of other encodings than floats: they are what decoders written out here say, and all kernels treat them as F32
 //! weights of those values.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use arrow_quant_kernels::{
     Bits, BlockType, Dtype, Encoding, Fp8, GroupSize, Isa, KernelError, Method, Scales, Scheme, Settings, Weights,
     cosine_similarity, pair_sums, par_quantize, quantize, stats, to_f32,
