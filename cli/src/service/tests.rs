@@ -98,7 +98,7 @@ fn a_file_is_refused_with_what_is_allowed() {
 #[test]
 fn the_example_is_the_default_and_names_variables_and_flags() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = root.join("service.example.yaml");
+    let path = root.join("../service.example.yaml");
     let (config, text) =
         (ServiceLayers::new().file(&path).load().unwrap().config, std::fs::read_to_string(path).unwrap());
     for field in ServiceConfig::FIELDS {
