@@ -18,7 +18,7 @@ fn is_up_to_date(file: &str, begin: &str, end: &str, expected: &str) {
         fs::write(&path, format!("{before}{begin}{expected}{}", &rest[end..])).unwrap();
         return;
     }
-    assert!(&rest[..end] == expected, "{file} is stale: run UPDATE_DOCS=1 cargo test --lib config::reference");
+    assert!(&rest[..end] == expected, "{file} is stale: run UPDATE_DOCS=1 cargo test config::reference");
 }
 
 /// A value as YAML has it.

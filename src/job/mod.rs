@@ -5,6 +5,7 @@ mod journal;
 mod open;
 mod planned;
 mod query;
+mod report;
 mod rounds;
 mod run;
 mod source;

@@ -8,8 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::html::html;
-use crate::model::QuantizedDirectory;
-use crate::{LayerReport, Result, TensorReport, Totals};
+use crate::{LayerReport, TensorReport, Totals};
 
 /// Quality figures that JSON can hold.
 pub(crate) fn finite(x: f64) -> Option<f64> {
@@ -48,14 +47,6 @@ pub struct ModelReport {
 }
 
 impl ModelReport {
-    /// Reads the report of a quantized model directory.
-    ///
-    /// # Errors
-    /// If there is none at the path.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self::new(QuantizedDirectory::open(path.as_ref())?.manifest))
-    }
-
     pub(crate) fn new(manifest: Manifest) -> Self {
         Self {
             name: manifest.source.name,

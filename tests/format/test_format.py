@@ -42,7 +42,7 @@ def golden(version):
 # ---------------------------------------------------------------- golden directories
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 def test_golden_directories_are_there(version):
     assert [path.name for path in golden(version)] == sorted(make.DIRECTORIES[version])
 

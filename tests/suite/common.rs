@@ -141,7 +141,8 @@ pub(crate) fn text(path: &Path) -> &str {
 /// The command with some arguments, and nothing of the environment that would change what it does.
 pub(crate) fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
-    command.args(arguments).env_remove("ARROW_QUANT_ISA");
+    // Paths of the project are relative to its root.
+    command.args(arguments).env_remove("ARROW_QUANT_ISA").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     for variable in FIELDS.iter().filter_map(|field| field.variable) {
         command.env_remove(variable);
     }

@@ -85,7 +85,7 @@ fn a_damaged_quantized_model_is_not_validated() {
     bytes[middle] ^= 1;
     std::fs::write(&part, bytes).unwrap();
     let error = run(arrow_quant(&["validate", model, text(&out), "--quiet"])).error();
-    contains(&error, &["part-00000.parquet is not what was written", "quantize the model again"]);
+    contains(&error, &["part-00000.parquet: is not what was written", "quantize the model again"]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn validation_refuses_what_is_not_the_same_model() {
     fs::write(&part, &bytes[..bytes.len() - 10]).unwrap();
     contains(
         &message("a.safetensors"),
-        &["part-00000.parquet has", "the quantized model is damaged, quantize it again"],
+        &["part-00000.parquet: has", "the quantized model is damaged, quantize it again"],
     );
 }
 

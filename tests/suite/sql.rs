@@ -29,6 +29,7 @@ use crate::service::Service;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_and_tables_do_what_the_files_say() {
+    enter_root();
     let directory = tempfile::tempdir().unwrap();
     let int4 = quantized_copy(directory.path()).await;
     check_files(&int4, || Database::open(int4.clone())).await;
@@ -36,6 +37,7 @@ async fn functions_and_tables_do_what_the_files_say() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn they_do_the_same_over_flight_sql() {
+    enter_root();
     let directory = tempfile::tempdir().unwrap();
     let int4 = quantized_copy(directory.path()).await;
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
@@ -79,6 +81,11 @@ where
         }
     }
     assert!(failures.is_empty(), "{failures}");
+}
+
+/// Statements name files of the project relative to its root. No other test looks at the current directory.
+fn enter_root() {
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).unwrap();
 }
 
 /// The files, in the order of their names.
