@@ -224,6 +224,6 @@ async fn what_is_served_to_everyone_cannot_be_changed() {
 async fn a_server_without_encryption_stays_on_this_machine() {
     let open = ServerConfig { listen: ([0, 0, 0, 0], 0).into(), ..config() };
     let refused = Server::bind(SessionContext::new(), open.clone(), Vec::new()).await.err().unwrap().to_string();
-    assert!(refused.contains("TLS") && refused.contains("--insecure"), "{refused}");
+    assert!(refused.contains("set `tls`") && refused.contains("set `insecure`"), "{refused}");
     assert!(Server::bind(SessionContext::new(), ServerConfig { insecure: true, ..open }, Vec::new()).await.is_ok());
 }

@@ -352,8 +352,8 @@ fn what_cannot_be_told_is_asked_for() {
     assert!(detected.family("").is_none() && detected.sensitive("", "lm_head.weight").is_none());
     assert_eq!(
         detected.require(Path::new("m")).unwrap_err().to_string(),
-        "m: what the model makes cannot be told from its files: name it with `--modality text|code|image|audio`, or \
-         `modality` in the configuration or config.json"
+        "m: what the model makes cannot be told from its files: give `modality` as text, code, image or audio, or write \
+         `modality` into its config.json"
     );
     assert_eq!(of_classes(&["whisper"]).require(Path::new("m")).unwrap(), Modality::Audio);
 }

@@ -118,7 +118,7 @@ fn relative_paths_begin_where_the_server_runs() {
 #[test]
 fn what_is_not_there_cannot_be_allowed() {
     let message = AllowedPaths::new(["/no/such/place"]).unwrap_err().to_string();
-    assert!(message.starts_with("allow: `/no/such/place` cannot be found"), "{message}");
+    assert!(message.starts_with("`/no/such/place` cannot be found"), "{message}");
     let place = Place::new();
     let url = Url::from_directory_path(place.path("a/b")).unwrap();
     let allowed = AllowedPaths::new([url.as_str()]).unwrap();
