@@ -506,7 +506,7 @@ def test_what_is_no_calibration_table_is_refused(model: Path, calibration: pa.Ta
     no_parquet.write_text("no table")
     other_name.write_text("tensor,timestep\n")
     wrong: list[tuple[Any, str]] = [
-        (no_parquet, "no.parquet is no calibration table"),
+        (no_parquet, "no.parquet: not a calibration table"),
         (str(other_name), "allowed: names that end with .parquet or .arrow"),
         (calibration.drop_columns(["samples"]), "it has no column samples"),
         (calibration.slice(0, 0), "it has no rows"),
