@@ -36,6 +36,7 @@ __all__ = [
     "quantize_buffer",
     "quantize_model",
     "quantized_rows",
+    "quantize_query",
     "scalar_functions",
     "to_table",
     "unfinished_run",
