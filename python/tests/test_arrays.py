@@ -506,7 +506,8 @@ def test_contiguous_numpy_arrays_are_not_copied() -> None:
 def test_the_overhead_of_a_call_is_small() -> None:
     array = weights(shape=(64,))
     best = min(timed(lambda: quantize(array, method="minmax")) for _ in range(200))
-    assert best < 0.2e-3
+    # A loose bound: benches/python_calls.py measures it.
+    assert best < 1e-3
 
 
 def timed(call: Callable[[], object]) -> float:
