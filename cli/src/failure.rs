@@ -54,7 +54,7 @@ impl Failure {
         let _ = writeln!(io::stderr(), "error: {self}");
     }
 
-    /// Tells it on standard error, and the status to exit with. A reader that has had enough (`| head`) is no failure.
+    /// Tells it on standard error, and the status to exit with. A closed pipe (`| head`) is not a failure.
     pub(crate) fn report(self) -> ExitCode {
         match &self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,

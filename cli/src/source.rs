@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// What is quantized.
+/// The source of a job or plan.
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     /// The model at a path.

@@ -45,7 +45,7 @@ pub(crate) struct ServiceConfig {
     pub threads: usize,
     /// How logs are written.
     pub log_format: LogFormat,
-    /// What is allowed.
+    /// The limits of the server.
     pub limits: Limits,
     /// Memory of all queries together, in 10⁶ bytes.
     pub memory_mb: u64,
@@ -149,7 +149,7 @@ pub(crate) struct NamedModel {
 
 impl NamedModel {
     /// # Errors
-    /// If the name is none that SQL reads without quotes, or the path is empty.
+    /// If SQL cannot read the name without quotes, or the path is empty.
     pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
         let mut chars = name.chars();
         let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
@@ -194,7 +194,7 @@ pub(crate) type ServiceLayers = Layers<ServiceConfig>;
 /// The field and value of a limit as `NAME=VALUE`.
 ///
 /// # Errors
-/// If the text is no name and value, or there is no such limit.
+/// If the text is not `NAME=VALUE`, or there is no such limit.
 pub(crate) fn limit(text: &str) -> Result<(&'static str, Value)> {
     let refused = |message: &str| Refused::new("limits", Problem::Other(format!("--limit {text}: {message}")));
     let Some((name, value)) = text.split_once('=') else {
