@@ -187,7 +187,7 @@ pub(crate) fn assign<S: Simd, E: Element, W: Width>(
 ) {
     let levels = grids.levels(s, lane);
     let vectors = bytes.chunks_exact(2 * LANES * E::SIZE);
-    let tail = vectors.remainder();
+    let mut tail = vectors.remainder();
     let mut packed = out.chunks_exact_mut(W::packed_len(2 * LANES));
     for (pair, out) in vectors.zip(&mut packed) {
         let mut codes = [s.splat(0.0); 2];
@@ -199,8 +199,20 @@ pub(crate) fn assign<S: Simd, E: Element, W: Width>(
         }
         s.pack::<W>(codes, out);
     }
+    let mut rest = packed.into_remainder();
+    if tail.len() >= LANES * E::SIZE {
+        // Half of a pair, as groups of sixteen are: the other half is padding.
+        let w = E::load(s, tail);
+        let (code, restored) = levels.nearest(s, w);
+        sums.take(s, 0, w, restored);
+        let mut padded = [0; 2 * LANES];
+        s.pack::<W>([code, s.splat(MAGIC)], &mut padded);
+        let half = W::packed_len(LANES);
+        rest[..half].copy_from_slice(&padded[..half]);
+        (tail, rest) = (&tail[LANES * E::SIZE..], &mut rest[half..]);
+    }
     if !tail.is_empty() {
-        let padded = assign_tail::<E, W>(tail, &grids.levels(Scalar, lane), packed.into_remainder());
+        let padded = assign_tail::<E, W>(tail, &grids.levels(Scalar, lane), rest);
         for (k, (w, restored)) in padded.iter().enumerate() {
             sums.take(s, k, s.load_lanes(w), s.load_lanes(restored));
         }
@@ -220,7 +232,7 @@ fn assign_tail<E: Element, W: Width>(
     for (i, element) in tail.chunks_exact(E::SIZE).enumerate() {
         let w = E::one(element);
         let (code, restored) = levels.nearest(Scalar, [w; LANES]);
-        out[i / W::PER_BYTE] |= (code[0].to_bits() as u8) << (i % W::PER_BYTE * W::BITS.get());
+        W::BITS.put(out, i, code[0].to_bits() as u8);
         let (weights, restored_weights) = &mut padded[i / LANES];
         (weights[i % LANES], restored_weights[i % LANES]) = (w, restored[0]);
     }

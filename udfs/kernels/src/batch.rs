@@ -7,9 +7,9 @@ use crate::assign::{BatchSums, Grids, Losses, assign};
 use crate::compare::PairSums;
 use crate::grid::{Grid, Range, Rules, inverse};
 use crate::quantize::{Block, MAGNITUDE_LIMIT, Slice, Stop};
-use crate::search::{Groups, search};
+use crate::search::{Groups, Search};
 use crate::simd::{Element, Kernel, LANES, Simd, Width, for_dtype, for_width, prefetch};
-use crate::stretch::stretch;
+use crate::stretch::Stretch;
 use crate::types::ParameterDtype;
 use crate::weights::Floats;
 
@@ -152,13 +152,13 @@ impl<'a, 'b, S: Simd, E: Element, W: Width> Batches<'a, 'b, S, E, W> {
         if search_wanted {
             let importance = &self.importance[..if self.importance.is_empty() { 0 } else { batch.length }];
             let groups = Groups { weights: &mut self.weights[..batch.length], importance };
-            grid = search(s, &self.run.rules, groups, range, grid);
+            grid = s.call(Search { rules: &self.run.rules, groups, range, minmax: grid });
         }
         let mut grids = Grids::new(s, &grid, range.magnitude(s), self.run.rules.max_code);
         if self.run.slice.settings.method.stretches() {
             let importance = &self.importance[..if self.importance.is_empty() { 0 } else { batch.length }];
             let groups = Groups { weights: &mut self.weights[..batch.length], importance };
-            let stretched = stretch(s, &self.run.rules, groups, range, grid);
+            let stretched = s.call(Stretch { rules: &self.run.rules, groups, range, grid });
             // Codes are those of the grid that was found; what they stand for is the stretched one.
             grids.stand_for(s, &stretched);
             grid = stretched;
@@ -169,7 +169,7 @@ impl<'a, 'b, S: Simd, E: Element, W: Width> Batches<'a, 'b, S, E, W> {
         let codes = &mut *self.run.block.codes;
         for (lane, &start) in batch.start[..batch.count].iter().enumerate() {
             let group = &weights.bytes[start * E::SIZE..][..batch.length * E::SIZE];
-            let out = &mut codes[start / W::PER_BYTE..][..W::packed_len(batch.length)];
+            let out = &mut codes[W::packed_len(start)..][..W::packed_len(batch.length)];
             assign::<S, E, W>(s, group, &grids, lane, out, &mut sums);
         }
         let count = batch.count * batch.length;

@@ -73,8 +73,8 @@ impl<W: Width> Kernel for Dequantize<'_, W> {
         for row in out.chunks_exact_mut(q.row_length.max(1)) {
             for weights in row.chunks_mut(group_size) {
                 let level = Level::of(q, group);
-                if start.is_multiple_of(W::PER_BYTE) {
-                    group_of::<S, W>(s, &q.codes[start / W::PER_BYTE..], &level, weights);
+                if W::BITS.ends_on_byte(start) {
+                    group_of::<S, W>(s, &q.codes[W::packed_len(start)..], &level, weights);
                 } else {
                     for (i, w) in weights.iter_mut().enumerate() {
                         *w = level.at(W::code(q.codes, start + i));
@@ -122,12 +122,22 @@ fn group_of<S: Simd, W: Width>(s: S, codes: &[u8], level: &Level, out: &mut [f32
     let mut pairs = out.chunks_exact_mut(2 * LANES);
     let mut done = 0;
     for out in &mut pairs {
-        for (out, code) in out.chunks_exact_mut(LANES).zip(s.unpack::<W>(&codes[done / W::PER_BYTE..])) {
+        for (out, code) in out.chunks_exact_mut(LANES).zip(s.unpack::<W>(&codes[W::packed_len(done)..])) {
             out.copy_from_slice(&s.to_array(s.fma(s.sub(code, zero), scale, min)));
         }
         done += 2 * LANES;
     }
-    for (i, out) in pairs.into_remainder().iter_mut().enumerate() {
+    let mut rest = pairs.into_remainder();
+    if let Some(out) = rest.split_off_mut(..LANES) {
+        // Half of a pair, as groups of sixteen are: the other half is padding.
+        let mut padded = [0; 2 * LANES];
+        let half = W::packed_len(LANES);
+        padded[..half].copy_from_slice(&codes[W::packed_len(done)..][..half]);
+        let [code, _] = s.unpack::<W>(&padded);
+        out.copy_from_slice(&s.to_array(s.fma(s.sub(code, zero), scale, min)));
+        done += LANES;
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
         *out = level.at(W::code(codes, done + i));
     }
 }

@@ -26,7 +26,7 @@ impl Fp8 {
     }
 }
 
-fn e4m3(byte: u8) -> f32 {
+pub(crate) fn e4m3(byte: u8) -> f32 {
     let sign = u32::from(byte & 0x80) << 24;
     let magnitude = byte & 0x7f;
     let unsigned = match magnitude {
@@ -40,24 +40,74 @@ fn e4m3(byte: u8) -> f32 {
 }
 
 named! {
-    /// A block type of ggml: a fixed number of consecutive weights of a row and their parameters, stored together.
+    /// A block type of ggml: a fixed number of consecutive weights of a row and their parameters, stored together. Scales and
+    /// minima of blocks are f16; those of the runs of a block of 256 are integers in steps of them.
     BlockType, "block type",
-    /// 32 weights in 34 bytes: an f16 scale, then a signed byte each; `w = scale * q`.
+    /// 32 weights in 18 bytes: `w = scale * (q - 8)`.
+    Q4_0 = "q4_0",
+    /// 32 weights in 20 bytes: `w = scale * q + min`.
+    Q4_1 = "q4_1",
+    /// 32 weights in 22 bytes: `w = scale * (q - 16)`.
+    Q5_0 = "q5_0",
+    /// 32 weights in 24 bytes: `w = scale * q + min`, q of five bits.
+    Q5_1 = "q5_1",
+    /// 32 weights in 34 bytes: `w = scale * q`, q a signed byte.
     Q8_0 = "q8_0",
+    /// 64 weights in 18 bytes: `w = scale * (q - 1)`, q of two bits. Only llama.cpp reads it.
+    Q2_0 = "q2_0",
+    /// 256 weights in 84 bytes, in runs of 16: scales and minima of four bits, q of two.
+    Q2K = "q2_k",
+    /// 256 weights in 110 bytes, in runs of 16: signed scales of six bits, q of three.
+    Q3K = "q3_k",
+    /// 256 weights in 144 bytes, in runs of 32: scales and minima of six bits, q of four.
+    Q4K = "q4_k",
+    /// 256 weights in 176 bytes, in runs of 32: scales and minima of six bits, q of five.
+    Q5K = "q5_k",
+    /// 256 weights in 210 bytes, in runs of 16: signed scales of eight bits, q of six.
+    Q6K = "q6_k",
+    /// 32 weights in 18 bytes: a scale, and levels of a codebook of 16.
+    Iq4Nl = "iq4_nl",
+    /// 256 weights in 136 bytes, in runs of 32: signed scales of six bits, and levels of the codebook of `iq4_nl`.
+    Iq4Xs = "iq4_xs",
+    /// 256 weights in 54 bytes: a scale, and -1, 0 or 1 each, five in a byte.
+    Tq1_0 = "tq1_0",
+    /// 256 weights in 66 bytes: a scale, and -1, 0 or 1 each, four in a byte.
+    Tq2_0 = "tq2_0",
+    /// 32 weights in 17 bytes: a power of two, and floats of four bits (E2M1).
+    Mxfp4 = "mxfp4",
+    /// 64 weights in 36 bytes, in runs of 16: scales in E4M3, and floats of four bits (E2M1).
+    Nvfp4 = "nvfp4",
 }
 
 impl BlockType {
     /// Weights of a block.
     pub const fn length(self) -> usize {
         match self {
-            Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl | Self::Mxfp4 => 32,
+            Self::Q2_0 | Self::Nvfp4 => 64,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Iq4Xs | Self::Tq1_0 | Self::Tq2_0 => 256,
         }
     }
 
     /// Bytes of a block.
     pub const fn size(self) -> usize {
         match self {
+            Self::Q4_0 | Self::Q2_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+            Self::Iq4Xs => 136,
+            Self::Tq1_0 => 54,
+            Self::Tq2_0 => 66,
+            Self::Mxfp4 => 17,
+            Self::Nvfp4 => 36,
         }
     }
 }
@@ -121,7 +171,8 @@ impl Encoding {
         let whole =
             [name.parse().map(Self::Float).ok(), name.parse().map(Self::Fp8).ok(), name.parse().map(Self::Block).ok()];
         let found = whole.into_iter().flatten().next();
-        found.ok_or_else(|| refused("F64, F32, F16, BF16, F8_E4M3, F8_E5M2, int2, int4, int8 or q8_0"))
+        found.ok_or_else(|| refused("F64, F32, F16, BF16, F8_E4M3, F8_E5M2, int2, int3, int4, int5, int6, int8, q4_0, q4_1, q5_0, q5_1, q8_0, q2_0, \
+             q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4 or nvfp4"))
     }
 
     /// Weights that share parameters, 1 if there are none.
@@ -191,7 +242,7 @@ mod tests {
 
     fn all() -> Vec<Encoding> {
         let parameter_dtype = ParameterDtype::F16;
-        let grouping = |scheme| Grouping { group_size: GroupSize::ALL[1], scheme, parameter_dtype };
+        let grouping = |scheme| Grouping { group_size: GroupSize::try_from(64).unwrap(), scheme, parameter_dtype };
         let grouped = |bits: Bits| Scheme::ALL.iter().map(move |&scheme| Encoding::Grouped(bits, grouping(scheme)));
         let floats = Dtype::ALL.iter().copied().map(Encoding::Float);
         let blocks = BlockType::ALL.iter().copied().map(Encoding::Block);
@@ -219,8 +270,11 @@ mod tests {
 
     #[test]
     fn stored_bytes_count_codes_and_parameters() {
-        // Two rows of a block and a half.
-        let bytes = |encoding: Encoding| encoding.stored_bytes(192, 96);
+        // Two rows of a group and a half, or of a block.
+        let bytes = |encoding: Encoding| match encoding {
+            Encoding::Block(block_type) => encoding.stored_bytes(2 * block_type.length(), block_type.length()),
+            Encoding::Float(_) | Encoding::Fp8(_) | Encoding::Grouped(..) => encoding.stored_bytes(192, 96),
+        };
         let names: Vec<_> = all().into_iter().map(|encoding| (encoding.name(), bytes(encoding).unwrap())).collect();
         let expected = [
             ("F64", 1536),
@@ -233,14 +287,24 @@ mod tests {
             ("int2", 48 + 16),
             ("int2", 48 + 12),
             ("int2", 48 + 8),
+            ("int3", 72 + 16),
+            ("int3", 72 + 12),
+            ("int3", 72 + 8),
             ("int4", 96 + 16),
             ("int4", 96 + 12),
             ("int4", 96 + 8),
+            ("int5", 120 + 16),
+            ("int5", 120 + 12),
+            ("int5", 120 + 8),
+            ("int6", 144 + 16),
+            ("int6", 144 + 12),
+            ("int6", 144 + 8),
             ("int8", 192 + 16),
             ("int8", 192 + 12),
             ("int8", 192 + 8),
-            ("q8_0", 6 * 34),
         ];
+        let blocks = BlockType::ALL.iter().map(|block_type| (block_type.name(), 2 * block_type.size()));
+        let expected: Vec<_> = expected.into_iter().chain(blocks).collect();
         assert_eq!(names, expected);
         for encoding in all() {
             let (length, row) = (encoding.block_length() * 6, encoding.block_length() * 3);

@@ -50,6 +50,7 @@
 
 mod assign;
 mod batch;
+mod blocks;
 mod compare;
 mod dequantize;
 mod encoding;
@@ -66,6 +67,7 @@ mod types;
 mod weighted_sum;
 mod weights;
 
+pub use blocks::{Blocks, Fill, quantize_blocks};
 pub use compare::{PairSums, cosine_similarity, pair_sums};
 pub use dequantize::{dequantize, to_f32};
 pub use encoding::{BlockType, Encoding, Fp8, Grouping};

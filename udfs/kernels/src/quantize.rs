@@ -137,7 +137,7 @@ fn with_stored_dtype(
     unreachable!("f32 parameters hold every finite range")
 }
 
-fn check_importance(weights: &Weights<'_>, importance: Option<&[f32]>) -> Result<()> {
+pub(crate) fn check_importance(weights: &Weights<'_>, importance: Option<&[f32]>) -> Result<()> {
     let Some(importance) = importance else { return Ok(()) };
     if importance.len() != weights.row_length() && !weights.is_empty() {
         return Err(KernelError::Mismatch {
@@ -181,7 +181,7 @@ pub(crate) struct Block<'a> {
 impl<'a> Slice<'a> {
     /// True if rows do not end on a byte of packed codes; these are then packed in a second step.
     pub(crate) fn unaligned(&self) -> bool {
-        !self.weights.row_length().is_multiple_of(self.settings.bits.codes_per_byte())
+        !self.settings.bits.ends_on_byte(self.weights.row_length())
     }
 
     /// The width that codes of a block are written with.
@@ -294,8 +294,9 @@ fn take<'a>(rest: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
 
 /// Codes of a byte each, packed.
 fn pack_bytes(codes: &[u8], bits: Bits) -> Vec<u8> {
-    codes
-        .chunks(bits.codes_per_byte())
-        .map(|codes| codes.iter().enumerate().fold(0, |byte, (k, code)| byte | code << (k * bits.get())))
-        .collect()
+    let mut packed = vec![0; bits.packed_len(codes.len())];
+    for (i, &code) in codes.iter().enumerate() {
+        bits.put(&mut packed, i, code);
+    }
+    packed
 }

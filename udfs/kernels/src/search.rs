@@ -7,7 +7,7 @@
 //! `minmax`.
 
 use crate::grid::{Grid, Range, Rules, inverse, magic_code, round_code};
-use crate::simd::{MAGIC, Simd};
+use crate::simd::{MAGIC, Simd, Step};
 use crate::types::{Bits, Scheme};
 
 /// A candidate's error must be below this part of that of `minmax`, less `NOISE` for each weight, so that what is kept is
@@ -32,6 +32,20 @@ const fn effort(bits: Bits) -> Effort {
             shrink: &[0.5, 0.7],
             moves: &[(1.0, 0.0), (1.0, 0.3), (1.0, -0.3), (1.0, 0.15), (1.0, -0.15), (1.0, 0.0)],
         },
+        Bits::Three => Effort {
+            shrink: &[0.6, 0.8],
+            moves: &[
+                (1.0, 0.25),
+                (1.0, -0.25),
+                (1.04, 0.15),
+                (0.96, -0.15),
+                (1.04, -0.15),
+                (0.96, 0.15),
+                (1.0, 0.1),
+                (1.0, -0.1),
+                (1.0, 0.0),
+            ],
+        },
         Bits::Four => Effort {
             shrink: &[0.75, 0.9],
             moves: &[
@@ -45,6 +59,24 @@ const fn effort(bits: Bits) -> Effort {
                 (1.0, -0.1),
                 (1.0, 0.0),
             ],
+        },
+        Bits::Five => Effort {
+            shrink: &[0.85, 0.95],
+            moves: &[
+                (1.01, 0.2),
+                (0.99, -0.2),
+                (1.01, -0.2),
+                (0.99, 0.2),
+                (1.02, 0.0),
+                (0.98, 0.0),
+                (1.0, 0.1),
+                (1.0, -0.1),
+                (1.0, 0.0),
+            ],
+        },
+        Bits::Six => Effort {
+            shrink: &[0.92, 1.0],
+            moves: &[(1.008, 0.2), (0.992, -0.2), (1.008, -0.2), (0.992, 0.2), (1.004, 0.0), (0.996, 0.0), (1.0, 0.0)],
         },
         Bits::Eight => Effort {
             shrink: &[1.0],
@@ -89,7 +121,7 @@ struct Fit<F> {
     error: F,
 }
 
-struct Search<'a, S: Simd> {
+struct Fitting<'a, S: Simd> {
     s: S,
     rules: &'a Rules,
     z: &'a [S::F],
@@ -111,22 +143,33 @@ pub(crate) fn middle<S: Simd>(s: S, rules: &Rules, range: Range<S::F>) -> (S::F,
     }
 }
 
-/// The best grid found for each group.
+/// Looks for the best grid for each group, none worse than `minmax`.
+pub(crate) struct Search<'a, F> {
+    pub rules: &'a Rules,
+    pub groups: Groups<'a, F>,
+    pub range: Range<F>,
+    pub minmax: Grid<F>,
+}
+
+impl<S: Simd> Step<S> for Search<'_, S::F> {
+    type Output = Grid<S::F>;
+
+    #[inline(always)]
+    fn take(self, s: S) -> Grid<S::F> {
+        search(s, self)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn search<S: Simd>(
-    s: S,
-    rules: &Rules,
-    groups: Groups<'_, S::F>,
-    range: Range<S::F>,
-    minmax: Grid<S::F>,
-) -> Grid<S::F> {
+fn search<S: Simd>(s: S, step: Search<'_, S::F>) -> Grid<S::F> {
+    let Search { rules, groups, range, minmax } = step;
     let (zero, half) = (s.splat(0.0), s.splat(rules.half));
     let (centre, radius) = middle(s, rules, range);
     let unit = inverse(s, radius);
     for w in groups.weights.iter_mut() {
         *w = s.mul(s.sub(*w, centre), unit);
     }
-    let search = Search {
+    let search = Fitting {
         s,
         rules,
         z: groups.weights,
@@ -163,7 +206,7 @@ pub(crate) fn search<S: Simd>(
     }
 }
 
-impl<S: Simd> Search<'_, S> {
+impl<S: Simd> Fitting<'_, S> {
     /// The range of the normalized weights that count.
     #[inline(always)]
     fn extent(&self) -> (S::F, S::F) {

@@ -6,7 +6,7 @@
 
 use crate::grid::{Grid, Range, Rules, inverse, magic_code};
 use crate::search::{Groups, middle};
-use crate::simd::{MAGIC, Simd};
+use crate::simd::{MAGIC, Simd, Step};
 use crate::types::ParameterDtype;
 
 /// Factors beyond are of groups that have little left of their weights: they stay as they are.
@@ -15,15 +15,26 @@ const FACTORS: [f32; 2] = [0.5, 2.0];
 /// The greatest number that f16 holds.
 const LARGEST: f32 = 65504.0;
 
-/// The grid of each group with its levels stretched. Its codes, and the weights as the search left them, are those of `grid`.
+/// Stretches the levels of `grid` for each group. Codes, and the weights as the search left them, are those of `grid`.
+pub(crate) struct Stretch<'a, F> {
+    pub rules: &'a Rules,
+    pub groups: Groups<'a, F>,
+    pub range: Range<F>,
+    pub grid: Grid<F>,
+}
+
+impl<S: Simd> Step<S> for Stretch<'_, S::F> {
+    type Output = Grid<S::F>;
+
+    #[inline(always)]
+    fn take(self, s: S) -> Grid<S::F> {
+        stretch(s, self)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn stretch<S: Simd>(
-    s: S,
-    rules: &Rules,
-    groups: Groups<'_, S::F>,
-    range: Range<S::F>,
-    grid: Grid<S::F>,
-) -> Grid<S::F> {
+fn stretch<S: Simd>(s: S, step: Stretch<'_, S::F>) -> Grid<S::F> {
+    let Stretch { rules, groups, range, grid } = step;
     // In units of the greatest magnitude, so that no square overflows or vanishes.
     let unit = inverse(s, range.magnitude(s));
     let (centre, radius) = middle(s, rules, range);

@@ -142,8 +142,14 @@ named! {
     Bits, "type",
     /// Four levels.
     Two = "int2",
+    /// Eight levels.
+    Three = "int3",
     /// Sixteen levels.
     Four = "int4",
+    /// 32 levels.
+    Five = "int5",
+    /// 64 levels.
+    Six = "int6",
     /// 256 levels.
     Eight = "int8",
 }
@@ -153,7 +159,10 @@ impl Bits {
     pub const fn get(self) -> usize {
         match self {
             Self::Two => 2,
+            Self::Three => 3,
             Self::Four => 4,
+            Self::Five => 5,
+            Self::Six => 6,
             Self::Eight => 8,
         }
     }
@@ -163,19 +172,35 @@ impl Bits {
         ((1u16 << self.get()) - 1) as u8
     }
 
-    /// Codes of one byte. The kernels read, write and pack codes that do not cross from one byte into the next; a width that
-    /// does not divide 8 needs code of its own wherever this is used.
-    pub(crate) const fn codes_per_byte(self) -> usize {
-        match self {
-            Self::Two => 4,
-            Self::Four => 2,
-            Self::Eight => 1,
-        }
+    /// Bytes that `codes` packed codes take: one stream of bits, the lowest bit of the first code first. Eight codes take
+    /// as many bytes as a code has bits.
+    pub const fn packed_len(self, codes: usize) -> usize {
+        codes / 8 * self.get() + (codes % 8 * self.get()).div_ceil(8)
     }
 
-    /// Bytes that `codes` packed codes take.
-    pub const fn packed_len(self, codes: usize) -> usize {
-        codes.div_ceil(self.codes_per_byte())
+    /// True if `codes` packed codes end on a byte, so that the next ones begin at `packed_len(codes)`.
+    pub(crate) const fn ends_on_byte(self, codes: usize) -> bool {
+        (codes % 8 * self.get()).is_multiple_of(8)
+    }
+
+    /// Code `i` of packed codes.
+    #[inline(always)]
+    pub(crate) fn code(self, bytes: &[u8], i: usize) -> u8 {
+        let (byte, shift) = (i / 8 * self.get() + i % 8 * self.get() / 8, i % 8 * self.get() % 8);
+        let low = bytes[byte] >> shift;
+        // The bits that are in the next byte, if there are any.
+        let high = if shift + self.get() > 8 { bytes[byte + 1] << (8 - shift) } else { 0 };
+        (low | high) & self.max_code()
+    }
+
+    /// Makes packed code `i`, whose bits are 0, `code`.
+    #[inline(always)]
+    pub(crate) fn put(self, bytes: &mut [u8], i: usize, code: u8) {
+        let (byte, shift) = (i / 8 * self.get() + i % 8 * self.get() / 8, i % 8 * self.get() % 8);
+        bytes[byte] |= code << shift;
+        if shift + self.get() > 8 {
+            bytes[byte + 1] |= code >> (8 - shift);
+        }
     }
 }
 
@@ -186,18 +211,18 @@ impl TryFrom<i64> for Bits {
         Self::ALL.iter().copied().find(|b| b.get() as i64 == bits).ok_or_else(|| KernelError::Argument {
             name: "bits",
             value: bits.to_string(),
-            allowed: "2, 4 or 8",
+            allowed: "2, 3, 4, 5, 6 or 8",
         })
     }
 }
 
-/// Weights of one row that share one scale: 32, 64, 128 or 256.
+/// Weights of one row that share one scale: 16, 32, 64, 128 or 256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupSize(u16);
 
 impl GroupSize {
     /// Every group size, smallest first.
-    pub const ALL: &'static [Self] = &[Self(32), Self(64), Self(128), Self(256)];
+    pub const ALL: &'static [Self] = &[Self(16), Self(32), Self(64), Self(128), Self(256)];
 
     /// The number of weights.
     pub const fn get(self) -> usize {
@@ -212,7 +237,7 @@ impl TryFrom<i64> for GroupSize {
         Self::ALL.iter().copied().find(|g| i64::from(g.0) == size).ok_or_else(|| KernelError::Argument {
             name: "group_size",
             value: size.to_string(),
-            allowed: "32, 64, 128 or 256",
+            allowed: "16, 32, 64, 128 or 256",
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::blocks::decode_all;
 use crate::encoding::{BlockType, Encoding, Fp8};
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
 use crate::types::Dtype;
@@ -240,14 +241,13 @@ impl Coded<'_> {
                     done = end;
                 }
             }
-            Self::Blocks(BlockType::Q8_0) => {
-                let blocks = bytes.chunks_exact(BlockType::Q8_0.size());
-                for (out, block) in out.chunks_exact_mut(BlockType::Q8_0.length()).zip(blocks) {
-                    let scale = half::f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    for (out, &code) in out.iter_mut().zip(&block[2..]) {
-                        *out = make(f32::from(code as i8) * scale);
+            Self::Blocks(block_type) => {
+                let mut outs = out.chunks_exact_mut(block_type.length());
+                decode_all(block_type, bytes, |weights| {
+                    for (out, &weight) in outs.next().into_iter().flatten().zip(weights) {
+                        *out = make(weight);
                     }
-                }
+                });
             }
         }
     }

@@ -39,7 +39,8 @@ fn stored(dtype: Dtype, values: &[f32]) -> Vec<f32> {
 }
 
 fn any_settings() -> impl Strategy<Value = Settings> {
-    (0..3usize, 0..4usize, 0..3usize, 0..3usize).prop_map(|(bits, group_size, scheme, method)| Settings {
+    let all = (0..Bits::ALL.len(), 0..GroupSize::ALL.len(), 0..Scheme::ALL.len(), 0..Method::ALL.len());
+    all.prop_map(|(bits, group_size, scheme, method)| Settings {
         bits: Bits::ALL[bits],
         group_size: GroupSize::ALL[group_size],
         scheme: Scheme::ALL[scheme],
@@ -91,7 +92,9 @@ fn decode(q: &Quantized) -> Vec<f64> {
     (0..q.length)
         .map(|i| {
             let group = i / q.row_length * groups_per_row + i % q.row_length / q.settings.group_size.get();
-            let code = q.codes[i * bits / 8] >> (i * bits % 8) & q.settings.bits.max_code();
+            // Bits one by one: the stream has no gaps.
+            let bit = |at: usize| q.codes[at / 8] >> (at % 8) & 1;
+            let code = (0..bits).fold(0, |code, k| code | bit(i * bits + k) << k);
             let (scale, code) = (parameter(&q.scales, group), f64::from(code));
             match q.settings.scheme {
                 Scheme::Affine => scale * code + parameter(&q.minima, group),

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports, reason = "intrinsics have names of their own")]
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Products, Simd, Width, head};
+use super::{Kernel, LANES, Products, Simd, Step, Width, head};
 use crate::Bits;
 
 /// Proof that the CPU has AVX2, FMA and F16C.
@@ -70,6 +70,21 @@ macro_rules! quarters {
     };
 }
 
+/// For `_mm256_shuffle_epi8` of eight packed codes: the two bytes that each lane's code may lie in, and the code's first bit
+/// in them.
+const fn pick_eight(bits: Bits) -> ([u8; 32], [i32; 8]) {
+    let (mut pick, mut shift, mut lane) = ([0x80; 32], [0; 8], 0);
+    while lane < 8 {
+        let bit = lane * bits.get();
+        pick[4 * lane] = (bit / 8) as u8;
+        // The byte after the last is not needed; a code that ends there lies in one byte.
+        pick[4 * lane + 1] = (bit / 8 + 1) as u8;
+        shift[lane] = (bit % 8) as i32;
+        lane += 1;
+    }
+    (pick, shift)
+}
+
 impl Avx2 {
     /// An 8x8 transposition.
     #[inline(always)]
@@ -108,6 +123,15 @@ impl Simd for Avx2 {
             kernel.run(s)
         }
         simd!(enter(self, kernel))
+    }
+    #[inline(always)]
+    fn call<T: Step<Self>>(self, step: T) -> T::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn enter<T: Step<Avx2>>(s: Avx2, step: T) -> T::Output {
+            step.take(s)
+        }
+        simd!(enter(self, step))
     }
 
     #[inline(always)]
@@ -279,6 +303,20 @@ impl Simd for Avx2 {
                     let packed = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
                     _mm_storeu_si128(out[..16].as_mut_ptr().cast(), packed);
                 }
+                Bits::Three | Bits::Five | Bits::Six => {
+                    let bits = W::BITS.get() as i32;
+                    // q0 + 2^b q1 of neighbouring bytes, in 16 bits; then p0 + 2^2b p1 of neighbouring pairs, in 32 bits.
+                    let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(1 | 1 << (8 + bits)));
+                    let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * bits)));
+                    // And eight codes in 64 bits, of which they take `bits` bytes.
+                    let low = _mm256_and_si256(quads, _mm256_set1_epi64x(i64::from(u32::MAX)));
+                    let high = _mm256_sll_epi64(_mm256_srli_epi64::<32>(quads), _mm_cvtsi32_si128(4 * bits));
+                    let mut eights = [0u64; 4];
+                    _mm256_storeu_si256(eights.as_mut_ptr().cast(), _mm256_or_si256(low, high));
+                    for (out, eight) in out[..W::packed_len(2 * LANES)].chunks_exact_mut(W::BITS.get()).zip(eights) {
+                        out.copy_from_slice(&eight.to_le_bytes()[..W::BITS.get()]);
+                    }
+                }
                 Bits::Two => {
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0401));
                     // p0 + 16 p1 of neighbouring pairs, in 32 bits.
@@ -301,6 +339,15 @@ impl Simd for Avx2 {
                     Bits::Four => {
                         let word = _mm256_set1_epi32(i32::from_le_bytes(*head(&bytes[4 * i..])));
                         _mm256_srlv_epi32(word, _mm256_slli_epi32::<2>(lanes))
+                    }
+                    Bits::Three | Bits::Five | Bits::Six => {
+                        // Eight codes are `bits` bytes. Each lane takes the two bytes that its code may lie in.
+                        let mut eight = [0; 8];
+                        eight[..W::BITS.get()].copy_from_slice(&bytes[W::BITS.get() * i..][..W::BITS.get()]);
+                        let (pick, shift) = const { pick_eight(W::BITS) };
+                        let pick = _mm256_loadu_si256(pick.as_ptr().cast());
+                        let words = _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(eight)), pick);
+                        _mm256_srlv_epi32(words, _mm256_loadu_si256(shift.as_ptr().cast()))
                     }
                     Bits::Two => {
                         let word = _mm256_set1_epi32(i32::from(i16::from_le_bytes(*head(&bytes[2 * i..]))));

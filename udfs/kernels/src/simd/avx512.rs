@@ -4,7 +4,7 @@
 #[allow(clippy::wildcard_imports, reason = "intrinsics have names of their own")]
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Products, Simd, Width, head};
+use super::{Kernel, LANES, Products, Simd, Step, Width, head};
 use crate::Bits;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
@@ -51,6 +51,20 @@ macro_rules! of_each {
     }};
 }
 
+/// For `_mm512_shuffle_epi8` of sixteen packed codes in each quarter: the two bytes that each lane's code may lie in, and the
+/// code's first bit in them.
+const fn pick_sixteen(bits: Bits) -> ([u8; 64], [i32; 16]) {
+    let (mut pick, mut shift, mut lane) = ([0x80; 64], [0; 16], 0);
+    while lane < 16 {
+        let bit = lane * bits.get();
+        pick[4 * lane] = (bit / 8) as u8;
+        pick[4 * lane + 1] = (bit / 8 + 1) as u8;
+        shift[lane] = (bit % 8) as i32;
+        lane += 1;
+    }
+    (pick, shift)
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type M = __mmask16;
@@ -63,6 +77,15 @@ impl Simd for Avx512 {
             kernel.run(s)
         }
         simd!(enter(self, kernel))
+    }
+    #[inline(always)]
+    fn call<T: Step<Self>>(self, step: T) -> T::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn enter<T: Step<Avx512>>(s: Avx512, step: T) -> T::Output {
+            step.take(s)
+        }
+        simd!(enter(self, step))
     }
 
     #[inline(always)]
@@ -220,6 +243,20 @@ impl Simd for Avx512 {
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x1001));
                     _mm_storeu_si128(out[..16].as_mut_ptr().cast(), _mm256_cvtepi16_epi8(pairs));
                 }
+                Bits::Three | Bits::Five | Bits::Six => {
+                    let bits = W::BITS.get() as i32;
+                    // q0 + 2^b q1 of neighbouring bytes, in 16 bits; then p0 + 2^2b p1 of neighbouring pairs, in 32 bits.
+                    let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(1 | 1 << (8 + bits)));
+                    let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * bits)));
+                    // And eight codes in 64 bits, of which they take `bits` bytes.
+                    let low = _mm256_and_si256(quads, _mm256_set1_epi64x(i64::from(u32::MAX)));
+                    let high = _mm256_sll_epi64(_mm256_srli_epi64::<32>(quads), _mm_cvtsi32_si128(4 * bits));
+                    let mut eights = [0u64; 4];
+                    _mm256_storeu_si256(eights.as_mut_ptr().cast(), _mm256_or_si256(low, high));
+                    for (out, eight) in out[..W::packed_len(2 * LANES)].chunks_exact_mut(W::BITS.get()).zip(eights) {
+                        out.copy_from_slice(&eight.to_le_bytes()[..W::BITS.get()]);
+                    }
+                }
                 Bits::Two => {
                     let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0401));
                     // p0 + 16 p1 of neighbouring pairs, in 32 bits.
@@ -243,6 +280,16 @@ impl Simd for Avx512 {
                         let word = _mm512_set1_epi64(i64::from_le_bytes(*head(&bytes[8 * i..])));
                         let halves = _mm512_permutexvar_epi32(_mm512_srli_epi32::<3>(lanes), word);
                         _mm512_srlv_epi32(halves, _mm512_slli_epi32::<2>(_mm512_and_si512(lanes, _mm512_set1_epi32(7))))
+                    }
+                    Bits::Three | Bits::Five | Bits::Six => {
+                        // Sixteen codes are at most 12 bytes. Each lane takes the two bytes that its code may lie in.
+                        let mut sixteen = [0; 16];
+                        let size = W::packed_len(LANES);
+                        sixteen[..size].copy_from_slice(&bytes[size * i..][..size]);
+                        let (pick, shift) = const { pick_sixteen(W::BITS) };
+                        let all = _mm512_broadcast_i32x4(_mm_loadu_si128(sixteen.as_ptr().cast()));
+                        let words = _mm512_shuffle_epi8(all, _mm512_loadu_si512(pick.as_ptr().cast()));
+                        _mm512_srlv_epi32(words, _mm512_loadu_si512(shift.as_ptr().cast()))
                     }
                     Bits::Two => {
                         let word = _mm512_set1_epi32(i32::from_le_bytes(*head(&bytes[4 * i..])));

@@ -30,6 +30,8 @@ pub(crate) trait Simd: Copy {
 
     /// Runs `kernel` compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Takes `step` by a call, compiled for this instruction set.
+    fn call<T: Step<Self>>(self, step: T) -> T::Output;
 
     fn splat(self, x: f32) -> Self::F;
     fn load_lanes(self, x: &[f32; LANES]) -> Self::F;
@@ -105,6 +107,14 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// A part of kernels that depends on neither the dtype of weights nor the width of codes. It is compiled once for each
+/// instruction set and called, where inlining would compile it again for each dtype and width. `take` must be
+/// `#[inline(always)]`, as must all it calls with `S`.
+pub(crate) trait Step<S: Simd> {
+    type Output;
+    fn take(self, s: S) -> Self::Output;
+}
+
 /// The elements of one dtype in a byte slice.
 pub(crate) trait Element {
     const SIZE: usize;
@@ -119,7 +129,6 @@ pub(crate) trait Element {
 /// A width of codes as a type, so that kernels are compiled for each.
 pub(crate) trait Width {
     const BITS: Bits;
-    const PER_BYTE: usize = Self::BITS.codes_per_byte();
 
     /// Bytes of packed codes.
     #[inline(always)]
@@ -130,7 +139,7 @@ pub(crate) trait Width {
     /// Code `i` of packed codes.
     #[inline(always)]
     fn code(bytes: &[u8], i: usize) -> f32 {
-        f32::from(bytes[i / Self::PER_BYTE] >> (i % Self::PER_BYTE * Self::BITS.get()) & Self::BITS.max_code())
+        f32::from(Self::BITS.code(bytes, i))
     }
 }
 
@@ -144,7 +153,10 @@ macro_rules! width {
 }
 
 width!(Two);
+width!(Three);
 width!(Four);
+width!(Five);
+width!(Six);
 width!(Eight);
 
 /// Evaluates `$body` with the type of a width.
@@ -155,8 +167,20 @@ macro_rules! for_width {
                 type $W = $crate::simd::Two;
                 $body
             }
+            $crate::Bits::Three => {
+                type $W = $crate::simd::Three;
+                $body
+            }
             $crate::Bits::Four => {
                 type $W = $crate::simd::Four;
+                $body
+            }
+            $crate::Bits::Five => {
+                type $W = $crate::simd::Five;
+                $body
+            }
+            $crate::Bits::Six => {
+                type $W = $crate::simd::Six;
                 $body
             }
             $crate::Bits::Eight => {

@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Kernel, LANES, Products, Simd, Width, head};
+use super::{Kernel, LANES, Products, Simd, Step, Width, head};
 use crate::Bits;
 
 /// Proof that the CPU has NEON.
@@ -78,6 +78,20 @@ impl Neon {
     }
 }
 
+/// For `vqtbl1q_u8` of sixteen packed codes: the two bytes that each lane's code may lie in, four lanes a register, and the
+/// shift, to the left and so negative, that brings the code's first bit to the lowest.
+const fn pick_four(bits: Bits) -> ([[u8; 16]; 4], [[i32; 4]; 4]) {
+    let (mut pick, mut shift, mut lane) = ([[0xff; 16]; 4], [[0; 4]; 4], 0);
+    while lane < 16 {
+        let bit = lane * bits.get();
+        pick[lane / 4][4 * (lane % 4)] = (bit / 8) as u8;
+        pick[lane / 4][4 * (lane % 4) + 1] = (bit / 8 + 1) as u8;
+        shift[lane / 4][lane % 4] = -((bit % 8) as i32);
+        lane += 1;
+    }
+    (pick, shift)
+}
+
 impl Simd for Neon {
     type F = F;
     type M = [uint32x4_t; 4];
@@ -90,6 +104,15 @@ impl Simd for Neon {
             kernel.run(s)
         }
         simd!(enter(self, kernel))
+    }
+    #[inline(always)]
+    fn call<T: Step<Self>>(self, step: T) -> T::Output {
+        #[inline(never)]
+        #[target_feature(enable = "neon")]
+        fn enter<T: Step<Neon>>(s: Neon, step: T) -> T::Output {
+            step.take(s)
+        }
+        simd!(enter(self, step))
     }
 
     #[inline(always)]
@@ -245,6 +268,22 @@ impl Simd for Neon {
                     let packed = vsliq_n_u8::<4>(vuzp1q_u8(low, high), vuzp2q_u8(low, high));
                     vst1q_u8(out[..16].as_mut_ptr(), packed);
                 }
+                Bits::Three | Bits::Five | Bits::Six => {
+                    let mut bytes = [0u8; 2 * LANES];
+                    vst1q_u8(bytes[..16].as_mut_ptr(), low);
+                    vst1q_u8(bytes[16..].as_mut_ptr(), high);
+                    let bits = W::BITS.get();
+                    for (out, codes) in
+                        out[..W::packed_len(2 * LANES)].chunks_exact_mut(bits).zip(bytes.chunks_exact(8))
+                    {
+                        // Codes become neighbours in pairs, fours and eights: each step closes half of the gaps.
+                        let eight = u64::from_le_bytes(*head(codes));
+                        let pairs = eight & 0x00ff_00ff_00ff_00ff | (eight & 0xff00_ff00_ff00_ff00) >> (8 - bits);
+                        let fours = pairs & 0x0000_ffff_0000_ffff | (pairs & 0xffff_0000_ffff_0000) >> (16 - 2 * bits);
+                        let all = fours & 0xffff_ffff | (fours >> 32) << (4 * bits);
+                        out.copy_from_slice(&all.to_le_bytes()[..bits]);
+                    }
+                }
                 Bits::Two => {
                     let pairs = vsliq_n_u8::<2>(vuzp1q_u8(low, high), vuzp2q_u8(low, high));
                     let packed = vsliq_n_u8::<4>(vuzp1q_u8(pairs, pairs), vuzp2q_u8(pairs, pairs));
@@ -274,6 +313,25 @@ impl Simd for Neon {
                     let packed = vld1q_u8(head::<16>(bytes).as_ptr());
                     let (even, odd) = (vandq_u8(packed, mask), vshrq_n_u8::<4>(packed));
                     [sixteen(vzip1q_u8(even, odd)), sixteen(vzip2q_u8(even, odd))]
+                }
+                Bits::Three | Bits::Five | Bits::Six => {
+                    let (pick, shift) = const { pick_four(W::BITS) };
+                    let sixteen = |i: usize| {
+                        // Sixteen codes are at most 12 bytes. Each lane takes the two bytes that its code may lie in.
+                        let mut packed = [0; 16];
+                        let size = W::packed_len(LANES);
+                        packed[..size].copy_from_slice(&bytes[size * i..][..size]);
+                        let packed = vld1q_u8(packed.as_ptr());
+                        let mask = vdupq_n_u32(W::BITS.max_code().into());
+                        let mut out = [vdupq_n_f32(0.0); 4];
+                        for (q, out) in out.iter_mut().enumerate() {
+                            let words = vqtbl1q_u8(packed, vld1q_u8(pick[q].as_ptr()));
+                            let codes = vshlq_u32(vreinterpretq_u32_u8(words), vld1q_s32(shift[q].as_ptr()));
+                            *out = vcvtq_f32_u32(vandq_u32(codes, mask));
+                        }
+                        out
+                    };
+                    [sixteen(0), sixteen(1)]
                 }
                 Bits::Two => {
                     let half = vld1_u8(head::<8>(bytes).as_ptr());

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Kernel, LANES, Products, Simd, Width, head};
+use super::{Kernel, LANES, Products, Simd, Step, Width, head};
 
 /// No instruction set beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -28,6 +28,14 @@ impl Simd for Scalar {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
+    }
+    #[inline(always)]
+    fn call<T: Step<Self>>(self, step: T) -> T::Output {
+        #[inline(never)]
+        fn enter<T: Step<Scalar>>(s: Scalar, step: T) -> T::Output {
+            step.take(s)
+        }
+        enter(self, step)
     }
 
     #[inline(always)]
@@ -136,11 +144,10 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn pack<W: Width>(self, codes: [F; 2], out: &mut [u8]) {
-        for (i, byte) in out[..W::packed_len(2 * LANES)].iter_mut().enumerate() {
-            *byte = (0..W::PER_BYTE).fold(0, |byte, k| {
-                let code = i * W::PER_BYTE + k;
-                byte | (codes[code / LANES][code % LANES].to_bits() as u8) << (k * W::BITS.get())
-            });
+        let out = &mut out[..W::packed_len(2 * LANES)];
+        out.fill(0);
+        for (i, code) in codes.as_flattened().iter().enumerate() {
+            W::BITS.put(out, i, code.to_bits() as u8);
         }
     }
     #[inline(always)]

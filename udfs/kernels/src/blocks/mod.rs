@@ -1,0 +1,125 @@
+//! ggml's blocks: consecutive weights of a row and their parameters, stored together.
+//!
+//! `decode` is what blocks stand for; `reference` fills them as ggml does, byte for byte.
+
+mod decode;
+mod reference;
+mod reference_k;
+
+use crate::compare::PairSums;
+use crate::encoding::BlockType;
+use crate::types::named;
+use crate::weights::Weights;
+use crate::{Encoding, Isa, KernelError, Result, pair_sums};
+
+/// Weights of the longest block.
+pub(crate) const MOST: usize = 256;
+
+/// An importance that is the same for every weight of a block.
+static ONES: [f32; MOST] = [1.0; MOST];
+
+/// Twice the values of a float of two bits of exponent and one of mantissa, by code: the fourth bit is the sign.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The levels of `iq4_nl` and `iq4_xs`.
+const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The unsigned float of four bits of exponent and three of mantissa that scales of `nvfp4` are; 0 for the code of NaN.
+fn ue4m3(byte: u8) -> f32 {
+    match byte & 0x7f {
+        0x7f => 0.0,
+        magnitude => crate::encoding::e4m3(magnitude),
+    }
+}
+
+/// Scale and minimum `j` of the eight, of six bits each, in the twelve bytes of `q4_k` and `q5_k`.
+fn k_scale_min(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
+    }
+}
+
+/// The twelve bytes that eight scales and minima of six bits take.
+fn pack_k_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
+    std::array::from_fn(|i| match i {
+        0..4 => scales[i] | scales[i + 4] >> 4 << 6,
+        4..8 => minima[i - 4] | minima[i] >> 4 << 6,
+        _ => scales[i - 4] & 15 | (minima[i - 4] & 15) << 4,
+    })
+}
+
+/// The sixteen signed scales of `q3_k`, stored with 32 added.
+fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
+    std::array::from_fn(|j| {
+        let low = packed[j % 8] >> (4 * (j / 8)) & 15;
+        let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
+        (low | high << 4) as i8 - 32
+    })
+}
+
+named! {
+    /// How the blocks of ggml's types are filled.
+    Fill, "method",
+    /// The bytes that ggml's own quantizers make.
+    Reference = "reference",
+}
+
+/// Weights in ggml's blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blocks {
+    /// What the blocks are.
+    pub block_type: BlockType,
+    /// Weights of a row.
+    pub row_length: usize,
+    /// The blocks, row by row, as a GGUF file has them.
+    pub bytes: Vec<u8>,
+    /// What was lost: `a` the weights, `b` the restored ones.
+    pub errors: PairSums,
+}
+
+/// Quantizes rows of weights to blocks. F64 weights are rounded to f32 first.
+///
+/// `importance` has one finite, non-negative number for each weight of a row; squared errors are weighted by it, in ggml's
+/// own way where the fill is [`Fill::Reference`]. Blocks whose importance is zero throughout are filled as if it were one.
+///
+/// # Errors
+/// If rows are no whole number of blocks, a weight is not finite or too large, the importance does not fit, or ggml fills no
+/// blocks of this type.
+pub fn quantize_blocks(
+    isa: Isa,
+    weights: Weights<'_>,
+    block_type: BlockType,
+    fill: Fill,
+    importance: Option<&[f32]>,
+) -> Result<Blocks> {
+    crate::quantize::check_importance(&weights, importance)?;
+    let encoding = Encoding::Block(block_type);
+    encoding.check_rows(weights.len(), weights.row_length())?;
+    let values = weights.to_f32(isa);
+    if let Some(index) = values.iter().position(|w| !w.is_finite()) {
+        return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
+    }
+    let mut bytes = vec![0; encoding.stored_bytes(weights.len(), weights.row_length())?];
+    let row_bytes = weights.row_length() / block_type.length() * block_type.size();
+    if !values.is_empty() {
+        for (row, out) in values.chunks_exact(weights.row_length()).zip(bytes.chunks_exact_mut(row_bytes)) {
+            match fill {
+                Fill::Reference => reference::row(block_type, row, importance, out),
+            }
+        }
+    }
+    let restored = Weights::blocks(block_type, &bytes, weights.row_length())?;
+    let errors = pair_sums(isa, weights, restored)?;
+    Ok(Blocks { block_type, row_length: weights.row_length(), bytes, errors })
+}
+
+/// Calls `each` with the weights of every block, in order, where `bytes` are whole blocks.
+pub(crate) fn decode_all(block_type: BlockType, bytes: &[u8], mut each: impl FnMut(&[f32])) {
+    let mut weights = [0.0; MOST];
+    for block in bytes.chunks_exact(block_type.size()) {
+        decode::decode(block_type, block, &mut weights);
+        each(&weights[..block_type.length()]);
+    }
+}

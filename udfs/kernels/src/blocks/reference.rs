@@ -1,0 +1,313 @@
+//! Blocks as ggml's own quantizers fill them, byte for byte: the types with one scale a block, and the codebooks.
+//!
+//! Sums run in the order of the weights, and nothing is fused: ggml's prebuilt libraries for x86-64 are compiled without
+//! multiply-add.
+
+use half::f16;
+
+use super::reference_k::{Grid, fit_affine, fit_scale, q2_k, q3_k, q4_k_or_q5_k, q6_k};
+use super::{E2M1, IQ4_VALUES, decode::e8m0_half, ue4m3};
+use crate::BlockType;
+
+/// Where magnitudes are smaller, a group is taken for zeros.
+pub(super) const NOTHING: f32 = 1e-15;
+
+/// Fills the blocks of one row.
+pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    let length = block_type.length();
+    // The mean square that importance is spread with: over the row, and twice that over the block.
+    let mean = || row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32;
+    let (row_mean, blocks) = (if importance.is_some() { mean() } else { 0.0 }, row.chunks_exact(length));
+    for (k, (x, out)) in blocks.zip(out.chunks_exact_mut(block_type.size())).enumerate() {
+        let importance = importance.map(|importance| &importance[k * length..][..length]);
+        // A block that nothing counts in is filled as if all counted alike; ggml would divide by zero.
+        let importance = importance.filter(|importance| importance.iter().any(|&i| i > 0.0));
+        let importance = importance.or((row_mean > 0.0).then_some(&super::ONES[..length]));
+        block(block_type, x, importance.map(|importance| (importance, row_mean)), out);
+    }
+}
+
+fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
+    let weighted = |factor: f32| importance.map(|(importance, row_mean)| spread(importance, x, factor * row_mean));
+    match block_type {
+        BlockType::Q4_0 | BlockType::Q5_0 => {
+            let (bits, half) = if out.len() == BlockType::Q4_0.size() { (4, 8) } else { (5, 16) };
+            let mut codes = [0; 32];
+            let d = match weighted(1.0) {
+                Some(weights) => fit_scale(x, half, Some(&weights[..32]), &mut codes),
+                None => {
+                    let d = extreme(x) / -(half as f32);
+                    let id = reciprocal(d);
+                    for (code, &x) in codes.iter_mut().zip(x) {
+                        *code = ((x * id + half as f32 + 0.5) as i32).min(2 * half - 1) as u8;
+                    }
+                    d
+                }
+            };
+            put_half(out, 0, d);
+            put_codes(&mut out[2..], &codes, bits);
+        }
+        BlockType::Q4_1 | BlockType::Q5_1 => {
+            let (bits, top) = if out.len() == BlockType::Q4_1.size() { (4, 15) } else { (5, 31) };
+            let mut codes = [0; 32];
+            let (d, m) = match weighted(1.0) {
+                Some(weights) => {
+                    let steps = Grid { top, first: -0.9, step: 0.05, steps: 36, absolute: false };
+                    let (d, m) = fit_affine(x, &weights[..32], &steps, &mut codes);
+                    (d, -m)
+                }
+                None => {
+                    let (low, high) = first_extremes(x);
+                    let d = (high - low) / top as f32;
+                    let id = reciprocal(d);
+                    for (code, &x) in codes.iter_mut().zip(x) {
+                        *code = (((x - low) * id + 0.5) as i32).min(top) as u8;
+                    }
+                    (d, low)
+                }
+            };
+            put_half(out, 0, d);
+            put_half(out, 2, m);
+            put_codes(&mut out[4..], &codes, bits);
+        }
+        BlockType::Q8_0 => {
+            let d = magnitude(x) / 127.0;
+            let id = reciprocal(d);
+            put_half(out, 0, d);
+            for (out, &x) in out[2..].iter_mut().zip(x) {
+                *out = (x * id).round() as i8 as u8;
+            }
+        }
+        BlockType::Q2_0 => {
+            let d = magnitude(x);
+            let id = reciprocal(d);
+            put_half(out, 0, d);
+            put_quarters(
+                &mut out[2..],
+                x.len(),
+                |i| ((x[i] * id).round() as i32 + 1).clamp(0, 3) as u8,
+                |i| (i / 4, i % 4),
+            );
+        }
+        BlockType::Q2K => q2_k(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Q3K => q3_k(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Q4K => q4_k_or_q5_k::<4>(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Q5K => q4_k_or_q5_k::<5>(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Q6K => q6_k(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Iq4Nl => iq4_nl(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Iq4Xs => iq4_xs(x, importance.map(|(importance, _)| importance), out),
+        BlockType::Tq1_0 => tq1_0(x, out),
+        BlockType::Tq2_0 => {
+            let d = magnitude(x);
+            let id = reciprocal(d);
+            put_half(out, 64, d);
+            let place = |i: usize| (i / 128 * 32 + i % 32, i % 128 / 32);
+            put_quarters(&mut out[..64], x.len(), |i| ((x[i] * id).round() as i32 + 1) as u8 & 3, place);
+        }
+        BlockType::Mxfp4 => {
+            let largest = magnitude(x);
+            let e = if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+            let d = e8m0_half(e);
+            out[0] = e;
+            let codes: [u8; 32] = std::array::from_fn(|i| nearest_e2m1(x[i], d));
+            put_codes(&mut out[1..], &codes, 4);
+        }
+        BlockType::Nvfp4 => {
+            for run in 0..4 {
+                let x = &x[16 * run..][..16];
+                let scale = to_ue4m3(magnitude(x) / 6.0);
+                let d = ue4m3(scale) * 0.5;
+                out[run] = scale;
+                for i in 0..8 {
+                    out[4 + 8 * run + i] = nearest_e2m1(x[i], d) | nearest_e2m1(x[i + 8], d) << 4;
+                }
+            }
+        }
+    }
+}
+
+/// 1 / d, and 0 for 0.
+pub(super) fn reciprocal(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// The first weight of the greatest magnitude.
+pub(super) fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most })
+}
+
+pub(super) fn magnitude(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |most, &x| if x.abs() > most { x.abs() } else { most })
+}
+
+/// The least and the greatest weight; of the two zeros, the first.
+fn first_extremes(x: &[f32]) -> (f32, f32) {
+    x.iter()
+        .fold((f32::MAX, -f32::MAX), |(low, high), &x| (if x < low { x } else { low }, if x > high { x } else { high }))
+}
+
+/// Importance times the square root of a mean square and the weight's own, so that large weights are not given up.
+pub(super) fn spread(importance: &[f32], x: &[f32], mean: f32) -> [f32; super::MOST] {
+    let mut weights = [0.0; super::MOST];
+    for ((weight, &i), &x) in weights.iter_mut().zip(importance).zip(x) {
+        *weight = i * (mean + x * x).sqrt();
+    }
+    weights
+}
+
+pub(super) fn put_half(out: &mut [u8], at: usize, x: f32) {
+    out[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+}
+
+/// Writes 32 codes of four bits, or of five: then the fifth bits come first, in four bytes.
+fn put_codes(out: &mut [u8], codes: &[u8; 32], bits: usize) {
+    let mut low = out;
+    if bits == 5 {
+        let high = codes.iter().enumerate().fold(0u32, |high, (i, &code)| high | u32::from(code >> 4 & 1) << i);
+        low[..4].copy_from_slice(&high.to_le_bytes());
+        low = &mut low[4..];
+    }
+    for (i, out) in low[..16].iter_mut().enumerate() {
+        *out = codes[i] & 15 | codes[i + 16] << 4;
+    }
+}
+
+/// Writes codes of two bits: `place` says in which byte, and in which quarter of it.
+pub(super) fn put_quarters(
+    out: &mut [u8],
+    length: usize,
+    code: impl Fn(usize) -> u8,
+    place: impl Fn(usize) -> (usize, usize),
+) {
+    out.fill(0);
+    for i in 0..length {
+        let (byte, quarter) = place(i);
+        out[byte] |= code(i) << (2 * quarter);
+    }
+}
+
+fn tq1_0(x: &[f32], out: &mut [u8]) {
+    let d = magnitude(x);
+    let id = reciprocal(d);
+    put_half(out, 52, d);
+    let mut at = 0;
+    for (first, bytes, trits) in [(0, 32, 5), (32, 16, 5), (48, 4, 4)] {
+        for byte in 0..bytes {
+            let number = (0..trits)
+                .fold(0u16, |number, k| number * 3 + ((x[at + k * bytes + byte] * id).round() as i32 + 1) as u16);
+            // Four trits are shifted up as if a fifth of 0 followed.
+            let number = if trits == 4 { number * 3 } else { number };
+            // The trits as digits after the point, in 256ths, rounded up: then multiplying gives them back.
+            out[first + byte] = (number * 256).div_ceil(243) as u8;
+        }
+        at += bytes * trits;
+    }
+}
+
+fn nearest_e2m1(x: f32, d: f32) -> u8 {
+    let error = |code: usize| (f32::from(E2M1[code]) * d - x).abs();
+    (1..16).fold(0, |best, code| if error(code) < error(best) { code } else { best }) as u8
+}
+
+/// The nearest scale of `nvfp4`: E4M3 without a sign, ties to even, at most 448.
+fn to_ue4m3(x: f32) -> u8 {
+    if x <= 0.0 || x.is_nan() {
+        return 0;
+    }
+    let x = x.min(448.0);
+    if x < 2f32.powi(-6) {
+        // Subnormal: multiples of 2⁻⁹.
+        return (x * 512.0 + 0.5) as u8;
+    }
+    let bits = x.to_bits();
+    let (exponent, mantissa) = ((bits >> 23) as i32 - 127, bits >> 20 & 7);
+    let up = bits >> 19 & 1;
+    let code = ((exponent + 7) << 3) as u32 + mantissa + up;
+    code.min(0x7e) as u8
+}
+
+/// The code of the level nearest to x; halfway, the greater.
+fn nearest_iq4(x: f32) -> u8 {
+    let level = |code: usize| f32::from(IQ4_VALUES[code]);
+    if x <= level(0) {
+        return 0;
+    }
+    if x >= level(15) {
+        return 15;
+    }
+    let above = (1..16).find(|&code| x < level(code)).unwrap_or(15);
+    (if x - level(above - 1) < level(above) - x { above - 1 } else { above }) as u8
+}
+
+/// The scale of 32 weights whose codes are levels of the codebook: least squares from fifteen starts.
+fn fit_iq4(x: &[f32], weights: &[f32]) -> f32 {
+    let max = extreme(x);
+    if max.abs() < NOTHING {
+        return 0.0;
+    }
+    let sums = |id: f32| {
+        x.iter().zip(weights).fold((0.0f32, 0.0f32), |(qx, qq), (&x, &w)| {
+            let q = f32::from(IQ4_VALUES[usize::from(nearest_iq4(id * x))]);
+            (qx + w * q * x, qq + w * q * q)
+        })
+    };
+    let first = f32::from(IQ4_VALUES[0]);
+    let (qx, qq) = sums(1.0 / (-max / first));
+    let mut d = qx / qq;
+    let mut best = d * qx;
+    for attempt in -7..=7 {
+        let (qx, qq) = sums((attempt as f32 + first) / max);
+        if qq > 0.0 && qx * qx > best * qq {
+            d = qx / qq;
+            best = d * qx;
+        }
+    }
+    d
+}
+
+/// The weights of errors in a block of a codebook: the squares where there is no importance.
+fn iq4_weights(x: &[f32], importance: Option<&[f32]>, mean: f32) -> [f32; super::MOST] {
+    match importance {
+        Some(importance) => spread(importance, x, mean),
+        None => {
+            let mut weights = [0.0; super::MOST];
+            for (weight, &x) in weights.iter_mut().zip(x) {
+                *weight = x * x;
+            }
+            weights
+        }
+    }
+}
+
+fn twice_mean_square(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |sum, &x| sum + x * x) * (2.0 / x.len() as f32)
+}
+
+fn iq4_nl(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    let d = fit_iq4(x, &iq4_weights(x, importance, twice_mean_square(x)));
+    put_half(out, 0, d);
+    let id = reciprocal(d);
+    let codes: [u8; 32] = std::array::from_fn(|i| nearest_iq4(id * x[i]));
+    put_codes(&mut out[2..], &codes, 4);
+}
+
+fn iq4_xs(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    out.fill(0);
+    let mean = twice_mean_square(x);
+    let weights = iq4_weights(x, importance, mean);
+    let scales: [f32; 8] = std::array::from_fn(|k| fit_iq4(&x[32 * k..][..32], &weights[32 * k..][..32]));
+    let d = -extreme(&scales) / 32.0;
+    put_half(out, 0, d);
+    let id = reciprocal(d);
+    let mut high = 0u16;
+    for (k, &scale) in scales.iter().enumerate() {
+        let stored = (id * scale).round_ties_even().clamp(-32.0, 31.0);
+        let inverse = reciprocal(d * stored);
+        let codes: [u8; 32] = std::array::from_fn(|i| nearest_iq4(inverse * x[32 * k + i]));
+        put_codes(&mut out[8 + 16 * k..][..16], &codes, 4);
+        let stored = (stored as i32 + 32) as u8;
+        out[4 + k / 2] |= (stored & 15) << (4 * (k % 2));
+        high |= u16::from(stored >> 4) << (2 * k);
+    }
+    out[2..4].copy_from_slice(&high.to_le_bytes());
+}
