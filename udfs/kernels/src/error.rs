@@ -34,6 +34,18 @@ pub enum KernelError {
         /// Its greatest weight.
         max: f32,
     },
+    /// A block whose scale f16 does not hold.
+    #[error("the {block_type} block from weight {index} on spans {min:e} to {max:e}: its scale does not fit in f16")]
+    BlockRange {
+        /// What it was to become.
+        block_type: crate::BlockType,
+        /// The block's first weight.
+        index: usize,
+        /// Its least weight.
+        min: f32,
+        /// Its greatest weight.
+        max: f32,
+    },
     /// A buffer of the wrong length.
     #[error("{found} {what} do not divide into runs of {multiple_of}")]
     Length {
@@ -86,6 +98,9 @@ impl KernelError {
         match self {
             Self::NotFinite { index, value } => Self::NotFinite { index: start + index, value },
             Self::Range { index, min, max } => Self::Range { index: start + index, min, max },
+            Self::BlockRange { block_type, index, min, max } => {
+                Self::BlockRange { block_type, index: start + index, min, max }
+            }
             Self::Argument { .. }
             | Self::Length { .. }
             | Self::Mismatch { .. }

@@ -26,7 +26,7 @@ struct Effort {
 /// The effort by width. Moves find what repeating the least-squares step from more starts does not: at 2 bits and groups
 /// of 64, two starts and six moves come within 0.03 dB of the exhaustive optimum, where eight starts of three steps each
 /// leave 0.09; at 4 bits, 11 steps gain 0.12 dB over 24.
-const fn effort(bits: Bits) -> Effort {
+const fn effort(bits: Bits, scheme: Scheme) -> Effort {
     match bits {
         Bits::Two => Effort {
             shrink: &[0.5, 0.7],
@@ -60,23 +60,68 @@ const fn effort(bits: Bits) -> Effort {
                 (1.0, 0.0),
             ],
         },
-        Bits::Five => Effort {
-            shrink: &[0.85, 0.95],
+        Bits::Five if levels_shift(scheme) => Effort {
+            shrink: &[0.88, 0.96],
             moves: &[
-                (1.01, 0.2),
-                (0.99, -0.2),
-                (1.01, -0.2),
-                (0.99, 0.2),
-                (1.02, 0.0),
-                (0.98, 0.0),
-                (1.0, 0.1),
-                (1.0, -0.1),
+                (1.015, 0.25),
+                (0.985, -0.25),
+                (1.015, -0.25),
+                (0.985, 0.25),
+                (1.03, 0.0),
+                (0.97, 0.0),
+                (1.008, 0.12),
+                (0.992, -0.12),
+                (1.008, -0.12),
+                (0.992, 0.12),
+                (1.0, 0.0),
+            ],
+        },
+        // Levels around zero: only their distance can change.
+        Bits::Five => Effort {
+            shrink: &[0.8],
+            moves: &[
+                (1.012, 0.0),
+                (0.988, 0.0),
+                (1.024, 0.0),
+                (0.976, 0.0),
+                (1.036, 0.0),
+                (0.964, 0.0),
+                (1.05, 0.0),
+                (0.95, 0.0),
+                (1.006, 0.0),
+                (0.994, 0.0),
+                (1.0, 0.0),
+            ],
+        },
+        Bits::Six if levels_shift(scheme) => Effort {
+            shrink: &[0.94, 1.0],
+            moves: &[
+                (1.008, 0.25),
+                (0.992, -0.25),
+                (1.008, -0.25),
+                (0.992, 0.25),
+                (1.015, 0.0),
+                (0.985, 0.0),
+                (1.004, 0.12),
+                (0.996, -0.12),
                 (1.0, 0.0),
             ],
         },
         Bits::Six => Effort {
-            shrink: &[0.92, 1.0],
-            moves: &[(1.008, 0.2), (0.992, -0.2), (1.008, -0.2), (0.992, 0.2), (1.004, 0.0), (0.996, 0.0), (1.0, 0.0)],
+            shrink: &[0.8],
+            moves: &[
+                (1.006, 0.0),
+                (0.994, 0.0),
+                (1.012, 0.0),
+                (0.988, 0.0),
+                (1.018, 0.0),
+                (0.982, 0.0),
+                (1.024, 0.0),
+                (0.976, 0.0),
+                (1.003, 0.0),
+                (0.997, 0.0),
+                (1.0, 0.0),
+            ],
         },
         Bits::Eight => Effort {
             shrink: &[1.0],
@@ -231,7 +276,7 @@ impl<S: Simd> Fitting<'_, S> {
     fn best(&self, (low, high): (S::F, S::F)) -> Fit<S::F> {
         let s = self.s;
         let constant = self.constant_moments();
-        let effort = effort(self.rules.bits);
+        let effort = effort(self.rules.bits, self.rules.scheme);
         let zero = s.splat(0.0);
         let mut best = Fit { scale: s.splat(0.0), base: s.splat(0.0), error: s.splat(f32::INFINITY) };
         for &shrink in effort.shrink {

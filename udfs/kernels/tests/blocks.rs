@@ -69,3 +69,56 @@ fn reference_blocks_are_those_of_ggml() {
         assert!(wrong.is_empty(), "{isa:?}: {wrong:?}");
     }
 }
+
+/// Gaussian or Laplace weights, from a fixed seed.
+fn random(n: usize, laplace: bool) -> Vec<u8> {
+    let mut state = 7u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    let weights = (0..n).map(|_| {
+        let (a, b) = (uniform(), uniform());
+        if laplace { a.ln() * if b < 0.5 { -1.0 } else { 1.0 } } else { (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos() }
+    });
+    weights.flat_map(|w| (w as f32).to_le_bytes()).collect()
+}
+
+/// What the search gains over ggml's own fill, in dB, at least.
+const GAINS: &[(&str, f64)] = &[
+    ("q4_0", 0.35),
+    ("q4_1", 0.5),
+    ("q5_0", 0.1),
+    ("q5_1", 0.5),
+    ("q8_0", 0.0),
+    ("q2_k", 0.0),
+    ("q3_k", 0.0),
+    ("q4_k", 0.0),
+    ("q5_k", 0.0),
+    ("q6_k", 0.0),
+];
+
+#[test]
+fn the_search_fills_blocks_better_than_ggml() {
+    let isa = Isa::available()[0];
+    let ones = vec![1.0; 1024];
+    let mut worse = Vec::new();
+    for laplace in [false, true] {
+        let bytes = random(1 << 18, laplace);
+        let weights = Weights::new(Dtype::F32, &bytes, 1024).unwrap();
+        for &(name, least) in GAINS {
+            let block_type = name.parse().unwrap();
+            let sqnr = |fill, importance| {
+                quantize_blocks(isa, weights, block_type, fill, importance).unwrap().errors.sqnr_db()
+            };
+            let plain = sqnr(Fill::Reference, None);
+            let reference = sqnr(Fill::Reference, Some(&ones[..]));
+            let found = sqnr(Fill::Mse, None);
+            println!("{name} laplace {laplace}: plain {plain:.2} ones {reference:.2} search {found:.2}");
+            if found < plain + least {
+                worse.push(format!("{name}, Laplace {laplace}: {found:.2} dB after {plain:.2}"));
+            }
+        }
+    }
+    assert!(worse.is_empty(), "{worse:?}");
+}

@@ -3,6 +3,8 @@
 //! `decode` is what blocks stand for; `reference` fills them as ggml does, byte for byte.
 
 mod decode;
+mod fill;
+mod layout;
 mod reference;
 mod reference_k;
 
@@ -41,15 +43,6 @@ fn k_scale_min(packed: &[u8], j: usize) -> (u8, u8) {
     }
 }
 
-/// The twelve bytes that eight scales and minima of six bits take.
-fn pack_k_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
-    std::array::from_fn(|i| match i {
-        0..4 => scales[i] | scales[i + 4] >> 4 << 6,
-        4..8 => minima[i - 4] | minima[i] >> 4 << 6,
-        _ => scales[i - 4] & 15 | (minima[i - 4] & 15) << 4,
-    })
-}
-
 /// The sixteen signed scales of `q3_k`, stored with 32 added.
 fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
     std::array::from_fn(|j| {
@@ -62,6 +55,8 @@ fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
 named! {
     /// How the blocks of ggml's types are filled.
     Fill, "method",
+    /// The least squared error that a search finds.
+    Mse = "mse",
     /// The bytes that ggml's own quantizers make.
     Reference = "reference",
 }
@@ -102,17 +97,48 @@ pub fn quantize_blocks(
         return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
     }
     let mut bytes = vec![0; encoding.stored_bytes(weights.len(), weights.row_length())?];
-    let row_bytes = weights.row_length() / block_type.length() * block_type.size();
-    if !values.is_empty() {
-        for (row, out) in values.chunks_exact(weights.row_length()).zip(bytes.chunks_exact_mut(row_bytes)) {
-            match fill {
-                Fill::Reference => reference::row(block_type, row, importance, out),
+    let row_length = weights.row_length();
+    let row_bytes = row_length / block_type.length() * block_type.size();
+    match fill {
+        _ if values.is_empty() => {}
+        Fill::Reference => {
+            for (row, out) in values.chunks_exact(row_length).zip(bytes.chunks_exact_mut(row_bytes)) {
+                reference::row(block_type, row, importance, out);
             }
+        }
+        Fill::Mse => {
+            let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
+                name: "method",
+                value: format!("'{fill}' for {block_type}"),
+                allowed: "'reference'",
+            })?;
+            isa.run(fill::Piece { form, block_type, x: &values, importance, channel: 0, out: &mut bytes });
         }
     }
     let restored = Weights::blocks(block_type, &bytes, weights.row_length())?;
     let errors = pair_sums(isa, weights, restored)?;
+    if !errors.sum_ee.is_finite() {
+        return Err(beyond_half(block_type, &values, &bytes));
+    }
     Ok(Blocks { block_type, row_length: weights.row_length(), bytes, errors })
+}
+
+/// The error for the first block whose scales f16 does not hold.
+fn beyond_half(block_type: BlockType, values: &[f32], bytes: &[u8]) -> KernelError {
+    let mut blocks = values.chunks(block_type.length());
+    let mut index = 0;
+    let mut found = None;
+    decode_all(block_type, bytes, |restored| {
+        let block = blocks.next().unwrap_or_default();
+        if found.is_none() && restored.iter().any(|w| !w.is_finite()) {
+            let min = block.iter().copied().fold(f32::INFINITY, f32::min);
+            let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            found = Some((index, min, max));
+        }
+        index += block.len();
+    });
+    let (index, min, max) = found.unwrap_or((0, f32::NEG_INFINITY, f32::INFINITY));
+    KernelError::BlockRange { block_type, index, min, max }
 }
 
 /// Calls `each` with the weights of every block, in order, where `bytes` are whole blocks.

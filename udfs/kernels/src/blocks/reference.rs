@@ -3,10 +3,9 @@
 //! Sums run in the order of the weights, and nothing is fused: ggml's prebuilt libraries for x86-64 are compiled without
 //! multiply-add.
 
-use half::f16;
-
+use super::layout::{put_codes, put_half, put_iq4_xs_scales, put_quarters};
 use super::reference_k::{Grid, fit_affine, fit_scale, q2_k, q3_k, q4_k_or_q5_k, q6_k};
-use super::{E2M1, IQ4_VALUES, decode::e8m0_half, ue4m3};
+use super::{E2M1, IQ4_VALUES, MOST, decode::e8m0_half, ue4m3};
 use crate::BlockType;
 
 /// Where magnitudes are smaller, a group is taken for zeros.
@@ -82,12 +81,8 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             let d = magnitude(x);
             let id = reciprocal(d);
             put_half(out, 0, d);
-            put_quarters(
-                &mut out[2..],
-                x.len(),
-                |i| ((x[i] * id).round() as i32 + 1).clamp(0, 3) as u8,
-                |i| (i / 4, i % 4),
-            );
+            let codes: [u8; 64] = std::array::from_fn(|i| ((x[i] * id).round() as i32 + 1).clamp(0, 3) as u8);
+            put_quarters(&mut out[2..], &codes, 1);
         }
         BlockType::Q2K => q2_k(x, importance.map(|(importance, _)| importance), out),
         BlockType::Q3K => q3_k(x, importance.map(|(importance, _)| importance), out),
@@ -101,8 +96,8 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             let d = magnitude(x);
             let id = reciprocal(d);
             put_half(out, 64, d);
-            let place = |i: usize| (i / 128 * 32 + i % 32, i % 128 / 32);
-            put_quarters(&mut out[..64], x.len(), |i| ((x[i] * id).round() as i32 + 1) as u8 & 3, place);
+            let codes: [u8; MOST] = std::array::from_fn(|i| ((x[i] * id).round() as i32 + 1) as u8);
+            put_quarters(&mut out[..64], &codes, 32);
         }
         BlockType::Mxfp4 => {
             let largest = magnitude(x);
@@ -147,43 +142,12 @@ fn first_extremes(x: &[f32]) -> (f32, f32) {
 }
 
 /// Importance times the square root of a mean square and the weight's own, so that large weights are not given up.
-pub(super) fn spread(importance: &[f32], x: &[f32], mean: f32) -> [f32; super::MOST] {
-    let mut weights = [0.0; super::MOST];
+pub(super) fn spread(importance: &[f32], x: &[f32], mean: f32) -> [f32; MOST] {
+    let mut weights = [0.0; MOST];
     for ((weight, &i), &x) in weights.iter_mut().zip(importance).zip(x) {
         *weight = i * (mean + x * x).sqrt();
     }
     weights
-}
-
-pub(super) fn put_half(out: &mut [u8], at: usize, x: f32) {
-    out[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
-}
-
-/// Writes 32 codes of four bits, or of five: then the fifth bits come first, in four bytes.
-fn put_codes(out: &mut [u8], codes: &[u8; 32], bits: usize) {
-    let mut low = out;
-    if bits == 5 {
-        let high = codes.iter().enumerate().fold(0u32, |high, (i, &code)| high | u32::from(code >> 4 & 1) << i);
-        low[..4].copy_from_slice(&high.to_le_bytes());
-        low = &mut low[4..];
-    }
-    for (i, out) in low[..16].iter_mut().enumerate() {
-        *out = codes[i] & 15 | codes[i + 16] << 4;
-    }
-}
-
-/// Writes codes of two bits: `place` says in which byte, and in which quarter of it.
-pub(super) fn put_quarters(
-    out: &mut [u8],
-    length: usize,
-    code: impl Fn(usize) -> u8,
-    place: impl Fn(usize) -> (usize, usize),
-) {
-    out.fill(0);
-    for i in 0..length {
-        let (byte, quarter) = place(i);
-        out[byte] |= code(i) << (2 * quarter);
-    }
 }
 
 fn tq1_0(x: &[f32], out: &mut [u8]) {
@@ -266,11 +230,11 @@ fn fit_iq4(x: &[f32], weights: &[f32]) -> f32 {
 }
 
 /// The weights of errors in a block of a codebook: the squares where there is no importance.
-fn iq4_weights(x: &[f32], importance: Option<&[f32]>, mean: f32) -> [f32; super::MOST] {
+fn iq4_weights(x: &[f32], importance: Option<&[f32]>, mean: f32) -> [f32; MOST] {
     match importance {
         Some(importance) => spread(importance, x, mean),
         None => {
-            let mut weights = [0.0; super::MOST];
+            let mut weights = [0.0; MOST];
             for (weight, &x) in weights.iter_mut().zip(x) {
                 *weight = x * x;
             }
@@ -299,15 +263,13 @@ fn iq4_xs(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     let d = -extreme(&scales) / 32.0;
     put_half(out, 0, d);
     let id = reciprocal(d);
-    let mut high = 0u16;
-    for (k, &scale) in scales.iter().enumerate() {
-        let stored = (id * scale).round_ties_even().clamp(-32.0, 31.0);
-        let inverse = reciprocal(d * stored);
+    let mut stored = [0; 8];
+    for (k, (stored, &scale)) in stored.iter_mut().zip(&scales).enumerate() {
+        let step = (id * scale).round_ties_even().clamp(-32.0, 31.0);
+        let inverse = reciprocal(d * step);
         let codes: [u8; 32] = std::array::from_fn(|i| nearest_iq4(inverse * x[32 * k + i]));
         put_codes(&mut out[8 + 16 * k..][..16], &codes, 4);
-        let stored = (stored as i32 + 32) as u8;
-        out[4 + k / 2] |= (stored & 15) << (4 * (k % 2));
-        high |= u16::from(stored >> 4) << (2 * k);
+        *stored = step as i8;
     }
-    out[2..4].copy_from_slice(&high.to_le_bytes());
+    put_iq4_xs_scales(out, &stored);
 }

@@ -2,8 +2,11 @@
 
 use half::f16;
 
-use super::reference::{NOTHING, extreme, put_half, put_quarters, reciprocal, spread};
-use super::{MOST, k_scale_min, pack_k_scales, q3_k_scales};
+use super::layout::{
+    pack_k_scales, pack_q3_k_scales, put_half, put_q3_k, put_q4_k_or_q5_k, put_q6_k, put_quarters,
+};
+use super::reference::{NOTHING, extreme, reciprocal, spread};
+use super::{MOST, k_scale_min, q3_k_scales};
 
 /// Rounds as ggml's `nearest_int`: ties to even.
 fn nearest(x: f32) -> i32 {
@@ -236,21 +239,7 @@ pub(super) fn q4_k_or_q5_k<const BITS: usize>(x: &[f32], importance: Option<&[f3
             *code = nearest((x + min) / scale).clamp(0, top) as u8;
         }
     }
-    let low = if BITS == 4 { 16 } else { 48 };
-    for (i, out) in out[low..].iter_mut().enumerate() {
-        let first = i / 32 * 64 + i % 32;
-        *out = codes[first] & 15 | codes[first + 32] << 4;
-    }
-    if BITS == 5 {
-        for (l, out) in out[16..48].iter_mut().enumerate() {
-            *out = (0..8).fold(0, |bits, j| bits | (codes[32 * j + l] >> 4) << j);
-        }
-    }
-}
-
-/// Where the codes of two bits of `q2_k` and the low ones of `q3_k` are.
-fn quarter(i: usize) -> (usize, usize) {
-    (i / 128 * 32 + i % 32, i % 128 / 32)
+    put_q4_k_or_q5_k::<BITS>(out, &codes);
 }
 
 pub(super) fn q2_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
@@ -293,15 +282,7 @@ pub(super) fn q2_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = nearest((x + min) / scale).clamp(0, 3) as u8;
         }
     }
-    put_quarters(&mut out[16..80], MOST, |i| codes[i], quarter);
-}
-
-/// The sixteen scales of `q3_k`, in the twelve bytes that they take.
-fn pack_q3_k_scales(codes: &[u8; 16]) -> [u8; 12] {
-    std::array::from_fn(|i| match i {
-        0..8 => codes[i] & 15 | codes[i + 8] << 4,
-        _ => (0..4).fold(0, |bits, k| bits | (codes[i - 8 + 4 * k] >> 4) << (2 * k)),
-    })
+    put_quarters(&mut out[16..80], &codes, 32);
 }
 
 /// The scale of sixteen weights of `q3_k` without an importance: codes are moved one by one while that helps.
@@ -393,10 +374,7 @@ pub(super) fn q3_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = (nearest(x / scale).clamp(-4, 3) + 4) as u8;
         }
     }
-    for (l, out) in out[..32].iter_mut().enumerate() {
-        *out = (0..8).fold(0, |bits, k| bits | (codes[32 * k + l] >> 2) << k);
-    }
-    put_quarters(&mut out[32..96], MOST, |i| codes[i] & 3, quarter);
+    put_q3_k(out, &codes);
 }
 
 pub(super) fn q6_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
@@ -424,13 +402,5 @@ pub(super) fn q6_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = (nearest(x / scale).clamp(-32, 31) + 32) as u8;
         }
     }
-    for half in 0..2 {
-        let codes = &codes[128 * half..][..128];
-        for l in 0..64 {
-            out[64 * half + l] = codes[l] & 15 | (codes[l + 64] & 15) << 4;
-        }
-        for l in 0..32 {
-            out[128 + 32 * half + l] = (0..4).fold(0, |bits, k| bits | (codes[32 * k + l] >> 4) << (2 * k));
-        }
-    }
+    put_q6_k(out, &codes);
 }
