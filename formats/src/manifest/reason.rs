@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
 /// Why a tensor has its encoding, or was kept. [`Display`](fmt::Display) gives the sentence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,7 +82,8 @@ pub enum Reason {
         /// What was below the floor.
         shortfall: Shortfall,
     },
-    /// The sentence of a directory of version 1 or 2.
+    /// A sentence alone: directories of versions 1 and 2 have no more, and those of later programs can have reasons of
+    /// kinds that are not known here.
     Recorded {
         /// The sentence.
         sentence: String,
@@ -177,9 +180,10 @@ impl fmt::Display for Shortfall {
 }
 
 /// A reason as manifests and reports hold it: the sentence as `because`, and the value as `reason`. Directories of
-/// versions 1 and 2 have the sentence alone.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Fields", into = "Fields")]
+/// versions 1 and 2 have the sentence alone. Reasons inform, so a value that is not understood is not an error: the
+/// sentence then stands for it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "Fields")]
 pub struct RecordedReason(Reason);
 
 impl RecordedReason {
@@ -207,21 +211,52 @@ impl From<Reason> for RecordedReason {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Fields {
     because: String,
     #[serde(default)]
-    reason: Option<Reason>,
+    reason: Option<Value>,
 }
 
 impl From<Fields> for RecordedReason {
-    fn from(fields: Fields) -> Self {
-        Self(fields.reason.unwrap_or(Reason::Recorded { sentence: fields.because }))
+    fn from(Fields { because, reason }: Fields) -> Self {
+        let known = reason.and_then(|reason| Reason::deserialize(reason).ok());
+        Self(known.unwrap_or(Reason::Recorded { sentence: because }))
     }
 }
 
-impl From<RecordedReason> for Fields {
-    fn from(recorded: RecordedReason) -> Self {
-        Self { because: recorded.to_string(), reason: Some(recorded.0) }
+impl Serialize for RecordedReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Fields", 2)?;
+        fields.serialize_field("because", &self.to_string())?;
+        fields.serialize_field("reason", &self.0)?;
+        fields.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The tags of a type: what serde would have taken in the place of one that there is not.
+    fn tags<T: for<'de> Deserialize<'de> + fmt::Debug>(tag: &str) -> Vec<String> {
+        let error = T::deserialize(json!({ tag: "?" })).unwrap_err().to_string();
+        error.split('`').skip(3).step_by(2).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn every_kind_is_in_the_document() {
+        let document = include_str!("../../../docs/format.md");
+        let (kinds, limits, measures) = (tags::<Reason>("kind"), tags::<Limit>("kind"), tags::<Shortfall>("measure"));
+        assert!(kinds.contains(&"same_as".to_string()), "{kinds:?}");
+        assert!(limits.len() > 1 && measures.len() > 1, "{limits:?} {measures:?}");
+        for kind in kinds {
+            assert!(document.contains(&format!("\n| `{kind}` |")), "docs/format.md does not say what `{kind}` is");
+        }
+        for tag in limits.into_iter().chain(measures) {
+            assert!(document.contains(&format!("`{tag}`")), "docs/format.md does not say what `{tag}` is");
+        }
     }
 }
