@@ -35,11 +35,6 @@ impl Directory for ModelDirectory<'_> {
 }
 
 impl ModelDirectory<'_> {
-    /// Whether there is a file at a path below the directory.
-    pub(super) fn has_file(&self, file: &Path) -> bool {
-        matches!(Location::local(self.0.path().join(file)).is_directory(), Ok(Some(false)))
-    }
-
     /// An error of the layout with the path of the model.
     pub(super) fn explain(&self, error: DirectoryError<StoreError>) -> QuantError {
         match error {

@@ -82,7 +82,7 @@ impl Model {
 
     /// Opens the model at `path`, the bytes of its files where `residence` says.
     pub(crate) fn load(path: &Path, residence: Residence) -> Result<Self> {
-        let location = Location::local(path);
+        let location = Location::parse(path)?;
         let directory = ModelDirectory(&location);
         let components = match location.is_directory()? {
             None => return Err(QuantError::missing(path, Missing::Nothing)),
@@ -106,6 +106,11 @@ impl Model {
     /// The file or directory it was opened at.
     pub fn path(&self) -> &Path {
         self.location.path()
+    }
+
+    /// The same, from which it can be opened whatever the working directory is.
+    pub(crate) fn absolute_path(&self) -> Result<PathBuf> {
+        Ok(self.location.absolute()?)
     }
 
     /// Every tensor, in the order of component and name, bytewise.
@@ -136,6 +141,14 @@ impl Model {
         }
     }
 
+    /// Copies a file of the model's directory to a path of this machine.
+    ///
+    /// # Errors
+    /// [`Io`](QuantError::Io) if it cannot be read, or not be written there.
+    pub(crate) fn copy_file(&self, file: &Path, to: &Path) -> Result<()> {
+        Ok(self.location.copy(file, to)?)
+    }
+
     /// The JSON in a file of the model's directory. `None` without the file, or for a model that is a single file.
     ///
     /// # Errors
@@ -145,10 +158,10 @@ impl Model {
         file: &Path,
         expected: &'static str,
     ) -> Result<Option<T>> {
-        let directory = ModelDirectory(&self.location);
-        if !directory.has_file(file) {
+        if !self.location.has_file(file) {
             return Ok(None);
         }
+        let directory = ModelDirectory(&self.location);
         let read = arrow_quant_formats::directory::read_json(&directory, file, expected);
         read.map(Some).map_err(|error| directory.explain(error))
     }

@@ -48,6 +48,12 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: AllowProblem,
     },
+    /// A text that names no place models can be read from.
+    #[error("`{text}` cannot be read: give a path of this machine")]
+    NotALocation {
+        /// The text.
+        text: String,
+    },
     /// There is no such object store here.
     #[error("this server cannot read {store}: it has files alone")]
     NoStore {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use url::Url;
 
 use crate::{Identity, LocalMapping, Memory, Store, StoreError, Version};
 
@@ -45,6 +46,19 @@ pub enum ListedKind {
 }
 
 impl Location {
+    /// What users type: a path of this machine, also as a `file://` URL.
+    ///
+    /// # Errors
+    /// If it is the URL of a store that is not supported.
+    pub fn parse(text: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = text.as_ref();
+        let Some((text, scheme)) = path.to_str().and_then(|text| Some((text, scheme(text)?))) else {
+            return Ok(Self::local(path));
+        };
+        let local = Url::parse(text).ok().filter(|_| scheme == "file").and_then(|url| url.to_file_path().ok());
+        local.map(Self::local).ok_or_else(|| StoreError::NotALocation { text: text.to_string() })
+    }
+
     /// A path of this machine.
     pub fn local(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
@@ -53,6 +67,14 @@ impl Location {
     /// Its path, to show and to compare.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path, from which it can be opened whatever the working directory is.
+    ///
+    /// # Errors
+    /// If the path is relative, and there is no working directory.
+    pub fn absolute(&self) -> Result<PathBuf, StoreError> {
+        std::path::absolute(&self.path).map_err(|e| StoreError::io(&self.path, e))
     }
 
     /// Whether it is a directory; `None` if nothing is there.
@@ -104,6 +126,45 @@ impl Location {
         Ok(listed)
     }
 
+    /// Whether there is a file at a path below.
+    pub fn has_file(&self, file: &Path) -> bool {
+        matches!(Self::local(self.join(file)).is_directory(), Ok(Some(false)))
+    }
+
+    /// Bytes of a file; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub fn length(&self, file: &Path) -> Result<Option<u64>, StoreError> {
+        let path = self.join(file);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(StoreError::io(&path, e)),
+        }
+    }
+
+    /// The URL by which queries read a file, links followed.
+    ///
+    /// # Errors
+    /// If nothing is there.
+    pub fn url(&self, file: &Path) -> Result<Url, StoreError> {
+        let path = self.identity()?.join(file);
+        let no_url = || StoreError::io(&path, io::Error::new(ErrorKind::InvalidInput, "the path has no URL"));
+        Url::from_file_path(&path).map_err(|()| no_url())
+    }
+
+    /// Copies a file to a path of this machine.
+    ///
+    /// # Errors
+    /// If it cannot be read, or not be written there.
+    pub fn copy(&self, file: &Path, to: &Path) -> Result<(), StoreError> {
+        let from = self.join(file);
+        // Opened first, so that an error of the copy is one of the file that is written.
+        File::open(&from).map_err(|e| StoreError::io(&from, e))?;
+        fs::copy(&from, to).map(drop).map_err(|e| StoreError::io(to, e))
+    }
+
     /// All bytes of a file.
     ///
     /// # Errors
@@ -146,6 +207,15 @@ impl Location {
     }
 }
 
+/// The scheme of a URL; `None` for other text.
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    let mut letters = scheme.chars();
+    let is_scheme = letters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '+' | '-' | '.'));
+    is_scheme.then_some(scheme)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +244,35 @@ mod tests {
             drop(store);
             assert_eq!(view, &b"ei"[..], "a view outlives its store");
         }
+    }
+
+    #[test]
+    fn what_users_type_is_a_path_or_a_url() {
+        for (text, path) in [("a/b", "a/b"), ("file:///a%20b/c", "/a b/c"), ("a b://c", "a b://c"), ("", "")] {
+            assert_eq!(Location::parse(text).unwrap().path(), Path::new(path));
+        }
+        for text in ["s3://bucket/model", "hf://org/name", "file://other.machine/model"] {
+            let message = Location::parse(text).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("`{text}` ")), "{message}");
+        }
+    }
+
+    #[test]
+    fn files_below_are_found_measured_and_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let (location, file) = (Location::local(directory.path()), Path::new("a b"));
+        let copy = directory.path().join("copy");
+        assert_eq!((location.has_file(file), location.length(file).unwrap()), (false, None));
+        let Err(StoreError::Io { path, .. }) = location.copy(file, &copy) else { panic!("a missing file was copied") };
+        assert!(path.ends_with(file));
+        fs::write(directory.path().join(file), b"weights").unwrap();
+        assert_eq!((location.has_file(file), location.length(file).unwrap()), (true, Some(7)));
+        assert!(!location.has_file(Path::new("")), "a directory");
+        location.copy(file, &copy).unwrap();
+        assert_eq!(fs::read(&copy).unwrap(), b"weights");
+        let url = location.url(file).unwrap();
+        assert!(url.as_str().ends_with("/a%20b"), "{url}");
+        assert_eq!(Location::parse(url.as_str()).unwrap().length(Path::new("")).unwrap(), Some(7));
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Store for Memory {
         Ok(self.bytes.slice(self.identity.indexes(&range)?))
     }
 
-    /// Nothing: the bytes are to be had nowhere else.
+    /// Does nothing, because the bytes cannot be read again from anywhere else.
     fn release(&self, _: Range<u64>) {}
 }
 

@@ -1,9 +1,11 @@
 //! What a file of weights is to the engine, wherever it lies.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -57,7 +59,19 @@ pub enum Version {
     Modified(SystemTime),
 }
 
+/// The time that files which are known by their content have: 1980-01-01, the first that every file system can tell.
+const OF_CONTENT: Duration = Duration::from_secs(315_532_800);
+
 impl Version {
+    /// Gives a local file a version that does not depend on when it was written. Such files are known by their content: they
+    /// hold a hash of it in their header, so that equal files have equal headers and versions.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn make_independent_of_time(file: &File) -> io::Result<()> {
+        file.set_modified(SystemTime::UNIX_EPOCH + OF_CONTENT)
+    }
+
     /// Bytes that are equal for equal versions, to be hashed.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
