@@ -32,4 +32,4 @@ pub(crate) use model::ModelPlan;
 pub(crate) use notes::notes;
 pub(crate) use sample::Sampled;
 pub(crate) use size::Allocation;
-pub(crate) use tensors::{TensorPlan, refusal};
+pub(crate) use tensors::TensorPlan;

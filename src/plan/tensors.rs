@@ -287,7 +287,7 @@ fn parameter_bytes(scheme: Scheme) -> usize {
 }
 
 /// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.
-pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
+pub(super) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
     let data = tensor.data().ok()?;
     let weights = Weights::new(dtype, &data, tensor.row_length() as usize).ok()?;

@@ -35,7 +35,7 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 pub use quantized::{QuantizedColumn, error_sums, quantized_array, quantized_type, with_encoding};
 pub use reference::sql_reference;
-pub use tensor::{tensor_type, tensor_value};
+pub use tensor::{RowError, tensor_type, tensor_value};
 
 /// Every scalar function.
 pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {

@@ -34,9 +34,21 @@ pub fn tensor_value(dtype: ArrayRef, row_length: ArrayRef, data: ArrayRef, nulls
     StructArray::new(tensor_fields(), vec![dtype, row_length, data], nulls)
 }
 
-/// An execution error of a function, for a row.
-pub(crate) fn kernel_error(function: &str, row: usize, error: KernelError) -> DataFusionError {
-    exec_datafusion_err!("{function}, row {row}: {error}")
+/// Why a function has no value for a row. It is the [`DataFusionError::External`] of a query.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{function}, row {row}: {problem}")]
+pub struct RowError {
+    /// The name of the function.
+    pub function: &'static str,
+    /// The row in the batch that the function was called with.
+    pub row: usize,
+    /// What the kernel refused.
+    pub problem: KernelError,
+}
+
+/// An error of a function, for a row.
+pub(crate) fn kernel_error(function: &'static str, row: usize, problem: KernelError) -> DataFusionError {
+    DataFusionError::External(Box::new(RowError { function, row, problem }))
 }
 
 /// A column of tensor values or lists of floats, or a scalar that stands for every row.
