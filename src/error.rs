@@ -115,12 +115,11 @@ pub enum QuantError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file cannot be read or written in a job; the parts that are finished are kept for another run.
+    /// A job failed, and another run can go on from the parts that are finished.
     Unfinished {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// Why it failed.
+        #[source]
+        problem: Box<QuantError>,
     },
     /// A file or store is not one that clients of this server may reach.
     Access(StoreError),
@@ -175,13 +174,10 @@ impl fmt::Display for Worded<'_> {
                 words.advised("tensors")
             ),
             QuantError::Io { path, source } => write!(f, "{}: {}", path.display(), io_message(source)),
-            QuantError::Unfinished { path, source } => write!(
-                f,
-                "{}: {}; the finished parts are kept: continue with {}",
-                path.display(),
-                io_message(source),
-                words.switched("resume", true)
-            ),
+            QuantError::Unfinished { problem } => {
+                write!(f, "{}; the finished parts are kept: continue with ", problem.worded(words))?;
+                f.write_str(&words.switched("resume", true))
+            }
             QuantError::Access(error) => error.fmt(f),
             QuantError::Query(error) => f.write_str(&query_message(error)),
         }
@@ -221,12 +217,14 @@ impl QuantError {
 
     /// The same, about the path that was asked for instead of the one it led to.
     pub(crate) fn asked_as(mut self, real: &Path, asked: &Path) -> Self {
+        if let Self::Unfinished { problem } = self {
+            return Self::Unfinished { problem: Box::new(problem.asked_as(real, asked)) };
+        }
         let (Self::Configuration { path: Some(path), .. }
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
         | Self::UnknownModality { path }
         | Self::Output { path, .. }
-        | Self::Unfinished { path, .. }
         | Self::Io { path, .. }) = &mut self
         else {
             return self;
@@ -274,6 +272,7 @@ impl From<StoreError> for QuantError {
             StoreError::Io { path, source } => Self::Io { path, source },
             StoreError::Allow { .. } => Self::setting("allow", SettingProblem::Allow(error)),
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
+            StoreError::NotALocation { ref text } => Self::configuration(error.to_string()).at(Path::new(text)),
             other => Self::configuration(other.to_string()),
         }
     }

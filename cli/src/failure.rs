@@ -110,9 +110,15 @@ impl From<ArrowError> for Failure {
 
 /// An error of the engine in the words of the command line.
 fn told(error: &QuantError, elsewhere: &[(&'static str, &'static str)]) -> String {
+    let sentence = error.worded(&Flags { elsewhere }).to_string();
+    if is_query(error) { lower_first(&sentence) } else { sentence }
+}
+
+/// True for the sentences of DataFusion.
+fn is_query(error: &QuantError) -> bool {
     match error {
-        QuantError::Query(_) => lower_first(&error.to_string()),
-        error => error.worded(&Flags { elsewhere }).to_string(),
+        QuantError::Unfinished { problem } => is_query(problem),
+        error => matches!(error, QuantError::Query(_)),
     }
 }
 

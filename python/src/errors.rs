@@ -140,9 +140,8 @@ impl<'a> About<'a> {
             QuantError::Quantization { tensor, .. } => {
                 Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
             }
-            QuantError::Io { path, .. } | QuantError::Unfinished { path, .. } => {
-                Self { class: "QuantizationError", path: Some(path), ..Self::default() }
-            }
+            QuantError::Io { path, .. } => Self { class: "QuantizationError", path: Some(path), ..Self::default() },
+            QuantError::Unfinished { problem } => Self::of(problem),
             _ => Self { class: "QuantizationError", ..Self::default() },
         }
     }

@@ -35,7 +35,8 @@ fn output(problem: OutputProblem) -> QuantError {
 }
 
 fn unfinished() -> QuantError {
-    QuantError::Unfinished { path: PathBuf::from("part"), source: io::Error::from_raw_os_error(28) }
+    let problem = QuantError::Io { path: PathBuf::from("part"), source: io::Error::from_raw_os_error(28) };
+    QuantError::Unfinished { problem: Box::new(problem) }
 }
 
 #[test]
