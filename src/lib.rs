@@ -52,3 +52,5 @@ pub use report::{
 };
 pub use session::{register, register_model, service_session, session};
 pub use tables::AnyModel;
+pub use targets::TargetName;
+pub use workers::blocking;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::{QuantError, Result};
 
@@ -13,8 +14,18 @@ use crate::{QuantError, Result};
 ///
 /// # Errors
 /// That of the work.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ended_early(&error))?
+}
+
+/// Runs work that waits, where it must be done before the function returns. Where the runtime has several threads, its other
+/// tasks go on meanwhile.
+pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // On a runtime of one thread nothing else could go on. There is no other flavor today.
+        Ok(_) | Err(_) => work(),
+    }
 }
 
 /// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads. The threads end

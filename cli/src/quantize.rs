@@ -94,6 +94,7 @@ fn quantize_or_plan(
         resume: arguments.resume,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
+        ..JobOptions::default()
     };
     let Some(out) = out.filter(|_| !arguments.dry_run) else {
         let planned = plan::planned(source, config, &options)?;

@@ -128,7 +128,9 @@ impl Asked {
                 None => None,
             };
             let progress_interval = interval.min(TICK);
-            let options = JobOptions { plan, calibration, resume, on_progress: Some(listener), progress_interval };
+            let on_progress = Some(listener);
+            let options =
+                JobOptions { plan, calibration, resume, on_progress, progress_interval, ..JobOptions::default() };
             job(out, config, options).await
         };
         let report = run(py, threads, cancellation, work, |py| told.tell(py))?;

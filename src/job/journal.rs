@@ -22,6 +22,8 @@ use crate::{QuantError, Result};
 pub(crate) struct RunIdentity {
     /// The program that writes the parts.
     pub program: String,
+    /// The name of the target.
+    pub target: String,
     /// The source's fingerprint.
     pub source: String,
     /// The configuration, as recorded in the manifest.
@@ -37,6 +39,9 @@ impl RunIdentity {
     fn difference(&self, other: &Self) -> String {
         if self.program != other.program {
             return format!("it was begun by {}", other.program);
+        }
+        if self.target != other.target {
+            return format!("it was begun as {}", other.target);
         }
         if self.source != other.source {
             return "the model has changed since".to_string();
@@ -74,7 +79,7 @@ struct Inner {
 
 /// A journal that was found.
 pub(crate) enum Found {
-    /// Nobody else is at work on its run. It is locked from now on.
+    /// Its run has ended. It is locked from now on.
     Left(LeftJournal),
     /// Its run is still going on.
     Running,
@@ -222,6 +227,7 @@ mod tests {
         let settings = Map::from_iter([("bit_width".to_string(), Value::from(4))]);
         RunIdentity {
             program: "p 1".into(),
+            target: "t".into(),
             source: "abc".into(),
             settings,
             calibration: String::new(),
@@ -281,6 +287,7 @@ mod tests {
         assert!(Journal::find(&path).unwrap().is_none());
         drop(Journal::create(&path, &identity()).unwrap());
         assert_eq!(reason(|r| r.program = "p 2".into()), "it was begun by p 1");
+        assert_eq!(reason(|r| r.target = "u".into()), "it was begun as t");
         assert_eq!(reason(|r| r.source = "x".into()), "the model has changed since");
         assert_eq!(reason(|r| r.plan = "x".into()), "its plan was another");
         assert_eq!(

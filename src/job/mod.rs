@@ -30,7 +30,7 @@ pub use validate::{validate_model, verify_model};
 use crate::plan::TensorPlan;
 use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
-use crate::targets::default_target;
+use crate::targets::TargetName;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
 use journal::RunIdentity;
@@ -38,6 +38,7 @@ use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
 use staging::{Earlier, Staging};
+use task::TaskModel;
 
 /// The program that writes quantized models.
 const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
@@ -48,6 +49,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What a job is asked for beside its configuration.
 #[derive(Clone)]
 pub struct JobOptions {
+    /// What the model is written as.
+    pub target: TargetName,
     /// A file that says what each tensor becomes, as [`PlanReport::write`] makes it; instead of what the configuration
     /// would have.
     pub plan: Option<PathBuf>,
@@ -63,7 +66,14 @@ pub struct JobOptions {
 
 impl Default for JobOptions {
     fn default() -> Self {
-        Self { plan: None, calibration: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
+        Self {
+            target: TargetName::default(),
+            plan: None,
+            calibration: None,
+            resume: false,
+            on_progress: None,
+            progress_interval: PROGRESS_INTERVAL,
+        }
     }
 }
 
@@ -97,16 +107,17 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let (started, resume, target) = (Instant::now(), options.resume, default_target());
+    let (started, resume, target) = (Instant::now(), options.resume, options.target.target());
     // Before anything else, as planning may take a while.
     let path = out.to_path_buf();
     blocking(move || Staging::look(&path, resume).map(drop)).await?;
-    let planned = plan(model, config, options, target.allowed()).await?;
+    let planned = plan(model, config, options).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
     let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
     let identity = RunIdentity {
         program: writer(),
+        target: options.target.to_string(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),
@@ -122,7 +133,7 @@ async fn quantize_source(
         Err(error) => {
             let is_of_use = !is_final(&error);
             let stays = blocking(move || Ok(staging.end(is_of_use))).await?;
-            return Err(if stays { resumable(error) } else { error });
+            return Err(if stays { QuantError::Unfinished { problem: Box::new(error) } } else { error });
         }
     };
     Ok(QuantizeReport {
@@ -148,11 +159,13 @@ async fn write(
     let Planned { plan, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
     let (beside, tables) = (calibrated.bytes(), std::mem::take(&mut calibrated.tables));
     manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
-    let run = Run { parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
+    let model = TaskModel { location: plan.model.absolute_path()?, fingerprint: manifest.source.fingerprint.clone() };
+    let run = Run { model, parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
     let at_first = plan.tensors.clone();
     let Done { plan, fallbacks, sums, records } = Rounds::new(plan, beside, config).run(&run).await?;
     calibrated.forget_gains(&at_first, &plan.tensors);
-    manifest.files = records.into_iter().map(|record| record.file).collect();
+    let (parts, at) = (records.into_iter().map(|record| record.file).collect(), Arc::clone(staging));
+    manifest.files = blocking(move || at.assemble(parts)).await?;
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
     manifest.totals = figures::totals(&plan.model, stored_bytes, &sums);
     manifest.tensors = figures::tensor_reports(&plan.model, &plan.tensors, &sums, &fallbacks)?;
@@ -180,7 +193,7 @@ async fn write_beside(
     blocking(move || {
         if let Some(source) = source {
             for file in source.config_files()? {
-                staging.copy(source.path(), &file)?;
+                staging.copy(&source, &file)?;
             }
         }
         tables.iter().map(|(name, bytes)| staging.write(name, bytes)).collect()
@@ -188,20 +201,26 @@ async fn write_beside(
     .await
 }
 
-/// Whether another run would end the same way.
+/// True if another run of the same job would fail the same way, so that its finished parts are of no use. Where that is
+/// not certain, they are kept.
 fn is_final(error: &QuantError) -> bool {
     match error {
-        QuantError::Io { .. } => false,
+        // The disk, the machine and files that are in the way can change.
+        QuantError::Io { .. }
+        | QuantError::Query(_)
+        | QuantError::Output { .. }
+        | QuantError::ModelNotFound { .. }
+        | QuantError::Unfinished { .. } => false,
         QuantError::Quantization { tensor, .. } => tensor.is_some(),
-        _ => true,
-    }
-}
-
-/// A failure that leaves parts behind says so.
-fn resumable(error: QuantError) -> QuantError {
-    match error {
-        QuantError::Io { path, source } => QuantError::Unfinished { path, source },
-        other => other,
+        QuantError::Configuration { .. }
+        | QuantError::Setting { .. }
+        | QuantError::Metadata { .. }
+        | QuantError::UnknownModality { .. }
+        | QuantError::ShapeMismatch { .. }
+        | QuantError::Validation { .. }
+        | QuantError::BelowFloor { .. }
+        | QuantError::Weights { .. }
+        | QuantError::Access(_) => true,
     }
 }
 
@@ -210,12 +229,13 @@ fn writer() -> String {
     format!("{PROGRAM}, format version {FORMAT_VERSION}")
 }
 
+/// A hash of what tensors become. It leaves out the reasons, which change no byte of a part.
 fn plan_hash(plans: &[TensorPlan]) -> String {
     let mut hash = ContentHash::new();
     for plan in plans {
         let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
         let channels = plan.channels.as_ref().map(|channels| &channels.hash);
-        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.reason, channels]).to_string());
+        hash.update(serde_json::json!([plan.component, plan.tensor, choice, channels]).to_string());
     }
     hash.finish()
 }

@@ -14,7 +14,6 @@ use crate::plan::{
 };
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
-use crate::targets::default_target;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Modality, Result};
 
@@ -43,12 +42,8 @@ struct Decided {
 ///
 /// # Errors
 /// If there is no readable model, or what is asked for does not fit it, the limit of memory or the target.
-pub(super) async fn plan(
-    model: &Path,
-    config: &DiffusionQuantConfig,
-    options: &JobOptions,
-    allowed: Allowed,
-) -> Result<Planned> {
+pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Planned> {
+    let allowed = options.target.target().allowed();
     config.validate()?;
     Isa::active()?;
     let Decided { mut plan, parts, in_flight, detected } = {
@@ -105,8 +100,7 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
-        self::plan(model, config, options, default_target().allowed()).await?;
+    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
     let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =

@@ -9,12 +9,14 @@ use std::time::Instant;
 
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
+use tokio::runtime::Handle;
 
 use super::planned::plan_model;
 use super::staging::{Staging, absolute, create_error, in_the_way};
 use super::{JobOptions, quantize_source};
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;
+use crate::workers::blocking;
 use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result};
 
 /// The directory that opens as the model, and what the model is called.
@@ -42,10 +44,13 @@ pub async fn quantize_query(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before the query, which may take a while.
-    Staging::look(out, options.resume)?;
+    let (path, resume) = (out.to_path_buf(), options.resume);
+    blocking(move || Staging::look(&path, resume).map(drop)).await?;
     config.validate()?;
-    let source = SourceDirectory::of_query(ctx, sql, out).await?;
-    let mut report = quantize_source(&source.model, out, config, options, Some(sql)).await?;
+    let source = Source::of_query(ctx, sql, out).await?;
+    let done = quantize_source(&source.model, out, config, options, Some(sql)).await;
+    source.remove().await?;
+    let mut report = done?;
     report.model = PathBuf::from(sql);
     report.quantization_time_s = started.elapsed().as_secs_f64();
     Ok(report)
@@ -64,8 +69,10 @@ pub async fn plan_query(
     options: &JobOptions,
 ) -> Result<PlanReport> {
     config.validate()?;
-    let source = SourceDirectory::of_query(ctx, sql, beside).await?;
-    let mut report = plan_model(&source.model, config, options).await?;
+    let source = Source::of_query(ctx, sql, beside).await?;
+    let done = plan_model(&source.model, config, options).await;
+    source.remove().await?;
+    let mut report = done?;
     report.model = PathBuf::from(sql);
     Ok(report)
 }
@@ -74,6 +81,50 @@ pub async fn plan_query(
 async fn relation(ctx: &SessionContext, sql: &str) -> Result<DataFrame> {
     let queries_alone = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     Ok(ctx.sql_with_options(sql, queries_alone).await?)
+}
+
+/// The rows of a query for as long as a job reads them. Removing them takes as long as removing a model, so a future that is
+/// dropped leaves that to a thread for blocking work.
+struct Source {
+    model: PathBuf,
+    /// `None` once it is being removed.
+    directory: Option<Arc<SourceDirectory>>,
+}
+
+impl Source {
+    /// Runs a query, and writes its rows beside an output.
+    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Self> {
+        let relation = relation(ctx, sql).await?;
+        let out = out.to_path_buf();
+        let directory = Arc::new(blocking(move || SourceDirectory::create(&out)).await?);
+        let source = Self { model: directory.model.clone(), directory: Some(Arc::clone(&directory)) };
+        match stage(relation, directory).await {
+            Ok(()) => Ok(source),
+            Err(error) => {
+                source.remove().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes them. Returns when they are gone.
+    async fn remove(mut self) -> Result<()> {
+        let directory = self.directory.take();
+        blocking(move || {
+            drop(directory);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // Without a runtime, the directory is removed here.
+        if let (Some(directory), Ok(runtime)) = (self.directory.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(directory));
+        }
+    }
 }
 
 /// Where the rows of a query are while a job reads them: `OUT.source`. It is removed when it is dropped.
@@ -86,14 +137,6 @@ struct SourceDirectory {
 }
 
 impl SourceDirectory {
-    /// Runs a query, and writes its rows beside an output.
-    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Arc<Self>> {
-        let relation = relation(ctx, sql).await?;
-        let source = Arc::new(Self::create(out)?);
-        stage(relation, Arc::clone(&source)).await?;
-        Ok(source)
-    }
-
     /// Makes the directory beside an output. One that a run left which was killed is replaced.
     fn create(out: &Path) -> Result<Self> {
         let path = sibling(&absolute(out)?);

@@ -12,7 +12,7 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 use super::journal::{Found, Journal, LeftJournal, RunIdentity};
 use crate::model::hash_of;
 use crate::targets::{Target, UNFINISHED};
-use crate::{OutputProblem, QuantError, Result};
+use crate::{Model, OutputProblem, QuantError, Result};
 
 /// The journal's name in the staging directory.
 const JOURNAL: &str = "journal.jsonl";
@@ -33,7 +33,7 @@ pub(crate) struct Staging {
 /// What an earlier run left for this one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Earlier {
-    /// There was none, or nobody asked for it.
+    /// There was none, or the job was not asked to resume.
     Nothing,
     /// Parts that are finished.
     Parts(usize),
@@ -89,8 +89,8 @@ impl Staging {
         }
     }
 
-    /// Ends a run that failed, when nobody is at work in the directory any more: finished parts stay for a later run, if
-    /// they are of use to one, and else nothing. True if they stay.
+    /// Ends a run that failed, when no part is being written any more. Finished parts stay for a later run if they are of use
+    /// to one; otherwise the directory is removed. True if they stay.
     pub(super) fn end(&self, is_of_use: bool) -> bool {
         self.has_ended.store(true, Ordering::Relaxed);
         let stays = is_of_use && self.journal.parts() > 0;
@@ -120,16 +120,14 @@ impl Staging {
     }
 
     /// Copies a file of the source, given by its path in it.
-    pub(super) fn copy(&self, source: &Path, relative: &Path) -> Result<()> {
+    pub(super) fn copy(&self, source: &Model, relative: &Path) -> Result<()> {
         if relative == Path::new(MANIFEST) {
             return Ok(());
         }
         if let Some(parent) = relative.parent() {
             self.create_directory(parent)?;
         }
-        let (from, to) = (source.join(relative), self.path.join(relative));
-        File::open(&from).map_err(|e| QuantError::io(&from, e))?;
-        fs::copy(&from, &to).map(drop).map_err(|e| QuantError::io(&to, e))
+        source.copy_file(relative, &self.path.join(relative))
     }
 
     /// Writes a file of its own, which is durable when this returns.
@@ -141,15 +139,33 @@ impl Staging {
         Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, sha256 })
     }
 
-    /// Ends the output and gives the directory its name. Both are durable when this returns.
+    /// Makes the files of the output from those of its parts, which are in order.
+    pub(super) fn assemble(&self, parts: Vec<FileEntry>) -> Result<Vec<FileEntry>> {
+        self.target.assemble(&self.path, parts)
+    }
+
+    /// Ends the output and gives it its name. Both are durable when this returns.
     pub(super) fn complete(&self, manifest: &Manifest) -> Result<()> {
         self.target.finish(&self.path, manifest)?;
-        // Rename would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
+        if let Some(file) = self.target.file() {
+            return self.complete_file(file);
+        }
+        // Rename would replace an empty directory that another program made meanwhile; anything else there makes it fail.
         fs::rename(&self.path, &self.out).map_err(|e| QuantError::io(&self.out, e))?;
         self.has_ended.store(true, Ordering::Relaxed);
         // Not before: without it, what is there would be lost if the directory could not get its name.
         let journal = self.out.join(JOURNAL);
         fs::remove_file(&journal).map_err(|e| QuantError::io(&journal, e))?;
+        self.out.parent().map_or(Ok(()), sync)
+    }
+
+    /// The same of an output that is a file in the directory; what else is there is not part of it.
+    fn complete_file(&self, file: &str) -> Result<()> {
+        // Rename would replace a file.
+        refuse_existing(&self.out)?;
+        fs::rename(self.path.join(file), &self.out).map_err(|e| QuantError::io(&self.out, e))?;
+        self.has_ended.store(true, Ordering::Relaxed);
+        fs::remove_dir_all(&self.path).map_err(|e| QuantError::io(&self.path, e))?;
         self.out.parent().map_or(Ok(()), sync)
     }
 }

@@ -4,19 +4,26 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_quant_formats::manifest::{MANIFEST, Manifest};
+use arrow_quant_formats::manifest::{MANIFEST, Manifest, Reason};
+use arrow_quant_kernels::KernelError;
+use datafusion::error::DataFusionError;
 
 use super::planned::{Planned, plan};
 use super::query::TaskQuery;
-use super::task::{PartRecord, PartTask};
-use super::{JobOptions, quantize_model};
+use super::task::{PartRecord, PartTask, TaskModel};
+use super::{JobOptions, is_final, plan_hash, quantize_model};
 use crate::model::tests::directory;
 use crate::plan::Channels;
-use crate::targets::{default_target, target_named};
-use crate::{DiffusionQuantConfig, Model, Result};
+use crate::targets::TargetName;
+use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 
 /// A BF16 model of three parts: its second tensor is in all of them, and its last is kept.
 fn model() -> tempfile::TempDir {
+    finetune(1)
+}
+
+/// The same with other weights.
+fn finetune(seed: u32) -> tempfile::TempDir {
     let tensors = [("a", vec![512, 1024]), ("b", vec![10_000, 1024]), ("c", vec![300, 1024]), ("d", vec![100])];
     let (mut header, mut end) = (Vec::new(), 0);
     for (name, shape) in &tensors {
@@ -24,9 +31,10 @@ fn model() -> tempfile::TempDir {
         end += 2 * shape.iter().product::<usize>();
         header.push(format!(r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#));
     }
+    header.push(format!(r#""__metadata__":{{"seed":"{seed}"}}"#));
     let header = format!("{{{}}}", header.join(","));
     let mut file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
-    let mut state = 1u32;
+    let mut state = seed;
     for _ in 0..end / 2 {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         // Either sign, from an eighth to 2.
@@ -53,7 +61,8 @@ async fn run(query: &TaskQuery, tasks: &[PartTask], out: &Path) -> Result<Vec<Pa
     fs::create_dir_all(out.join("weights")).unwrap();
     let mut records = Vec::new();
     for (index, task) in tasks.iter().enumerate() {
-        let writer = target_named(&task.target).unwrap().part_writer(out, task.part)?;
+        let target: TargetName = task.target.parse().unwrap();
+        let writer = target.target().part_writer(out, task.part)?;
         records.push(query.run(index, writer, |_| ()).await?);
     }
     Ok(records)
@@ -74,9 +83,10 @@ async fn run_apart(tasks: &[PartTask], model: &Path, out: &Path) -> Vec<PartReco
 
 /// The tasks of the job, and its model.
 async fn tasks(path: &Path) -> (Arc<Model>, Vec<PartTask>) {
-    let allowed = default_target().allowed();
-    let Planned { plan, parts, .. } = plan(path, &config(), &JobOptions::default(), allowed).await.unwrap();
-    (Arc::clone(&plan.model), PartTask::all(&plan, &parts))
+    let Planned { plan, parts, .. } = plan(path, &config(), &JobOptions::default()).await.unwrap();
+    let model =
+        TaskModel { location: plan.model.absolute_path().unwrap(), fingerprint: plan.model.fingerprint().unwrap() };
+    (Arc::clone(&plan.model), PartTask::all(&plan, &parts, &model))
 }
 
 #[tokio::test]
@@ -138,9 +148,67 @@ async fn tasks_that_do_not_belong_together_are_refused() {
     assert!(message(method).await.starts_with("the parts to be written are of different jobs"));
 }
 
+#[tokio::test]
+async fn a_target_can_be_one_file() {
+    let model = model();
+    let out = model.path().join("model.lines");
+    let options = JobOptions { target: "one-file".parse().unwrap(), ..JobOptions::default() };
+    let done = quantize_model(model.path(), &out, &config(), &options).await.unwrap();
+    assert_eq!(done.parts, 1);
+    let text = fs::read_to_string(&out).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.first(), Some(&"a 0"));
+    assert_eq!(lines.last(), Some(&"d 0"));
+    assert_eq!(lines.iter().filter(|line| line.starts_with("b ")).count(), 10_000 / 64 + 1, "chunks of all parts");
+    assert!(!model.path().join("model.lines.partial").exists(), "nothing else is left");
+    let error = quantize_model(model.path(), &out, &config(), &options).await.unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+}
+
+#[tokio::test]
+async fn tasks_of_another_model_or_program_are_refused() {
+    let (planned, other) = (model(), finetune(2));
+    let (_, tasks) = tasks(planned.path()).await;
+    let message = async |model: &Path, tasks: Vec<PartTask>| {
+        let model = Arc::new(Model::open(model).unwrap());
+        TaskQuery::new(&model, tasks).await.err().map(|error| error.to_string())
+    };
+    assert_eq!(message(&tasks[0].model.location, tasks.clone()).await, None);
+    let refused = message(other.path(), tasks.clone()).await.unwrap();
+    let expected = "is not the model that was planned, or has changed since: plan `";
+    assert!(refused.contains(expected), "a model of the same names and shapes: {refused}");
+    let mut older = tasks;
+    older[1].program = "arrow-quant 0.0.1, format version 1".to_string();
+    let refused = message(planned.path(), older).await.unwrap();
+    assert!(
+        refused.starts_with("part 1 was planned by arrow-quant 0.0.1, format version 1, and this is "),
+        "{refused}"
+    );
+}
+
 #[test]
 fn tasks_of_widths_that_are_not_known_are_refused() {
     let task = r#"{"component":"","tensor":"w","chunks":{"start":0,"end":1},"choice":{"bits":99,"group_size":64},"channels":null}"#;
     let message = serde_json::from_str::<super::task::TaskTensor>(task).unwrap_err().to_string();
     assert!(message.contains("99") && message.contains("bits"), "{message}");
+}
+
+#[tokio::test]
+async fn a_reason_is_no_part_of_a_plan_that_is_resumed() {
+    let model = model();
+    let Planned { plan, .. } = plan(model.path(), &config(), &JobOptions::default()).await.unwrap();
+    let (mut reasons, mut choices) = (plan.tensors.clone(), plan.tensors.clone());
+    reasons[0].reason = Reason::Plan;
+    choices[0].choice = None;
+    assert_eq!(plan_hash(&reasons), plan_hash(&plan.tensors));
+    assert_ne!(plan_hash(&choices), plan_hash(&plan.tensors));
+}
+
+#[test]
+fn parts_are_kept_unless_another_run_fails_the_same_way() {
+    let exhausted = DataFusionError::ResourcesExhausted("no memory".to_string());
+    assert!(!is_final(&QuantError::from(exhausted)));
+    assert!(!is_final(&QuantError::io(Path::new("part"), std::io::Error::from_raw_os_error(28))));
+    let problem = KernelError::NotFinite { index: 1, value: f64::NAN };
+    assert!(is_final(&QuantError::Weights { tensor: "w".to_string(), problem }));
 }
