@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde_json::{Number, Value};
 
 use super::refused::pattern;
-use super::{Choice, Problem, Width};
+use super::{Choice, Problem, Width, listed};
 
 /// How values of a kind look, for front ends that write flags and type hints.
 #[derive(Debug, Clone, Copy)]
@@ -239,11 +239,7 @@ impl Kind for Widths {
     fn explain(&self, value: &Value) -> Option<Problem> {
         value.as_object()?.iter().find_map(|(layer, width)| match one_of::<Width>().read(width) {
             Some(_) => pattern(layer).err(),
-            None => Some(Problem::Entry {
-                entry: layer.clone(),
-                found: width.clone(),
-                allowed: "2, 4, 8, or 16 to keep it",
-            }),
+            None => Some(Problem::Entry { entry: layer.clone(), found: width.clone(), allowed: listed::WIDTH }),
         })
     }
 }

@@ -6,6 +6,7 @@
 mod choices;
 mod kinds;
 mod layers;
+pub(crate) mod listed;
 #[cfg(test)]
 mod reference;
 mod refused;
@@ -75,10 +76,10 @@ configuration! {
     /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
     modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
     /// Bits of a code. With a target size, they are chosen for each tensor.
-    bit_width: Bits = one_of::<Bits>(), "2, 4 or 8",
+    bit_width: Bits = one_of::<Bits>(), listed::BITS,
         variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
     /// Weights that share a scale. With a target size, their number is chosen for each tensor.
-    group_size: GroupSize = one_of::<GroupSize>(), "32, 64, 128 or 256",
+    group_size: GroupSize = one_of::<GroupSize>(), listed::GROUP_SIZES,
         variable("ARROW_QUANT_GROUP_SIZE"), hint("N");
     /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
     scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
@@ -105,7 +106,7 @@ configuration! {
     sensitive_layer_patterns: Vec<String> = Patterns, "a list of regular expressions",
         hint("REGEX"), example(r"['\.gate\.', '^model\.layers\.0\.']");
     /// Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above.
-    layer_bit_widths: BTreeMap<String, Width> = Widths, "a mapping from a name or regular expression to 2, 4, 8 or 16",
+    layer_bit_widths: BTreeMap<String, Width> = Widths, listed::WIDTHS,
         hint("NAME=BITS"), example(r"{lm_head: 8, 'mlp\.down_proj': 4}");
     /// Whether tensors may differ in bits, by a target size or by `layer_bit_widths`. If not, a target size chooses one width
     /// and group size for all tensors.

@@ -18,6 +18,7 @@ use super::allowed::Allowed;
 use super::choice::Choice;
 use super::tensors::{TensorPlan, unite};
 use super::ties::repeated;
+use crate::config::listed::BITS_AND_MORE;
 use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, Tensor};
 
 /// The columns that a job looks at.
@@ -207,7 +208,8 @@ fn choice(
             if tensor.shape.len() < 2 { "it has less than two dimensions" } else { "its dtype is not quantized" };
         return Err(format!("bits is {bits}, but {what}: allowed is NULL, to keep it"));
     }
-    let bits = Bits::try_from(bits).map_err(|_| format!("bits is {bits}, allowed: 2, 4, 8, or NULL to keep it"))?;
+    let bits =
+        Bits::try_from(bits).map_err(|_| format!("bits is {bits}, allowed: {BITS_AND_MORE}, or NULL to keep it"))?;
     let group_size = match group_size {
         Some(size) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
         None => settings.group_size,

@@ -35,8 +35,8 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
          SELECT tensor, quantize(weights, p.bits, p.group_size, 'symmetric') FROM weights('model/') JOIN plan p USING (component, tensor);\n```",
     )
     .with_argument("weights", "a tensor value (struct of dtype, row_length and data) or a list of floats")
-    .with_argument("bits", "2, 4 or 8; may be a column")
-    .with_argument("group_size", "32, 64, 128 or 256; may be a column")
+    .with_argument("bits", format!("{}; may be a column", listed(Bits::ALL.iter().map(|bits| bits.get()))))
+    .with_argument("group_size", format!("{}; may be a column", listed(GroupSize::ALL.iter().map(|size| size.get()))))
     .with_argument(
         "scheme",
         "`'affine'` (default: scale and minimum), `'asymmetric'` (scale and integer zero point) or `'symmetric'` (scale only)",
@@ -62,6 +62,13 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     .with_related_udf("dequantize")
     .build()
 });
+
+/// Numbers in words: `2, 4 or 8`.
+fn listed(numbers: impl Iterator<Item = usize>) -> String {
+    let mut numbers: Vec<_> = numbers.map(|number| number.to_string()).collect();
+    let last = numbers.pop().unwrap_or_default();
+    if numbers.is_empty() { last } else { format!("{} or {last}", numbers.join(", ")) }
+}
 
 /// The function.
 #[derive(Debug, PartialEq, Eq, Hash)]
