@@ -15,6 +15,7 @@ use datafusion::logical_expr::{CreateExternalTable, Expr};
 
 use super::{AnyModel, default_name};
 use crate::QuantError;
+use crate::workers::{blocking, in_place};
 
 /// The table functions over the models that `files` opens.
 pub(crate) fn table_functions(files: &Files) -> Vec<Arc<TableFunction>> {
@@ -79,7 +80,7 @@ impl TableFunctionImpl for ModelTable {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
         match args.exprs() {
             [Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _)] => {
-                Ok(self.table.open(&self.files, path)?)
+                Ok(in_place(|| self.table.open(&self.files, path))?)
             }
             _ => plan_err!("{0} expects one argument, the path of a model as text: {0}('path')", self.table.name()),
         }
@@ -99,7 +100,7 @@ impl TableProviderFactory for SafetensorsFactory {
         let [location] = command.locations.as_slice() else {
             return plan_err!("{}: a SAFETENSORS table has one location, a file or model directory", command.name);
         };
-        let model = self.0.open(location, AnyModel::open)?;
-        Ok(model.weights(command.name.table())?)
+        let (files, path, name) = (self.0.clone(), location.clone(), command.name.table().to_string());
+        Ok(blocking(move || files.open(&path, AnyModel::open)?.weights(&name)).await?)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use arrow_quant_flight::logs::LogFormat;
 use arrow_quant_flight::{Credentials, Limits, ServeError, ServerConfig, TlsFiles};
 use serde_json::{Map, Value};
 
 use super::settings::FIELDS;
+use crate::named_model::NamedModel;
 use arrow_quant_v2::Result;
 use arrow_quant_v2::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
 
@@ -138,30 +138,7 @@ impl Configuration for ServiceConfig {
     }
 }
 
-/// A model and the schema it becomes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NamedModel {
-    /// The schema. SQL reads names without quotes in lower case, and so it is.
-    pub name: String,
-    /// The file or directory.
-    pub path: PathBuf,
-}
-
 impl NamedModel {
-    /// # Errors
-    /// If SQL cannot read the name without quotes, or the path is empty.
-    pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
-        let mut chars = name.chars();
-        let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!("the name '{name}' is not allowed: a letter or _, then letters, digits or _"));
-        }
-        if path.is_empty() {
-            return Err(format!("the path of '{name}' is empty"));
-        }
-        Ok(Self { name: name.to_ascii_lowercase(), path: path.into() })
-    }
-
     /// Models of the command line as the value of the field `models`.
     ///
     /// # Errors
@@ -175,16 +152,6 @@ impl NamedModel {
             }
         }
         Ok(all.into())
-    }
-}
-
-impl FromStr for NamedModel {
-    type Err = String;
-
-    /// `NAME=PATH`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, path) = text.split_once('=').ok_or("NAME=PATH is needed, as in --model m=path/to/model")?;
-        Self::new(name, path)
     }
 }
 

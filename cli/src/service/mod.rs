@@ -15,9 +15,11 @@ use std::sync::Arc;
 
 use arrow_quant_flight::{Code, ServeError, Server};
 
-pub(crate) use config::{NamedModel, ServiceConfig, ServiceLayers, limit};
+pub(crate) use config::{ServiceConfig, ServiceLayers, limit};
 
+use crate::named_model::NamedModel;
 use arrow_quant_stores::StoreError;
+use arrow_quant_udfs::RowError;
 use arrow_quant_v2::{AllowedPaths, QuantError, Result, service_session};
 use job::Cancelled;
 use models::{Models, NameTaken};
@@ -33,7 +35,7 @@ pub(crate) async fn bind(config: &ServiceConfig) -> Result<Server> {
     let ctx = service_session(config.threads(), memory, spill, &allowed)?;
     let models = Arc::new(Models::new(allowed, config.threads()));
     for NamedModel { name, path } in &config.models {
-        models.add(&ctx, name, path)?;
+        models.add(&ctx, name, path).await?;
     }
     if config.ingest_directory.as_ref().is_some_and(|directory| models.allowed.check(directory).is_ok()) {
         log::warn!("ingest_directory is in a directory that is allowed: clients can read the tables of one another");
@@ -79,6 +81,9 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
         return classify(inner);
     }
+    if error.is::<RowError>() {
+        return Some(Code::InvalidArgument);
+    }
     if let Some(error) = error.downcast_ref::<StoreError>() {
         return match error {
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Some(Code::PermissionDenied),
@@ -89,7 +94,8 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
         QuantError::Access(_) => Some(Code::PermissionDenied),
         QuantError::ModelNotFound { .. } => Some(Code::NotFound),
         QuantError::Quantization { .. } | QuantError::Weights { .. } => Some(Code::FailedPrecondition),
-        QuantError::Io { source, .. } | QuantError::Unfinished { source, .. } => Some(match source.kind() {
+        QuantError::Unfinished { problem } => classify(problem.as_ref()),
+        QuantError::Io { source, .. } => Some(match source.kind() {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             _ => Code::Internal,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use arrow_quant_flight::logs::LogFormat;
 use serde_json::Value;
 
-use super::config::{NamedModel, ServiceConfig};
+use super::config::ServiceConfig;
+use crate::named_model::NamedModel;
 use arrow_quant_v2::config::{Field, Kind, Nullable, Problem, Shape, Switch, Whole, number};
 use arrow_quant_v2::config_field;
 

@@ -8,7 +8,8 @@ use datafusion::error::DataFusionError;
 use serde_json::json;
 
 use super::body::Body;
-use super::{NamedModel, ServiceConfig, ServiceLayers, classify, limit};
+use super::{ServiceConfig, ServiceLayers, classify, limit};
+use crate::named_model::NamedModel;
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_stores::StoreError;
 use arrow_quant_v2::config::Configuration;
