@@ -9,6 +9,7 @@ mod failure;
 mod flags;
 mod inspect;
 mod interrupt;
+mod named_model;
 mod output;
 mod plan;
 mod progress;

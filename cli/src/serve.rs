@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use crate::failure::Failure;
 use crate::flags::{Flagged, Flags};
 use crate::interrupt::Signals;
-use crate::service::{NamedModel, ServiceConfig, ServiceLayers, bind, limit, not_started};
+use crate::named_model::NamedModel;
+use crate::service::{ServiceConfig, ServiceLayers, bind, limit, not_started};
 use crate::{SHUTDOWN, cores, output, runtime};
 
 /// Threads that take and answer requests; queries have their own.
@@ -99,7 +100,7 @@ fn serve(mut config: ServiceConfig) -> Result<(), Failure> {
     logs::init(config.log_format).map_err(not_started)?;
     let runtime = runtime(NETWORK_THREADS)?;
     let result = runtime.block_on(async {
-        // Taken before anybody is told that the server is there.
+        // Taken before clients are told that the server is there.
         let signals = Signals::new().map_err(|error| Failure::Message(format!("signals cannot be taken: {error}")))?;
         let server = bind(&config).await?;
         announce(&server, &config)?;
@@ -120,7 +121,7 @@ fn announce(server: &Server, config: &ServiceConfig) -> Result<(), Failure> {
 /// Serves until a signal and then for as long as queries need to end, or until a second signal.
 async fn until_stopped(server: Server, mut signals: Signals) -> Result<(), Failure> {
     let (stop, stopped) = oneshot::channel();
-    // Whoever does not say stop is gone, and so is this.
+    // If `stop` is dropped without a message, the server stops too.
     let mut serving = std::pin::pin!(server.run(async move { stopped.await.unwrap_or(()) }));
     let ended = tokio::select! {
         ended = &mut serving => Some(ended),

@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 use crate::interrupt::ctrl_c;
+use crate::named_model::NamedModel;
 use crate::output::{self, Format};
 use crate::runtime;
 use crate::table::Table;
@@ -30,32 +31,11 @@ pub(crate) struct Arguments {
     /// Statements, separated by `;`; without them, standard input is read, on a terminal at a prompt
     query: Option<String>,
     /// A model to query as the schema NAME with the tables tensors, weights and, if quantized, quantized
-    #[arg(long = "model", value_name = "NAME=PATH", value_parser = named_model)]
+    #[arg(long = "model", value_name = "NAME=PATH")]
     models: Vec<NamedModel>,
     /// How to print rows
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-/// A model and the schema it becomes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct NamedModel {
-    name: String,
-    path: String,
-}
-
-/// `NAME=PATH`. SQL reads names without quotes in lower case, so NAME is put in lower case.
-fn named_model(text: &str) -> Result<NamedModel, String> {
-    let (name, path) = text.split_once('=').ok_or("NAME=PATH is needed, as in --model m=path/to/model")?;
-    let mut chars = name.chars();
-    let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(format!("NAME '{name}' must be a letter or _, then letters, digits or _"));
-    }
-    if path.is_empty() {
-        return Err("PATH is empty".to_string());
-    }
-    Ok(NamedModel { name: name.to_ascii_lowercase(), path: path.to_string() })
 }
 
 /// Opens the models and runs the statements.
@@ -64,6 +44,7 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
     let ctx = session(threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {
+            let path = path.display();
             return Err(Failure::Message(format!("--model {name}={path}: another model has the name '{name}'")));
         }
         runtime.block_on(register_model(&ctx, name, path))?;
@@ -201,16 +182,6 @@ fn history_file() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_model_has_a_name_and_a_path() {
-        let model = |name: &str, path: &str| Ok(NamedModel { name: name.to_string(), path: path.to_string() });
-        assert_eq!(named_model("m=a/b=c"), model("m", "a/b=c"));
-        assert_eq!(named_model("_Flux1=x"), model("_flux1", "x"));
-        for wrong in ["m", "=x", "1m=x", "a-b=x", "a b=x", "m="] {
-            assert!(named_model(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_statement_ends_with_a_semicolon_outside_of_strings() {

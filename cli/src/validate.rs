@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use arrow_quant_v2::config::value_of;
 use arrow_quant_v2::{DiffusionQuantConfig, ModelReport, QuantError, TensorQuality, ValidationReport, validate_model};
 use serde_json::Value;
 
@@ -25,24 +26,24 @@ pub(crate) struct Arguments {
     /// The quantized model
     out: PathBuf,
     /// Fail if a quantized tensor's cosine similarity is below this, 0.0 to 1.0
-    #[arg(long, value_name = "X", value_parser = accuracy)]
-    min_accuracy: Option<f64>,
+    #[arg(long, value_name = "X")]
+    min_accuracy: Option<String>,
     #[command(flatten)]
     calibration: CalibrationArgument,
     #[command(flatten)]
     shown: Shown,
 }
 
-/// A cosine similarity to demand.
-fn accuracy(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(accuracy) if (0.0..=1.0).contains(&accuracy) => Ok(accuracy),
-        _ => Err("a number from 0.0 to 1.0 is needed".to_string()),
-    }
+/// A cosine similarity to demand: the table of fields says which are allowed, as for `quantize`.
+fn accuracy(text: &str) -> arrow_quant_v2::Result<f64> {
+    let mut config = DiffusionQuantConfig::default();
+    config.set("min_accuracy", &value_of(text))?;
+    Ok(config.min_accuracy)
 }
 
 /// Compares the models, shows the report, and fails if a tensor is below the floor.
 pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
+    let min_accuracy = arguments.min_accuracy.as_deref().map(accuracy).transpose()?;
     let calibration = if arguments.calibration.is_given() {
         // As many samples as the job had.
         let samples = ModelReport::open(&arguments.out)?.settings.get("calibration_samples").and_then(Value::as_i64);
@@ -54,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
     let job = validate_model(&arguments.model, &arguments.out, threads, calibration);
     let report = in_runtime(threads, unless_interrupted(job))?;
     arguments.shown.print(&report, write_report)?;
-    match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
+    match min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
         Some(message) => Err(QuantError::Validation { tensor: None, message }.into()),
         None => Ok(()),
     }
