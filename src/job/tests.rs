@@ -148,6 +148,24 @@ async fn tasks_that_do_not_belong_together_are_refused() {
     assert!(message(method).await.starts_with("the parts to be written are of different jobs"));
 }
 
+/// The function meets the weight in a batch of a part that begins within the tensor.
+#[tokio::test]
+async fn a_weight_that_is_refused_is_named_by_its_place_in_the_tensor() {
+    const INDEX: usize = 9_000_000;
+    let model = model();
+    let file = model.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let at = 8 + header + 2 * (512 * 1024 + INDEX);
+    bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let out = model.path().join("out");
+    let error = quantize_model(model.path(), &out, &config(), &JobOptions::default()).await.unwrap_err();
+    assert!(matches!(error, QuantError::Weights { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("b: weight 9000000 is NaN"), "{error}");
+    assert!(!model.path().join("out.partial").exists(), "another run would fail the same way");
+}
+
 #[tokio::test]
 async fn a_target_can_be_one_file() {
     let model = model();
