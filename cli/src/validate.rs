@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{DiffusionQuantConfig, ModelReport, QuantError, TensorQuality, ValidationReport, validate_model};
+use arrow_quant_v2::{DiffusionQuantConfig, ModelReport, TensorQuality, ValidationReport, validate_model};
 use serde_json::Value;
 
 use crate::calibration::{CalibrationArgument, write_qualities};
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
     let report = in_runtime(threads, unless_interrupted(job))?;
     arguments.shown.print(&report, write_report)?;
     match arguments.min_accuracy.and_then(|floor| below(&report.tensors, floor)) {
-        Some(message) => Err(QuantError::Validation { tensor: None, message }.into()),
+        Some(message) => Err(Failure::Message(message)),
         None => Ok(()),
     }
 }

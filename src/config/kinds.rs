@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use serde_json::{Number, Value};
 
-use super::refused::pattern;
-use super::{Choice, Problem, Width};
+use super::pattern::pattern;
+use super::{Allowed, Choice, Problem, Width};
 
 /// How values of a kind look, for front ends that write flags and type hints.
 #[derive(Debug, Clone, Copy)]
@@ -242,7 +242,7 @@ impl Kind for Widths {
             None => Some(Problem::Entry {
                 entry: layer.clone(),
                 found: width.clone(),
-                allowed: "2, 4, 8, or 16 to keep it",
+                allowed: Allowed::words("2, 4, 8, or 16 to keep it"),
             }),
         })
     }
