@@ -3,7 +3,10 @@
 //! An error is a value: [`QuantError::worded`] makes its sentence in the words of a front end, and `Display` that of YAML and
 //! Rust.
 
+mod literals;
+mod mismatches;
 mod problems;
+mod refused;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -19,15 +22,19 @@ use arrow_quant_kernels::KernelError;
 use arrow_quant_stores::StoreError;
 use datafusion::error::DataFusionError;
 
-use problems::write_shortfall;
+pub use literals::Literals;
+pub use mismatches::{ShapeProblem, ValidationProblem};
 pub use problems::{Held, OutputProblem, SettingProblem};
+pub use refused::{Allowed, Origin, Problem, Refused};
 pub use words::{FieldNames, Words};
 
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantError {
-    /// A setting or argument is not allowed.
+    /// A setting is refused, whatever the model.
+    Refused(Refused),
+    /// An argument is not allowed.
     Configuration {
         /// The field of the configuration, where it is one that is wrong.
         field: Option<String>,
@@ -71,19 +78,19 @@ pub enum QuantError {
         /// The model.
         path: PathBuf,
     },
-    /// Two models that should hold the same tensors do not.
+    /// Two models that should hold the same tensors do not, or values are not those of a tensor.
     ShapeMismatch {
-        /// The tensor.
-        tensor: String,
-        /// Both shapes.
-        message: String,
+        /// The tensor, if it has a name.
+        tensor: Option<String>,
+        /// What does not fit.
+        problem: Box<ShapeProblem>,
     },
-    /// Quality below the floor.
+    /// A quantized model cannot be validated as was asked.
     Validation {
         /// The tensor, where it is one alone.
         tensor: Option<String>,
-        /// Which tensors, and their figures.
-        message: String,
+        /// What is wrong with it.
+        problem: Box<ValidationProblem>,
     },
     /// A tensor is below the floor in a job that fails fast.
     BelowFloor {
@@ -146,10 +153,12 @@ impl fmt::Display for Worded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = self.words;
         match self.error {
-            QuantError::Configuration { message, .. }
-            | QuantError::ShapeMismatch { message, .. }
-            | QuantError::Validation { message, .. }
-            | QuantError::Quantization { message, .. } => f.write_str(message),
+            QuantError::Configuration { message, .. } | QuantError::Quantization { message, .. } => {
+                f.write_str(message)
+            }
+            QuantError::ShapeMismatch { tensor, problem } => problem.write(tensor.as_deref(), f),
+            QuantError::Validation { tensor, problem } => problem.write(tensor.as_deref(), words, f),
+            QuantError::Refused(refused) => refused.write(words, f),
             QuantError::Setting { field, problem } => problem.write(field, words, f),
             QuantError::Output { path, problem } => problem.write(path, words, f),
             QuantError::ModelNotFound { path, missing } => missing.at(path).fmt(f),
@@ -164,9 +173,9 @@ impl fmt::Display for Worded<'_> {
                 words.advised("modality")
             ),
             QuantError::BelowFloor { tensor, bits, shortfall } => {
-                write!(f, "{tensor} quantized to {bits} bits ")?;
-                write_shortfall(shortfall, words, f)?;
-                write!(f, ": give it more bits, or leave out {} to have that done", words.setting("fail_fast"))
+                let shortfall = shortfall.worded(&|field| words.setting(field));
+                write!(f, "{tensor} quantized to {bits} bits has {shortfall}: give it more bits, or leave out ")?;
+                write!(f, "{} to have that done", words.setting("fail_fast"))
             }
             QuantError::Weights { tensor, problem } => write!(
                 f,
@@ -233,6 +242,17 @@ impl QuantError {
             *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
         }
         self
+    }
+
+    /// That values are not those of a tensor, which may have a name.
+    pub fn shape(tensor: Option<&str>, problem: ShapeProblem) -> Self {
+        let tensor = tensor.filter(|name| !name.is_empty()).map(str::to_string);
+        Self::ShapeMismatch { tensor, problem: Box::new(problem) }
+    }
+
+    /// That a quantized model cannot be validated, because of one tensor or as a whole.
+    pub(crate) fn validation(tensor: Option<&str>, problem: ValidationProblem) -> Self {
+        Self::Validation { tensor: tensor.map(str::to_string), problem: Box::new(problem) }
     }
 
     /// That there is no readable model at a path.

@@ -41,7 +41,10 @@ pub use calibration::Calibration;
 pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
-pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
+pub use error::{
+    FieldNames, Held, Literals, OutputProblem, QuantError, Result, SettingProblem, ShapeProblem, ValidationProblem,
+    Words,
+};
 pub use job::{
     JobOptions, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
 };

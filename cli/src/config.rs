@@ -47,10 +47,12 @@ impl ConfigArguments {
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }
-        let size = self.target_size.map(|size| ("target_model_size_mb", size.into()));
         let threads = threads.map(|threads| ("num_threads", threads.into()));
-        for (field, value) in self.fields.given()?.into_iter().chain(size).chain(threads) {
-            layers = layers.explicit(field, value);
+        for (field, value) in self.fields.given()?.into_iter().chain(threads) {
+            layers = layers.flag(field, value);
+        }
+        if let Some(size) = self.target_size {
+            layers = layers.another_flag("--target-size", "target_model_size_mb", size.into());
         }
         layers.load()
     }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::config::Field;
-use arrow_quant_v2::{DiffusionQuantConfig, FIELDS, LayeredConfig, Origin, QuantError, Words};
+use arrow_quant_v2::config::{Configuration, Field, Layered};
+use arrow_quant_v2::{FIELDS, Literals, Origin, QuantError, RecordedReason, Words};
 use datafusion::error::DataFusionError;
 
 /// Why the command ends without success.
@@ -18,8 +18,8 @@ pub(crate) enum Failure {
     Configured {
         /// Why.
         error: QuantError,
-        /// The settings that did not come from flags, and their names where they came from.
-        elsewhere: Vec<(&'static str, &'static str)>,
+        /// What the settings are called.
+        names: Names,
     },
     /// Results could not be written to standard output.
     Output(io::Error),
@@ -38,14 +38,16 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// The same of work with a configuration, whose fields may come from a file or the environment.
-    pub(crate) fn with(self, configuration: &LayeredConfig) -> Self {
-        let Self::Job(error) = self else { return self };
-        let elsewhere = |field: &'static Field<DiffusionQuantConfig>| match configuration.origin(field.name) {
-            Origin::File(_) => Some((field.name, field.name)),
-            Origin::Variable(variable) => Some((field.name, variable)),
-            Origin::Profile(_) | Origin::Flag(_) | Origin::Explicit => None,
-        };
-        Self::Configured { error, elsewhere: FIELDS.iter().filter_map(elsewhere).collect() }
+    pub(crate) fn with<C: Configuration>(self, configuration: &Layered<C>) -> Self {
+        self.named(Names::of(configuration))
+    }
+
+    /// The same of work with settings that have these names.
+    pub(crate) fn named(self, names: Names) -> Self {
+        match self {
+            Self::Job(error) => Self::Configured { error, names },
+            other => other,
+        }
     }
 
     /// Tells it on standard error.
@@ -71,8 +73,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = match self {
-            Self::Job(error) => told(error, &[]),
-            Self::Configured { error, elsewhere } => told(error, elsewhere),
+            Self::Job(error) => told(error, &Names::default()),
+            Self::Configured { error, names } => told(error, names),
             Self::Output(error) => format!("cannot write to standard output: {error}"),
             Self::Message(message) | Self::Usage(message) | Self::Interrupted { message, .. } => message.clone(),
         };
@@ -109,8 +111,8 @@ impl From<ArrowError> for Failure {
 }
 
 /// An error of the engine in the words of the command line.
-fn told(error: &QuantError, elsewhere: &[(&'static str, &'static str)]) -> String {
-    let sentence = error.worded(&Flags { elsewhere }).to_string();
+fn told(error: &QuantError, names: &Names) -> String {
+    let sentence = error.worded(names).to_string();
     if is_query(error) { lower_first(&sentence) } else { sentence }
 }
 
@@ -122,25 +124,77 @@ fn is_query(error: &QuantError) -> bool {
     }
 }
 
-/// The words of the command line: settings are flags, but for those that came from elsewhere.
-struct Flags<'a> {
-    /// Settings that a file or the environment gave, and their names there.
-    elsewhere: &'a [(&'static str, &'static str)],
+/// The words of the command line: settings are flags, except those that came from elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Names(Vec<Name>);
+
+/// What a setting is called.
+#[derive(Debug)]
+struct Name {
+    field: &'static str,
+    /// Where its value is from.
+    called: String,
+    flag: String,
 }
 
-impl Words for Flags<'_> {
+impl Names {
+    /// The names of the fields of a configuration, each as its place has it.
+    pub(crate) fn of<C: Configuration>(configuration: &Layered<C>) -> Self {
+        let name = |field: &'static Field<C>| Name {
+            field: field.name,
+            called: called(field, configuration.set_by(field.name)),
+            flag: format!("--{}", field.flag()),
+        };
+        Self(C::FIELDS.iter().map(name).collect())
+    }
+
+    /// The same, with the name that a field has at a place.
+    #[cfg(feature = "service")]
+    pub(crate) fn with<C: Configuration>(mut self, field: &Field<C>, place: Option<&Origin>) -> Self {
+        if let Some(name) = self.0.iter_mut().find(|name| name.field == field.name) {
+            name.called = called(field, place);
+        }
+        self
+    }
+
+    /// Why a tensor became what it is.
+    pub(crate) fn because(&self, recorded: &RecordedReason) -> String {
+        recorded.reason().worded(&|field| self.setting(field))
+    }
+
+    fn flag(&self, name: &str) -> String {
+        let known = self.0.iter().find(|known| known.field == name);
+        known.map_or_else(|| flag_of(name), |known| known.flag.clone())
+    }
+}
+
+/// What a field is called at the place that its value is from.
+fn called<C: Configuration>(field: &Field<C>, place: Option<&Origin>) -> String {
+    match place {
+        Some(Origin::File(path)) => format!("{} in {}", field.name, path.display()),
+        Some(Origin::Variable(variable)) => (*variable).to_string(),
+        Some(Origin::Flag(flag)) => flag.clone(),
+        Some(Origin::Profile(_) | Origin::Explicit) | None => format!("--{}", field.flag()),
+    }
+}
+
+impl Words for Names {
     fn setting(&self, name: &str) -> String {
-        let elsewhere = self.elsewhere.iter().find(|(setting, _)| *setting == name);
-        elsewhere.map_or_else(|| flag_of(name), |(_, name)| name.to_string())
+        let known = self.0.iter().find(|known| known.field == name);
+        known.map_or_else(|| flag_of(name), |known| known.called.clone())
     }
 
     fn advised(&self, name: &str) -> String {
-        flag_of(name)
+        self.flag(name)
     }
 
     fn switched(&self, name: &str, value: bool) -> String {
         // A switch without a value is on; one that only turns things on takes no value.
-        if value { flag_of(name) } else { format!("{}=false", flag_of(name)) }
+        if value { self.flag(name) } else { format!("{}=false", self.flag(name)) }
+    }
+
+    fn literals(&self) -> Literals {
+        Literals::Flag
     }
 
     fn list_of_tensors(&self) -> &'static str {
@@ -200,13 +254,13 @@ mod tests {
         );
         let modality = told(QuantError::UnknownModality { path: "model".into() });
         assert!(modality.contains("give --modality as text, code, image or audio"), "{modality}");
-        assert_eq!(Flags { elsewhere: &[] }.switched("enable_streaming", false), "--enable-streaming=false");
+        assert_eq!(Names::default().switched("enable_streaming", false), "--enable-streaming=false");
     }
 
     #[test]
     fn settings_of_other_places_have_their_names_there() {
         let variables = [("ARROW_QUANT_MAX_MEMORY_MB".to_string(), "200".to_string())];
-        let layers = ConfigLayers::new().variables(variables).explicit("enable_streaming", false.into());
+        let layers = ConfigLayers::new().variables(variables).flag("enable_streaming", false.into());
         let problem = SettingProblem::MemoryLimit { limit_mb: 200, least_mb: 300, held: Held::Model };
         let failure = Failure::from(QuantError::setting("max_memory_limit_mb", problem));
         let message = failure.with(&layers.load().unwrap()).to_string();

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use arrow_quant_v2::Literals;
 use arrow_quant_v2::config::{Configuration, Field, Problem, Refused, Shape, number, value_of};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
@@ -93,10 +94,10 @@ fn help<C: Configuration>(field: &Field<C>) -> String {
     match field.shape {
         Shape::Switch | Shape::Choice(_) => help,
         Shape::Whole | Shape::Real | Shape::Text | Shape::Names => {
-            format!("{help} [allowed: {}]", field.allowed_in_flag())
+            format!("{help} [allowed: {}]", field.allowed.spelled(Literals::Flag))
         }
         Shape::Texts | Shape::Mapping => {
-            format!("{help} [allowed: {}; may be given more than once]", field.allowed_in_flag())
+            format!("{help} [allowed: {}; may be given more than once]", field.allowed.spelled(Literals::Flag))
         }
     }
 }
@@ -119,8 +120,8 @@ fn given<C: Configuration>(field: &Field<C>, matches: &ArgMatches) -> Result<Opt
             let mut all = Map::new();
             for (name, value) in entries {
                 if all.insert(name.clone(), value.clone()).is_some() {
-                    let message = format!("{} has '{name}' twice: give it once", field.name);
-                    return Err(Refused::new(field.name, Problem::Other(message)));
+                    let problem = Problem::Twice { entry: name.clone() };
+                    return Err(Refused::new(field.name, problem).at(field.as_flag()));
                 }
             }
             Some(all.into())
@@ -155,10 +156,11 @@ mod tests {
             let (help, said) = (help(field), flag.get_help().unwrap().to_string());
             assert_eq!(help, said);
             assert!(said.starts_with(&field.help().trim_end_matches('.').replace('`', "")), "{said}");
-            let allowed: Vec<_> = field.allowed.split([' ', ',']).collect();
+            let words = field.allowed.spelled(Literals::Flag);
+            let allowed: Vec<_> = words.split([' ', ',']).collect();
             let possible = flag.get_possible_values();
             assert!(possible.iter().all(|value| allowed.contains(&value.get_name())), "{}", field.name);
-            assert!(!possible.is_empty() || said.contains(field.allowed_in_flag()), "{said}");
+            assert!(!possible.is_empty() || said.contains(&words), "{said}");
         }
     }
 

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model, plan_query, session};
+use arrow_quant_v2::{
+    DiffusionQuantConfig, JobOptions, LayeredConfig, PlanReport, PlannedTensor, plan_model, plan_query, session,
+};
 
 use crate::calibration::{CalibrationArgument, write_layers};
 use crate::config::ConfigArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, Names};
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::report::{decibels, write_unlisted};
+use crate::report::{Because, decibels, write_unlisted};
 use crate::source::Source;
 use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
@@ -49,11 +51,12 @@ fn table(text: &str) -> Result<PathBuf, String> {
 /// Plans and shows the plan.
 pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
-    plan(arguments, &layered.config).map_err(|failure| failure.with(&layered))
+    plan(arguments, &layered).map_err(|failure| failure.with(&layered))
 }
 
 /// The same, with a configuration.
-fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Failure> {
+fn plan(arguments: &Arguments, layered: &LayeredConfig) -> Result<(), Failure> {
+    let config = &layered.config;
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         on_progress: Some(meter.callback()),
@@ -70,7 +73,7 @@ fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Fail
     if let Some(path) = &arguments.output {
         planned.write(path)?;
     }
-    show(&planned, &arguments.shown)
+    show(&planned, &arguments.shown, layered)
 }
 
 /// What would become of a model, or of what a query gives.
@@ -93,16 +96,17 @@ pub(crate) fn planned(
 }
 
 /// Prints a plan.
-pub(crate) fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
-    shown.print(planned, write_plan)
+pub(crate) fn show(planned: &PlanReport, shown: &Shown, layered: &LayeredConfig) -> Result<(), Failure> {
+    let names = Names::of(layered);
+    shown.print(planned, |plan, out| write_plan(plan, &|reason| names.because(reason), out))
 }
 
 /// The tensors, those that will lose most first, and the totals.
-fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
+fn write_plan(plan: &PlanReport, because: Because<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut quantized: Vec<&PlannedTensor> = plan.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     quantized.sort_by(|a, b| crate::report::worse_first(a.sqnr_db, b.sqnr_db));
     if !quantized.is_empty() {
-        tensor_table(&quantized[..quantized.len().min(LISTED)]).write(out)?;
+        tensor_table(&quantized[..quantized.len().min(LISTED)], because).write(out)?;
         write_unlisted(quantized.len(), out)?;
     }
     for (width, tensors, weights) in widths(&plan.tensors) {
@@ -128,7 +132,7 @@ fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
     )
 }
 
-fn tensor_table(tensors: &[&PlannedTensor]) -> Table {
+fn tensor_table(tensors: &[&PlannedTensor], because: Because<'_>) -> Table {
     let mut table =
         Table::new().text("tensor").text("shape").number("bits").number("group").number("SQNR dB").text("because");
     for tensor in tensors {
@@ -138,7 +142,7 @@ fn tensor_table(tensors: &[&PlannedTensor]) -> Table {
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
             tensor.group_size.map_or_else(String::new, |size| size.to_string()),
             numbers::measure(tensor.sqnr_db, 2),
-            tensor.because.to_string(),
+            because(&tensor.because),
         ]);
     }
     table

@@ -4,16 +4,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, QuantizeReport, quantize_model, quantize_query, session, unfinished_run,
+    DiffusionQuantConfig, JobOptions, LayeredConfig, QuantizeReport, quantize_model, quantize_query, session,
+    unfinished_run,
 };
 
 use crate::calibration::CalibrationArgument;
 use crate::config::ConfigArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, Names};
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::report::write_report;
+use crate::report::{Because, write_report};
 use crate::source::Source;
 use crate::{in_runtime, plan};
 
@@ -77,7 +78,7 @@ async fn quantize(
 pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
     let (source, out) = arguments.places()?;
-    quantize_or_plan(arguments, source, out, &layered.config).map_err(|failure| failure.with(&layered))
+    quantize_or_plan(arguments, source, out, &layered).map_err(|failure| failure.with(&layered))
 }
 
 /// The same, with a configuration.
@@ -85,8 +86,9 @@ fn quantize_or_plan(
     arguments: &Arguments,
     source: Source<'_>,
     out: Option<&Path>,
-    config: &DiffusionQuantConfig,
+    layered: &LayeredConfig,
 ) -> Result<(), Failure> {
+    let config = &layered.config;
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
@@ -99,7 +101,7 @@ fn quantize_or_plan(
     let Some(out) = out.filter(|_| !arguments.dry_run) else {
         let planned = plan::planned(source, config, &options)?;
         drop(meter);
-        return plan::show(&planned, &arguments.shown);
+        return plan::show(&planned, &arguments.shown, layered);
     };
     let job = quantize(source, out, config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
@@ -118,10 +120,11 @@ fn quantize_or_plan(
         },
         other => other,
     })?;
-    arguments.shown.print(&report, write)
+    let names = Names::of(layered);
+    arguments.shown.print(&report, |report, out| write(report, &|reason| names.because(reason), out))
 }
 
-fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
+fn write(report: &QuantizeReport, because: Because<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut more = vec![
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
@@ -133,5 +136,5 @@ fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
     if let Some(reason) = &report.started_afresh {
         more.push(("started afresh", format!("the interrupted run was of no use, {reason}")));
     }
-    write_report(&report.report, &more, out)
+    write_report(&report.report, &more, because, out)
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{Attempt, ModelReport, QuantError, TensorReport};
+use arrow_quant_v2::{Attempt, ModelReport, QuantError, RecordedReason, TensorReport};
 
 use crate::calibration::write_layers;
 use crate::failure::Failure;
@@ -40,20 +40,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return output::write_json(&report);
     }
     let mut out = output::stdout();
-    write_report(&report, &[], &mut out)?;
+    // What made the model may have been a program of another kind: its settings have the names of fields.
+    write_report(&report, &[], &RecordedReason::to_string, &mut out)?;
     out.flush()?;
     Ok(())
 }
 
+/// What makes a sentence of a reason.
+pub(crate) type Because<'a> = &'a dyn Fn(&RecordedReason) -> String;
+
 /// The tensors, worst first, and the totals.
-pub(crate) fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_report(
+    report: &ModelReport,
+    more: &[(&str, String)],
+    because: Because<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let mut quantized: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     quantized.sort_by(|a, b| worse_first(a.sqnr_db, b.sqnr_db));
     if !quantized.is_empty() {
         tensor_table(&quantized[..quantized.len().min(LISTED)]).write(out)?;
         write_unlisted(quantized.len(), out)?;
     }
-    for line in decisions(&report.tensors) {
+    for line in decisions(&report.tensors, because) {
         writeln!(out, "{line}")?;
     }
     write_layers(&report.layers, out)?;
@@ -86,8 +95,8 @@ fn time_aware(report: &ModelReport) -> String {
 }
 
 /// What was decided for tensors: those kept, those that fell back, those of other widths than most, and ties.
-fn decisions(tensors: &[TensorReport]) -> Vec<String> {
-    let mut lines: Vec<String> = kept(tensors).into_iter().collect();
+fn decisions(tensors: &[TensorReport], because: Because<'_>) -> Vec<String> {
+    let mut lines: Vec<String> = kept(tensors, because).into_iter().collect();
     let fell_back = || tensors.iter().filter(|tensor| !tensor.fallbacks.is_empty() && tensor.same_as.is_none());
     for tensor in fell_back().take(FALLBACKS) {
         let tried = |attempt: &Attempt| {
@@ -133,11 +142,10 @@ fn tensor_table(tensors: &[&TensorReport]) -> Table {
 }
 
 /// `kept: 23 tensors at their own dtype (1-D 20, not selected 3)`, if any were kept.
-fn kept(tensors: &[TensorReport]) -> Option<String> {
+fn kept(tensors: &[TensorReport], because: Because<'_>) -> Option<String> {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in tensors.iter().filter(|tensor| tensor.bits.is_none()) {
-        let reason =
-            if tensor.fallbacks.is_empty() { tensor.because.to_string() } else { "below the floor".to_string() };
+        let reason = if tensor.fallbacks.is_empty() { because(&tensor.because) } else { "below the floor".to_string() };
         *reasons.entry(reason).or_default() += 1;
     }
     let count: usize = reasons.values().sum();
@@ -220,7 +228,7 @@ mod tests {
             },
         };
         let mut out = Vec::new();
-        write_report(&report, &[], &mut out).unwrap();
+        write_report(&report, &[], &RecordedReason::to_string, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -3,8 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use arrow_quant_flight::{Server, hash_password, logs, new_token};
-use arrow_quant_v2::config::Field;
+use arrow_quant_flight::{ServeError, Server, hash_password, logs, new_token};
+use arrow_quant_v2::config::{Field, Layered};
 
 use tokio::sync::oneshot;
 
@@ -63,18 +63,19 @@ impl Flagged for ServiceConfig {
 
 impl ServeFlags {
     /// The file, the environment and the flags together.
-    fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<ServiceConfig> {
+    fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<Layered<ServiceConfig>> {
         let mut layers = ServiceLayers::new().environment();
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }
         let limits = self.limits.iter().map(|text| limit(text)).collect::<Result<Vec<_>, _>>()?;
-        let others = [("models", NamedModel::field_value(&self.models)?)];
+        let models = NamedModel::field_value(&self.models)?;
+        let others = (!self.models.is_empty()).then_some(("models", models));
         let threads = threads.map(|threads| ("threads", threads.into()));
         for (field, value) in self.fields.given()?.into_iter().chain(limits).chain(others).chain(threads) {
             layers = layers.flag(field, value);
         }
-        Ok(layers.load()?.config)
+        layers.load()
     }
 }
 
@@ -82,7 +83,7 @@ impl ServeFlags {
 pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     match arguments.action {
         Some(Action::HashPassword) => {
-            let hash = hash_password(&password()?).map_err(not_started)?;
+            let hash = hash_password(&password()?).map_err(|error| Failure::Message(error.to_string()))?;
             print(&[hash])
         }
         Some(Action::NewToken) => {
@@ -93,18 +94,19 @@ pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Fai
     }
 }
 
-fn serve(mut config: ServiceConfig) -> Result<(), Failure> {
-    if config.threads == 0 {
-        config.threads = cores(None)?;
+fn serve(mut layered: Layered<ServiceConfig>) -> Result<(), Failure> {
+    if layered.config.threads == 0 {
+        layered.config.threads = cores(None)?;
     }
-    logs::init(config.log_format).map_err(not_started)?;
+    let failed = |error| not_started(error, &layered);
+    logs::init(layered.config.log_format).map_err(failed)?;
     let runtime = runtime(NETWORK_THREADS)?;
     let result = runtime.block_on(async {
         // Taken before clients are told that the server is there.
         let signals = Signals::new().map_err(|error| Failure::Message(format!("signals cannot be taken: {error}")))?;
-        let server = bind(&config).await?;
-        announce(&server, &config)?;
-        until_stopped(server, signals).await
+        let server = bind(&layered).await?;
+        announce(&server, &layered.config)?;
+        until_stopped(server, signals, failed).await
     });
     runtime.shutdown_timeout(SHUTDOWN);
     result
@@ -119,7 +121,11 @@ fn announce(server: &Server, config: &ServiceConfig) -> Result<(), Failure> {
 }
 
 /// Serves until a signal and then for as long as queries need to end, or until a second signal.
-async fn until_stopped(server: Server, mut signals: Signals) -> Result<(), Failure> {
+async fn until_stopped(
+    server: Server,
+    mut signals: Signals,
+    failed: impl Fn(ServeError) -> Failure,
+) -> Result<(), Failure> {
     let (stop, stopped) = oneshot::channel();
     // If `stop` is dropped without a message, the server stops too.
     let mut serving = std::pin::pin!(server.run(async move { stopped.await.unwrap_or(()) }));
@@ -128,12 +134,12 @@ async fn until_stopped(server: Server, mut signals: Signals) -> Result<(), Failu
         _ = signals.next() => None,
     };
     if let Some(ended) = ended {
-        return Ok(ended.map_err(not_started)?);
+        return ended.map_err(failed);
     }
     // It cannot have ended: it was not told to.
     let _ = stop.send(());
     tokio::select! {
-        ended = &mut serving => Ok(ended.map_err(not_started)?),
+        ended = &mut serving => ended.map_err(failed),
         status = signals.next() => {
             let failure = Failure::Interrupted { status, message: "stopped at once".to_string() };
             failure.print();

@@ -21,9 +21,8 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
         return status;
     }
     let (code, message) = classified(error, classify);
-    // By its text: this one comes as an I/O error among others.
     let (code, message) = match code {
-        _ if message.contains("max_temp_directory_size") => (Code::ResourceExhausted, format!("spill_mb: {message}")),
+        _ if is_spill_limit(error) => (Code::ResourceExhausted, format!("spill_mb: {message}")),
         Code::ResourceExhausted => (code, format!("memory_mb: {message}")),
         _ => (code, message),
     };
@@ -34,6 +33,25 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
         message.push('…');
     }
     Status::new(code, message)
+}
+
+/// Whether a query needs more disk than `spill_mb` allows. DataFusion's spill writer says so with an I/O error of no kind, whose
+/// payload is text: its text alone tells it from other errors of files. Text of other kinds of errors is not looked at.
+fn is_spill_limit(error: &DataFusionError) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::Other
+            && error.get_ref().is_some_and(|said| said.to_string().contains("max_temp_directory_size"))
+        {
+            return true;
+        }
+        next = match error.downcast_ref::<DataFusionError>() {
+            Some(DataFusionError::External(inner)) => Some(inner.as_ref()),
+            _ => error.source(),
+        };
+    }
+    false
 }
 
 /// A status that passed through a query as an error.
@@ -174,6 +192,20 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "memory_mb: pool"));
         let carried = DataFusionError::External(Box::new(Status::deadline_exceeded("query_timeout: 1 s")));
         assert_eq!(code(DataFusionError::Shared(std::sync::Arc::new(carried))), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn the_limit_of_disk_is_known_by_an_io_error() {
+        let said = "exceeded: increase `datafusion.runtime.max_temp_directory_size`";
+        let limit = || std::io::Error::other(said);
+        let status = |error: DataFusionError| status_of(&error, nothing, "");
+        for error in [limit().into(), arrow::error::ArrowError::IoError(String::new(), limit()).into()] {
+            let status = status(error);
+            assert!(status.message().starts_with("spill_mb: "), "{status}");
+            assert_eq!(status.code(), Code::ResourceExhausted);
+        }
+        // The words can be those of a statement, too.
+        assert_eq!(status(DataFusionError::Plan(said.into())).code(), Code::InvalidArgument);
     }
 
     #[test]

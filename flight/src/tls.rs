@@ -91,7 +91,7 @@ fn pem_file(path: &Path, what: &str, labels: &[&str]) -> Result<Vec<u8>, ServeEr
     let text = String::from_utf8_lossy(&bytes);
     match check_pem(&text, what, labels) {
         Ok(()) => Ok(bytes),
-        Err(reason) => Err(ServeError::Configuration(format!("{}: {reason}", path.display()))),
+        Err(problem) => Err(ServeError::File { path: path.to_path_buf(), problem }),
     }
 }
 

@@ -199,7 +199,7 @@ class DiffusionQuantConfig:
     def min_sqnr_db(self, value: float | None) -> None: ...
     @property
     def fail_fast(self) -> bool:
-        """Whether a tensor below a floor ends the job. Allowed: true or false."""
+        """Whether a tensor below a floor ends the job. Allowed: True or False."""
     @fail_fast.setter
     def fail_fast(self, value: bool) -> None: ...
     @property
@@ -210,8 +210,8 @@ class DiffusionQuantConfig:
     def tensors(self, value: str | None) -> None: ...
     @property
     def skip_sensitive_layers(self) -> bool:
-        """Whether to keep the tensors that are known to be sensitive in the model's architecture. Allowed: true or
-        false."""
+        """Whether to keep the tensors that are known to be sensitive in the model's architecture. Allowed: True or
+        False."""
     @skip_sensitive_layers.setter
     def skip_sensitive_layers(self, value: bool) -> None: ...
     @property
@@ -233,7 +233,7 @@ class DiffusionQuantConfig:
     @property
     def enable_mixed_precision(self) -> bool:
         """Whether tensors may differ in bits, by a target size or by ``layer_bit_widths``. If not, a target size
-        chooses one width and group size for all tensors. Allowed: true or false."""
+        chooses one width and group size for all tensors. Allowed: True or False."""
     @enable_mixed_precision.setter
     def enable_mixed_precision(self, value: bool) -> None: ...
     @property
@@ -251,7 +251,7 @@ class DiffusionQuantConfig:
     @property
     def enable_time_aware(self) -> bool:
         """Whether activations are quantized for each group of timesteps, and weights by the importance of their input
-        channels over all timesteps. Needs a calibration table. Allowed: true or false."""
+        channels over all timesteps. Needs a calibration table. Allowed: True or False."""
     @enable_time_aware.setter
     def enable_time_aware(self, value: bool) -> None: ...
     @property
@@ -272,7 +272,7 @@ class DiffusionQuantConfig:
     def calibration_samples(self, value: int) -> None: ...
     @property
     def enable_spatial(self) -> bool:
-        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: true or false."""
+        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: True or False."""
     @enable_spatial.setter
     def enable_spatial(self, value: bool) -> None: ...
     @property
@@ -283,7 +283,7 @@ class DiffusionQuantConfig:
     @property
     def enable_streaming(self) -> bool:
         """Whether weights are read from mapped files as they are needed. If not, the model is read into memory first,
-        which suits network file systems. Allowed: true or false."""
+        which suits network file systems. Allowed: True or False."""
     @enable_streaming.setter
     def enable_streaming(self, value: bool) -> None: ...
     @property

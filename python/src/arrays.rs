@@ -169,8 +169,8 @@ impl QuantizedTensor {
     fn named(&self, error: QuantError) -> QuantError {
         let (tensor, message) = (self.name.clone(), format!("{}: {error}", self.name));
         match error {
-            QuantError::ShapeMismatch { .. } => QuantError::ShapeMismatch { tensor, message },
-            QuantError::Configuration { .. } | QuantError::Io { .. } => error,
+            QuantError::ShapeMismatch { problem, .. } => QuantError::shape(Some(&tensor), *problem),
+            QuantError::Refused(_) | QuantError::Configuration { .. } | QuantError::Io { .. } => error,
             _ => QuantError::Quantization { tensor: Some(tensor), message },
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::{QuantError, Words};
+use arrow_quant_v2::{Literals, Origin, QuantError, Words};
 use datafusion::error::DataFusionError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -89,6 +89,10 @@ impl Words for Keywords {
         format!("`{name}={}`", if value { "True" } else { "False" })
     }
 
+    fn literals(&self) -> Literals {
+        Literals::Python
+    }
+
     fn list_of_tensors(&self) -> &'static str {
         "`SELECT tensor FROM tensors('MODEL')`"
     }
@@ -105,8 +109,14 @@ struct About<'a> {
 
 impl<'a> About<'a> {
     fn of(error: &'a QuantError) -> Self {
-        let named = |tensor: &'a String| Some(tensor.as_str()).filter(|name| !name.is_empty());
         match error {
+            QuantError::Refused(refused) => {
+                let path = match &refused.origin {
+                    Some(Origin::File(path)) => Some(path.as_path()),
+                    Some(Origin::Profile(_) | Origin::Variable(_) | Origin::Flag(_) | Origin::Explicit) | None => None,
+                };
+                Self { class: "ConfigurationError", field: refused.field.as_deref(), path, ..Self::default() }
+            }
             QuantError::Configuration { field, path, .. } => {
                 Self { class: "ConfigurationError", field: field.as_deref(), path: path.as_deref(), ..Self::default() }
             }
@@ -126,7 +136,7 @@ impl<'a> About<'a> {
                 Self { class: "MetadataError", path: Some(path), tensor: tensor.as_deref(), ..Self::default() }
             }
             QuantError::ShapeMismatch { tensor, .. } => {
-                Self { class: "ShapeMismatchError", tensor: named(tensor), ..Self::default() }
+                Self { class: "ShapeMismatchError", tensor: tensor.as_deref(), ..Self::default() }
             }
             QuantError::Validation { tensor, .. } => {
                 Self { class: "ValidationError", tensor: tensor.as_deref(), ..Self::default() }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import pickle
@@ -322,6 +323,46 @@ def test_a_yaml_file_that_is_wrong(text: str, message: str, field: str | None, t
         DiffusionQuantConfig.from_yaml(path)
     assert str(caught.value).startswith(f"{path}: {message}")
     assert (caught.value.path, caught.value.field) == (str(path), field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "python", "yaml"),
+    [
+        ("tensors", 3, "is 3, allowed: a regular expression, or None for all", "or null for all"),
+        ("min_sqnr_db", "high", "is 'high', allowed: a number of dB, or None for no floor", "or null for no floor"),
+        ("max_memory_limit_mb", 5, "is 5, allowed: 192 or more, or None for no limit", "or null for no limit"),
+        ("target_bpw", True, "is True, allowed: a number above 0 and up to 64, or None for no target", "is true, allowed: "),
+        ("bit_width", None, "is None, allowed: 2, 4 or 8", "is null, allowed: 2, 4 or 8"),
+        ("fail_fast", "yes", "is 'yes', allowed: True or False", "is 'yes', allowed: true or false"),
+        ("sensitive_layer_names", [None, True], "is [None, True], allowed: ", "is [null,true], allowed: "),
+        ("layer_bit_widths", {"a": None}, "of 'a' is None, allowed: 2, 4, 8, or 16 to keep it", "of 'a' is null, "),
+        ("tensors", "(", "is '(', which is not a regular expression: unclosed group", "unclosed group"),
+    ],
+)
+def test_values_are_written_as_python_or_yaml_has_them(
+    field: str, value: Any, python: str, yaml: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig(**{field: value})
+    assert str(caught.value).startswith(f"{field} {python}")
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps({field: value}))
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig.from_yaml(path)
+    assert str(caught.value).startswith(f"{path}: {field} ") and yaml in str(caught.value)
+
+
+def test_a_contradiction_is_told_in_python() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig(enable_mixed_precision=False, layer_bit_widths={"a": 8})
+    assert str(caught.value) == (
+        "layer_bit_widths is set but enable_mixed_precision is False: set it to True, or leave out layer_bit_widths"
+    )
+
+
+def test_documentation_speaks_of_none() -> None:
+    assert "or None for all" in (DiffusionQuantConfig.tensors.__doc__ or "")
+    assert "Allowed: True or False." in (DiffusionQuantConfig.fail_fast.__doc__ or "")
 
 
 def test_a_yaml_file_that_is_not_there(tmp_path: Path) -> None:

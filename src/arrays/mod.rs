@@ -18,7 +18,7 @@ pub use rows::quantized_row_schema;
 use arrow_quant_formats::row_length;
 
 use crate::tables::cut;
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, ShapeProblem};
 
 /// Weights that are worth another thread.
 const THREAD: u64 = 1 << 18;
@@ -43,8 +43,7 @@ impl TensorData {
         let expected = elements.and_then(|elements| elements.checked_mul(dtype.size() as u64));
         let found: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
         if expected != Some(found) || buffers.iter().any(|buffer| buffer.len() % dtype.size() != 0) {
-            let message = format!("{found} bytes are not the elements of a tensor of {dtype} with shape {shape:?}");
-            return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+            return Err(QuantError::shape(None, ShapeProblem::Bytes { found, dtype, shape }));
         }
         Ok(Self { dtype, shape, buffers })
     }
@@ -176,8 +175,8 @@ impl QuantizedData {
     /// If `out` has not as many elements, or the values contradict themselves.
     pub fn dequantize_into(&self, out: &mut [f32], threads: usize) -> Result<()> {
         if out.len() as u64 != self.elements() {
-            let message = format!("{} elements are no room for {}", out.len(), self.elements());
-            return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+            let problem = ShapeProblem::Room { found: out.len() as u64, expected: self.elements() };
+            return Err(QuantError::shape(None, problem));
         }
         let isa = Isa::active()?;
         let values = QuantizedColumn::try_new("dequantize", &self.values)?;
@@ -205,15 +204,15 @@ impl QuantizedData {
 
 fn restore_row(isa: Isa, values: &QuantizedColumn, row: usize, out: &mut [f32]) -> Result<()> {
     let Some(value) = values.row(row)? else {
-        return Err(QuantError::ShapeMismatch { tensor: String::new(), message: format!("row {row} is NULL") });
+        return Err(QuantError::shape(None, ShapeProblem::NullChunk { row }));
     };
     let restored = dequantize(isa, &value).map_err(|error| QuantError::Quantization {
         tensor: None,
         message: format!("row {row} is no quantized value: {error}"),
     })?;
     if restored.len() != out.len() {
-        let message = format!("row {row} has {} weights, expected {}", restored.len(), out.len());
-        return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+        let problem = ShapeProblem::ChunkLength { row, found: restored.len(), expected: out.len() };
+        return Err(QuantError::shape(None, problem));
     }
     out.copy_from_slice(&restored);
     Ok(())

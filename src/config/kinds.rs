@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use serde_json::{Number, Value};
 
-use super::refused::pattern;
-use super::{Choice, Problem, Width, listed};
+use super::pattern::pattern;
+use super::{Allowed, Choice, Problem, Width, listed};
 
 /// How values of a kind look, for front ends that write flags and type hints.
 #[derive(Debug, Clone, Copy)]
@@ -239,7 +239,11 @@ impl Kind for Widths {
     fn explain(&self, value: &Value) -> Option<Problem> {
         value.as_object()?.iter().find_map(|(layer, width)| match one_of::<Width>().read(width) {
             Some(_) => pattern(layer).err(),
-            None => Some(Problem::Entry { entry: layer.clone(), found: width.clone(), allowed: listed::WIDTH }),
+            None => Some(Problem::Entry {
+                entry: layer.clone(),
+                found: width.clone(),
+                allowed: Allowed::words(listed::WIDTH),
+            }),
         })
     }
 }

@@ -7,9 +7,9 @@ mod choices;
 mod kinds;
 mod layers;
 pub(crate) mod listed;
+mod pattern;
 #[cfg(test)]
 mod reference;
-mod refused;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -22,11 +22,11 @@ use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme, Settings};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+pub use crate::error::{Allowed, Origin, Problem, Refused};
 pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
 pub use kinds::{Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Whole, Widths, number, one_of};
 pub use layers::{Layered, Layers, value_of};
-pub(crate) use refused::regex;
-pub use refused::{Origin, Problem, Refused, shown};
+pub(crate) use pattern::regex;
 pub use table::{Configuration, Field, check, named, set};
 
 use crate::{QuantError, Result, config_field};
@@ -74,7 +74,8 @@ configuration! {
     deployment_profile: DeploymentProfile = one_of::<DeploymentProfile>(), "edge, local or cloud",
         flags(&["profile", "deployment-profile"]);
     /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
-    modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
+    modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio",
+        or_null("to find out");
     /// Bits of a code. With a target size, they are chosen for each tensor.
     bit_width: Bits = one_of::<Bits>(), listed::BITS,
         variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
@@ -90,13 +91,13 @@ configuration! {
     min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
         variable("ARROW_QUANT_MIN_ACCURACY");
     /// A second floor, the least SQNR in dB.
-    min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB, or null for no floor",
-        hint("DB"), example("20.0");
+    min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB",
+        or_null("for no floor"), hint("DB"), example("20.0");
     /// Whether a tensor below a floor ends the job.
     fail_fast: bool = Switch, BOOLEAN, variable("ARROW_QUANT_FAIL_FAST");
     /// Quantizes only the tensors whose names match; the others keep their dtype.
-    tensors: Option<String> = Nullable(Pattern), "a regular expression, or null for all",
-        hint("REGEX"), example("'attn|mlp'");
+    tensors: Option<String> = Nullable(Pattern), "a regular expression",
+        or_null("for all"), hint("REGEX"), example("'attn|mlp'");
     /// Whether to keep the tensors that are known to be sensitive in the model's architecture.
     skip_sensitive_layers: bool = Switch, BOOLEAN;
     /// Tensors to keep, and modules with all their tensors.
@@ -113,12 +114,12 @@ configuration! {
     enable_mixed_precision: bool = Switch, BOOLEAN;
     /// The most that the files of weights may take, in MB (10^6 bytes). Bits and group size of each tensor are chosen for
     /// the least error at this size.
-    target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0, or null for no target",
-        hint("MB"), example("1900"), replaces("target_bpw");
+    target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0",
+        or_null("for no target"), hint("MB"), example("1900"), replaces("target_bpw");
     /// The same in bits per weight, an alternative to `target_model_size_mb`.
     target_bpw: Option<f64> = Nullable(Real(|bits| bits > 0.0 && bits <= 64.0)),
-        "a number above 0 and up to 64, or null for no target",
-        hint("BITS"), example("3.5"), replaces("target_model_size_mb");
+        "a number above 0 and up to 64",
+        or_null("for no target"), hint("BITS"), example("3.5"), replaces("target_model_size_mb");
     /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels
     /// over all timesteps. Needs a calibration table.
     enable_time_aware: bool = Switch, BOOLEAN;
@@ -141,8 +142,8 @@ configuration! {
     enable_streaming: bool = Switch, BOOLEAN;
     /// The most memory the job may take, in MB (10^6 bytes).
     max_memory_limit_mb: Option<u64> = Nullable(Whole(|limit: u64| limit >= LEAST_MEMORY_MB)),
-        "192 or more, or null for no limit",
-        variable("ARROW_QUANT_MAX_MEMORY_MB"), flags(&["max-memory-limit-mb", "max-memory-mb"]), hint("MB"),
+        "192 or more",
+        or_null("for no limit"), variable("ARROW_QUANT_MAX_MEMORY_MB"), flags(&["max-memory-limit-mb", "max-memory-mb"]), hint("MB"),
         example("300");
 }
 
@@ -159,18 +160,11 @@ impl Configuration for DiffusionQuantConfig {
     }
 
     fn check(&self) -> Result<(), Refused> {
-        let contradiction = |field: &str, clause: &str| Err(Refused::new(field, Problem::Other(clause.to_string())));
         if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
-            return contradiction(
-                "target_bpw",
-                "target_model_size_mb and target_bpw are both set, allowed: one of them",
-            );
+            return Err(Refused::new("target_bpw", Problem::BothSet { other: "target_model_size_mb" }));
         }
         if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
-            return contradiction(
-                "layer_bit_widths",
-                "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out",
-            );
+            return Err(Refused::new("layer_bit_widths", Problem::IsOff { switch: "enable_mixed_precision" }));
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! What can be wrong with a setting or a place for an output. Sentences are made with the words of a front end.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use arrow_quant_formats::manifest::{Reason, Shortfall};
+use arrow_quant_formats::manifest::Reason;
 use arrow_quant_stores::StoreError;
 
 use super::Words;
@@ -19,6 +19,11 @@ pub enum SettingProblem {
     },
     /// The setting decides what a plan decides.
     BesidePlan,
+    /// The name of a plan's file does not tell its format.
+    PlanName {
+        /// The file.
+        path: PathBuf,
+    },
     /// The model cannot become so small.
     TooSmall {
         /// The size that was asked for, in the unit of the setting.
@@ -91,8 +96,12 @@ impl SettingProblem {
             Self::BesidePlan => {
                 write!(f, "{setting} is set beside a plan, which says what each tensor becomes: leave one out")
             }
+            Self::PlanName { path } => {
+                write!(f, "{setting} is `{}`, allowed: names that end with .parquet or .csv", path.display())
+            }
             Self::TooSmall { asked, least } => {
-                write!(f, "{setting} is {asked:.3}, allowed for this model: about {least:.3} or more")
+                let unit = if field == "target_model_size_mb" { " MB" } else { "" };
+                write!(f, "{setting} is {asked:.3}{unit}, allowed for this model: about {least:.3}{unit} or more")
             }
             Self::NotMet { target_mb, below_floor: 0 } => {
                 write!(f, "the target size of {target_mb:.6} MB ({setting}) cannot be met: allow a little more")
@@ -115,6 +124,7 @@ impl SettingProblem {
                 "{setting} of '{first}' is {width} and of '{second}' {other}, and both match {tensor}: name it, or narrow one"
             ),
             Self::CannotBeQuantized { name, width, reason } => {
+                let reason = reason.worded(&|field| words.setting(field));
                 write!(f, "{setting} of '{name}' is {width}, but it cannot be quantized ({reason}): leave it out")
             }
             Self::MemoryLimit { limit_mb, least_mb, held } => {
@@ -163,19 +173,5 @@ impl OutputProblem {
             Self::Foreign => write!(f, "is in the way, and not from a run of arrow-quant: remove it")?,
         }
         write!(f, ", or choose another output")
-    }
-}
-
-/// Writes what of a tensor is below the floor.
-pub(super) fn write_shortfall(shortfall: &Shortfall, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let accuracy = || words.setting("min_accuracy");
-    match shortfall {
-        Shortfall::CosineSimilarity { found, floor } => {
-            write!(f, "has a cosine similarity of {found:.6}, below {} {floor}", accuracy())
-        }
-        Shortfall::Sqnr { found, floor } => {
-            write!(f, "has an SQNR of {found:.2} dB, below {} {floor}", words.setting("min_sqnr_db"))
-        }
-        Shortfall::Zeros { floor } => write!(f, "became all zeros, below {} {floor}", accuracy()),
     }
 }

@@ -212,7 +212,8 @@ fn is_final(error: &QuantError) -> bool {
         | QuantError::ModelNotFound { .. }
         | QuantError::Unfinished { .. } => false,
         QuantError::Quantization { tensor, .. } => tensor.is_some(),
-        QuantError::Configuration { .. }
+        QuantError::Refused(_)
+        | QuantError::Configuration { .. }
         | QuantError::Setting { .. }
         | QuantError::Metadata { .. }
         | QuantError::UnknownModality { .. }

@@ -139,11 +139,13 @@ struct SourceDirectory {
 impl SourceDirectory {
     /// Makes the directory beside an output. One that a run left which was killed is replaced.
     fn create(out: &Path) -> Result<Self> {
-        let path = sibling(&absolute(out)?);
+        let out = absolute(out)?;
+        let path = sibling(&out);
         let found = match fs::create_dir(&path) {
             Ok(()) => None,
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Self::left(&path)?,
-            Err(e) => return Err(create_error(&path, e)),
+            // Of the output, which is what was asked for.
+            Err(e) => return Err(create_error(&out, e)),
         };
         let lock = match found {
             Some(lock) => lock,

@@ -59,7 +59,7 @@ impl Staging {
         let path = partial(&out);
         let (journal, earlier) = match left {
             Some(left) => go_on(&path, left, identity, target)?,
-            None => (begin(&path, identity)?, Earlier::Nothing),
+            None => (begin(&path, &out, identity)?, Earlier::Nothing),
         };
         let staging = Self { path, out, journal, target, has_ended: AtomicBool::new(false) };
         // Another run may have come to its end since; without its directory, the way looked free.
@@ -190,7 +190,7 @@ fn is_unfinished(path: &Path) -> bool {
 }
 
 /// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
-fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
+fn begin(path: &Path, out: &Path, identity: &RunIdentity) -> Result<Journal> {
     match fs::create_dir(path) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
@@ -198,7 +198,8 @@ fn begin(path: &Path, identity: &RunIdentity) -> Result<Journal> {
                 return Err(in_the_way(path, OutputProblem::Foreign));
             }
         }
-        made => made.map_err(|e| create_error(path, e))?,
+        // Of the output, which is what was asked for.
+        made => made.map_err(|e| create_error(out, e))?,
     }
     Journal::create(&path.join(JOURNAL), identity).map_err(|error| match error {
         // Another run was faster.

@@ -19,7 +19,7 @@ use super::choice::Choice;
 use super::tensors::{TensorPlan, unite};
 use super::ties::repeated;
 use crate::config::listed::BITS_AND_MORE;
-use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, Tensor};
+use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, SettingProblem, Tensor};
 
 /// The columns that a job looks at.
 const COLUMNS: [&str; 4] = ["component", "tensor", "bits", "group_size"];
@@ -31,15 +31,13 @@ enum Format {
 }
 
 impl Format {
-    fn of(path: &Path) -> Result<Self> {
+    /// The format of a file that a setting names.
+    fn of(path: &Path, setting: &'static str) -> Result<Self> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         match extension.to_str() {
             Some("parquet") => Ok(Self::Parquet),
             Some("csv") => Ok(Self::Csv),
-            _ => Err(QuantError::configuration(format!(
-                "the plan `{}` is of no known format, allowed: names that end with .parquet or .csv",
-                path.display()
-            ))),
+            _ => Err(QuantError::setting(setting, SettingProblem::PlanName { path: path.to_path_buf() })),
         }
     }
 }
@@ -57,7 +55,7 @@ impl PlanReport {
 
 /// Writes a plan.
 fn write(plan: &PlanReport, path: &Path) -> Result<()> {
-    let format = Format::of(path)?;
+    let format = Format::of(path, "path")?;
     let batch = batch(&plan.tensors)?;
     let failed = |error: &dyn std::error::Error| QuantError::Quantization {
         tensor: None,
@@ -173,7 +171,7 @@ fn without(column: &str) -> String {
 
 /// The table in a file; of CSV all columns are text.
 fn batches(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<Vec<RecordBatch>> {
-    let format = Format::of(path)?;
+    let format = Format::of(path, "plan")?;
     let open = || File::open(path).map_err(|e| QuantError::io(path, e));
     let unreadable = |error: &dyn std::error::Error| defect(format!("it cannot be read: {error}"));
     match format {

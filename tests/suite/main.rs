@@ -11,6 +11,7 @@ mod failure;
 mod interruption;
 mod job;
 mod layers;
+mod places;
 mod plan;
 mod progress;
 mod query;

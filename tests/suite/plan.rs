@@ -119,10 +119,7 @@ fn plans_that_cannot_be_followed() {
     ] {
         contains(&message("p.csv", &plan), &["p.csv: the plan is wrong: ", expected]);
     }
-    contains(
-        &message("p.txt", &plan),
-        &["p.txt` is of no known format, allowed: names that end with .parquet or .csv"],
-    );
+    contains(&message("p.txt", &plan), &["--plan is `", "p.txt`, allowed: names that end with .parquet or .csv"]);
     contains(&refused(DIGITS, &out, &["--plan", text(&path("none.csv"))]), &["none.csv: no such file or directory"]);
     // Said before the model is looked at.
     let wrong = run(arrow_quant(&["plan", DIGITS, "--output", text(&path("other.xlsx"))]));

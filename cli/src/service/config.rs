@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::settings::FIELDS;
 use crate::named_model::NamedModel;
 use arrow_quant_v2::Result;
-use arrow_quant_v2::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
+use arrow_quant_v2::config::{Configuration, Field, Layers, Origin, Problem, Refused, named, value_of};
 
 /// The port where clients connect, unless another is asked for.
 const PORT: u16 = 50051;
@@ -124,15 +124,11 @@ impl Configuration for ServiceConfig {
     const NULL_IS_UNSET: bool = true;
 
     fn check(&self) -> Result<(), Refused> {
-        let missing =
-            |field: &str, why: &str| Err(Refused::new(field, Problem::Other(format!("{field} is missing: {why}"))));
+        let missing = |field, needed_by| Err(Refused::new(field, Problem::Missing { needed_by }));
         match (&self.tls_certificate, &self.tls_key, &self.tls_client_ca) {
-            (Some(_), None, _) => missing("tls.key", "give the private key of tls.certificate (--tls-key)"),
-            (None, Some(_), _) => missing("tls.certificate", "give the certificate of tls.key (--tls-certificate)"),
-            (None, None, Some(_)) => missing(
-                "tls.certificate",
-                "tls.client_ca takes a certificate and key of the server too (--tls-certificate, --tls-key)",
-            ),
+            (Some(_), None, _) => missing("tls.key", "tls.certificate"),
+            (None, Some(_), _) => missing("tls.certificate", "tls.key"),
+            (None, None, Some(_)) => missing("tls.certificate", "tls.client_ca"),
             (Some(_), Some(_), _) | (None, None, None) => Ok(()),
         }
     }
@@ -147,8 +143,9 @@ impl NamedModel {
         let mut all = Map::new();
         for Self { name, path } in models {
             if all.insert(name.clone(), path.to_string_lossy().into()).is_some() {
-                let message = format!("--model {name}={}: another model has the name '{name}'", path.display());
-                return Err(Refused::new("models", Problem::Other(message)).into());
+                let flag = Origin::Flag(format!("--model {name}={}", path.display()));
+                let problem = Problem::Predicate("has a name that another model has: give it another".to_string());
+                return Err(Refused::new("models", problem).at(flag).into());
             }
         }
         Ok(all.into())
@@ -163,18 +160,17 @@ pub(crate) type ServiceLayers = Layers<ServiceConfig>;
 /// # Errors
 /// If the text is not `NAME=VALUE`, or there is no such limit.
 pub(crate) fn limit(text: &str) -> Result<(&'static str, Value)> {
-    let refused = |message: &str| Refused::new("limits", Problem::Other(format!("--limit {text}: {message}")));
+    let refused = |predicate: String| {
+        Refused::new("limits", Problem::Predicate(predicate)).at(Origin::Flag(format!("--limit {text}")))
+    };
     let Some((name, value)) = text.split_once('=') else {
-        return Err(refused("NAME=VALUE is needed, as in --limit query_timeout=60").into());
+        return Err(refused("has no value: give NAME=VALUE, as in --limit query_timeout=60".into()).into());
     };
     let field = named::<ServiceConfig>(&format!("limits.{name}")).map_err(|unknown| {
-        let problem = match *unknown.problem {
-            Problem::Unknown { nearest, names, .. } => {
-                Problem::Unknown { what: "limit", name: name.to_string(), nearest, names }
-            }
-            other => other,
-        };
-        refused(&Refused::new("limits", problem).to_string())
+        let Problem::Unknown { nearest, names, .. } = *unknown.problem else { return unknown };
+        let advice = nearest
+            .map_or_else(|| format!(", allowed: {}", names.join(", ")), |near| format!("; did you mean {near}?"));
+        refused(format!("names no limit '{name}'{advice}"))
     })?;
     Ok((field.name, value_of(value)))
 }

@@ -120,7 +120,7 @@ impl Kind for Models {
 
     fn explain(&self, value: &Value) -> Option<Problem> {
         let problem = value.as_object()?.iter().find_map(|(name, path)| NamedModel::new(name, path.as_str()?).err());
-        problem.map(|problem| Problem::Other(format!("models: {problem}")))
+        problem.map(|problem| Problem::Predicate(format!("is refused: {problem}")))
     }
 
     fn put(&self, place: &mut Vec<NamedModel>, new: Vec<NamedModel>) {

@@ -6,7 +6,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-/// Why a tensor has its encoding, or was kept. [`Display`](fmt::Display) gives the sentence.
+/// Why a tensor has its encoding, or was kept. [`worded`](Self::worded) and `Display` give the sentence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -139,42 +139,52 @@ pub enum Shortfall {
     },
 }
 
+/// The sentence with the names of fields, as manifests have it.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.worded(&str::to_string))
+    }
+}
+
+impl Reason {
+    /// The sentence. `called` gives the name of a setting, whose field it is given.
+    pub fn worded(&self, called: &dyn Fn(&str) -> String) -> String {
         match self {
-            Self::BitWidth => f.write_str("bit_width"),
-            Self::LayerBitWidths { layer } => write!(f, "layer_bit_widths '{layer}'"),
-            Self::SensitiveLayerNames { name } => write!(f, "sensitive_layer_names '{name}'"),
-            Self::SensitiveLayerPatterns { pattern } => write!(f, "sensitive_layer_patterns '{pattern}'"),
-            Self::SensitiveInFamily { family, pattern } => write!(f, "sensitive in {family}: {pattern}"),
-            Self::NotSelected => f.write_str("not selected"),
-            Self::NotQuantized { dtype } => write!(f, "{dtype} is not quantized"),
-            Self::Dimensions { dimensions } => write!(f, "{dimensions}-D"),
-            Self::NoSmaller => f.write_str("no smaller"),
-            Self::NotHeld { target, limit: Limit::Bits { bits } } => write!(f, "{target} has no {bits}-bit codes"),
+            Self::BitWidth => called("bit_width"),
+            Self::LayerBitWidths { layer } => format!("{} '{layer}'", called("layer_bit_widths")),
+            Self::SensitiveLayerNames { name } => format!("{} '{name}'", called("sensitive_layer_names")),
+            Self::SensitiveLayerPatterns { pattern } => format!("{} '{pattern}'", called("sensitive_layer_patterns")),
+            Self::SensitiveInFamily { family, pattern } => format!("sensitive in {family}: {pattern}"),
+            Self::NotSelected => "not selected".to_string(),
+            Self::NotQuantized { dtype } => format!("{dtype} is not quantized"),
+            Self::Dimensions { dimensions } => format!("{dimensions}-D"),
+            Self::NoSmaller => "no smaller".to_string(),
+            Self::NotHeld { target, limit: Limit::Bits { bits } } => format!("{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {
-                write!(f, "{target} has no groups of {group_size}")
+                format!("{target} has no groups of {group_size}")
             }
-            Self::NotHeld { target, limit: Limit::Scheme { scheme } } => write!(f, "{target} has no {scheme} scheme"),
-            Self::NotHeld { target, limit: Limit::Tensor } => write!(f, "{target} keeps it"),
-            Self::Target { field } => f.write_str(field),
-            Self::Plan => f.write_str("plan"),
-            Self::SameAs { tensor } => write!(f, "the same as {tensor}"),
-            Self::ForEqual { reason, tensor } => write!(f, "{reason}, for {tensor} which is the same"),
-            Self::Fallback { bits, shortfall } => write!(f, "fallback: {bits} bits have {shortfall}"),
-            Self::Recorded { sentence } => f.write_str(sentence),
+            Self::NotHeld { target, limit: Limit::Scheme { scheme } } => format!("{target} has no {scheme} scheme"),
+            Self::NotHeld { target, limit: Limit::Tensor } => format!("{target} keeps it"),
+            Self::Target { field } => called(field),
+            Self::Plan => "plan".to_string(),
+            Self::SameAs { tensor } => format!("the same as {tensor}"),
+            Self::ForEqual { reason, tensor } => format!("{}, for {tensor} which is the same", reason.worded(called)),
+            Self::Fallback { bits, shortfall } => format!("fallback: {bits} bits have {}", shortfall.worded(called)),
+            Self::Recorded { sentence } => sentence.clone(),
         }
     }
 }
 
-impl fmt::Display for Shortfall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Shortfall {
+    /// What a tensor has, or a number of bits. `called` gives the name of a setting, whose field it is given.
+    pub fn worded(&self, called: &dyn Fn(&str) -> String) -> String {
+        let accuracy = || called("min_accuracy");
         match self {
             Self::CosineSimilarity { found, floor } => {
-                write!(f, "a cosine similarity of {found:.6}, below min_accuracy {floor}")
+                format!("a cosine similarity of {found:.6}, below {} {floor}", accuracy())
             }
-            Self::Sqnr { found, floor } => write!(f, "an SQNR of {found:.2} dB, below min_sqnr_db {floor}"),
-            Self::Zeros { floor } => write!(f, "become all zeros, below min_accuracy {floor}"),
+            Self::Sqnr { found, floor } => format!("an SQNR of {found:.2} dB, below {} {floor}", called("min_sqnr_db")),
+            Self::Zeros { floor } => format!("nothing but zeros, below {} {floor}", accuracy()),
         }
     }
 }

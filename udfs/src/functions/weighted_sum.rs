@@ -13,6 +13,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
 use crate::pairs::active_isa;
 use crate::tensor::{TensorColumn, binary_views, kernel_error, tensor_type, tensor_value};
 
@@ -62,16 +63,11 @@ impl ScalarUDFImpl for WeightedSum {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [a, x, b, y] = types else { return plan_err!("{NAME} expects 4 arguments, found {}", types.len()) };
-        Ok(vec![
-            factor_type("a", a)?,
-            TensorColumn::coerce(NAME, "x", x)?,
-            factor_type("b", b)?,
-            TensorColumn::coerce(NAME, "y", y)?,
-        ])
+        coerced(types, read_as(types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(types)?;
         Ok(tensor_type())
     }
 
@@ -82,6 +78,17 @@ impl ScalarUDFImpl for WeightedSum {
     fn documentation(&self) -> Option<&Documentation> {
         Some(&DOCUMENTATION)
     }
+}
+
+/// The types that the arguments are read as.
+fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
+    let [a, x, b, y] = types else { return plan_err!("{NAME} expects 4 arguments, found {}", types.len()) };
+    Ok(vec![
+        factor_type("a", a)?,
+        TensorColumn::coerce(NAME, "x", x)?,
+        factor_type("b", b)?,
+        TensorColumn::coerce(NAME, "y", y)?,
+    ])
 }
 
 /// The type to read a factor as. Fails at planning for what is not a number.
