@@ -16,7 +16,7 @@ use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
-use arrow_quant_stores::StoreError;
+use arrow_quant_stores::{Change, StoreError};
 use datafusion::error::DataFusionError;
 
 use problems::write_shortfall;
@@ -122,6 +122,13 @@ pub enum QuantError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file was modified while it was read, so what was made of it is of no use.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it changed.
+        change: Change,
+    },
     /// A file or store is not one that clients of this server may reach.
     Access(StoreError),
     /// A query failed.
@@ -182,6 +189,12 @@ impl fmt::Display for Worded<'_> {
                 io_message(source),
                 words.switched("resume", true)
             ),
+            QuantError::Changed { path, change } => write!(
+                f,
+                "{}: {change}, so what was read of it cannot be trusted: open it again once it stays as it is, and replace files by \
+                 renaming",
+                path.display()
+            ),
             QuantError::Access(error) => error.fmt(f),
             QuantError::Query(error) => f.write_str(&query_message(error)),
         }
@@ -227,6 +240,7 @@ impl QuantError {
         | Self::UnknownModality { path }
         | Self::Output { path, .. }
         | Self::Unfinished { path, .. }
+        | Self::Changed { path, .. }
         | Self::Io { path, .. }) = &mut self
         else {
             return self;
@@ -272,6 +286,7 @@ impl From<StoreError> for QuantError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Io { path, source } => Self::Io { path, source },
+            StoreError::Changed { path, change } => Self::Changed { path, change },
             StoreError::Allow { .. } => Self::setting("allow", SettingProblem::Allow(error)),
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
             other => Self::configuration(other.to_string()),
@@ -334,6 +349,7 @@ fn io_message(error: &std::io::Error) -> String {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "permission denied: check who may read and write it"
         }
+        ErrorKind::StaleNetworkFileHandle => "it is not on its server any more (stale file handle): open it again",
         ErrorKind::NotFound => "no such file or directory",
         ErrorKind::NotADirectory => "not a directory",
         ErrorKind::IsADirectory => "is a directory",

@@ -23,6 +23,7 @@
 mod arrays;
 mod calibration;
 pub mod config;
+mod disk;
 mod error;
 mod job;
 mod model;

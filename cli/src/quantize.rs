@@ -125,7 +125,9 @@ fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
     ];
-    if report.resumed_parts > 0 {
+    if report.was_finished {
+        more.push(("resumed", "the output was finished before, nothing was left to do".to_string()));
+    } else if report.resumed_parts > 0 {
         let found = format!("{} of {} parts were finished before", report.resumed_parts, report.parts);
         more.push(("resumed", found));
     }

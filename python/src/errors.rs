@@ -140,7 +140,7 @@ impl<'a> About<'a> {
             QuantError::Quantization { tensor, .. } => {
                 Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
             }
-            QuantError::Io { path, .. } | QuantError::Unfinished { path, .. } => {
+            QuantError::Io { path, .. } | QuantError::Unfinished { path, .. } | QuantError::Changed { path, .. } => {
                 Self { class: "QuantizationError", path: Some(path), ..Self::default() }
             }
             _ => Self { class: "QuantizationError", ..Self::default() },

@@ -1,6 +1,7 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
 mod figures;
+mod finished;
 mod journal;
 mod open;
 mod planned;
@@ -33,6 +34,7 @@ use crate::tables::default_name;
 use crate::targets::default_target;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
+use finished::finished;
 use journal::RunIdentity;
 use planned::{Planned, plan};
 use rounds::{Done, Rounds};
@@ -99,11 +101,13 @@ async fn quantize_source(
 ) -> Result<QuantizeReport> {
     let (started, resume, target) = (Instant::now(), options.resume, default_target());
     // Before anything else, as planning may take a while.
-    let path = out.to_path_buf();
-    blocking(move || Staging::look(&path, resume).map(drop)).await?;
+    if let Some(report) = finished(model, out, config, resume, query).await? {
+        return Ok(report);
+    }
     let planned = plan(model, config, options, target.allowed()).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
+    let model_files = Arc::clone(&planned.plan.model);
     let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
     let identity = RunIdentity {
         program: writer(),
@@ -116,10 +120,12 @@ async fn quantize_source(
     let (staging, earlier) = blocking(move || Staging::open(&path, resume, &identity, target)).await?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
-    manifest.notes.extend(query.map(|sql| format!("the model is what this query gave: {sql}")));
+    manifest.notes.extend(query.map(query_note));
     let manifest = match write(planned, query.is_none(), config, options, &staging, manifest).await {
         Ok(manifest) => manifest,
         Err(error) => {
+            // Weights of a file that was modified may fail in any way: the cause is told, not what came of it.
+            let error = model_files.check().err().unwrap_or(error);
             let is_of_use = !is_final(&error);
             let stays = blocking(move || Ok(staging.end(is_of_use))).await?;
             return Err(if stays { resumable(error) } else { error });
@@ -130,6 +136,7 @@ async fn quantize_source(
         output: out.to_path_buf(),
         parts: manifest.files.len(),
         resumed_parts: if let Earlier::Parts(parts) = &earlier { *parts } else { 0 },
+        was_finished: false,
         started_afresh: if let Earlier::Unlike(reason) = earlier { Some(reason) } else { None },
         report: ModelReport::new(manifest),
         quantization_time_s: started.elapsed().as_secs_f64(),
@@ -186,6 +193,11 @@ async fn write_beside(
         tables.iter().map(|(name, bytes)| staging.write(name, bytes)).collect()
     })
     .await
+}
+
+/// What the notes of an output say of the query that gave its weights.
+fn query_note(sql: &str) -> String {
+    format!("the model is what this query gave: {sql}")
 }
 
 /// Whether another run would end the same way.

@@ -69,6 +69,8 @@ pub(super) async fn plan(
         }
         None => Calibrated::none(),
     };
+    // What was decided by the weights is worth nothing if they were written to meanwhile.
+    plan.model.check()?;
     Ok(Planned {
         notes: notes(config, &plan.model, &detected, calibration.is_some()),
         modality: config.modality.or(detected.modality),
@@ -108,6 +110,7 @@ pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &J
     let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
         self::plan(model, config, options, default_target().allowed()).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
+    plan.model.check()?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
     let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =
         Estimate::new(&plan, &sampled, overhead, config.threads());

@@ -64,6 +64,11 @@ pub(crate) fn default_target() -> &'static dyn Target {
     TARGETS[0]
 }
 
+/// The names of all targets, to be listed.
+pub(crate) fn target_names() -> String {
+    TARGETS.iter().map(|target| target.allowed().target).collect::<Vec<_>>().join(", ")
+}
+
 /// The target of a name.
 pub(crate) fn target_named(name: &str) -> Option<&'static dyn Target> {
     TARGETS.iter().copied().find(|target| target.allowed().target == name)

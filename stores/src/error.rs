@@ -4,6 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::Change;
+
 /// Why a store cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A file was modified while it was open.
+    #[error("{}: {change}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it changed.
+        change: Change,
     },
     /// A range is not in the file.
     #[error("{}: bytes {} to {} were asked for, and the file has {length}", path.display(), range.start, range.end)]

@@ -88,7 +88,9 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
     match error.downcast_ref::<QuantError>()? {
         QuantError::Access(_) => Some(Code::PermissionDenied),
         QuantError::ModelNotFound { .. } => Some(Code::NotFound),
-        QuantError::Quantization { .. } | QuantError::Weights { .. } => Some(Code::FailedPrecondition),
+        QuantError::Quantization { .. } | QuantError::Weights { .. } | QuantError::Changed { .. } => {
+            Some(Code::FailedPrecondition)
+        }
         QuantError::Io { source, .. } | QuantError::Unfinished { source, .. } => Some(match source.kind() {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
