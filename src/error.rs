@@ -129,6 +129,11 @@ pub enum QuantError {
         /// How it changed.
         change: Change,
     },
+    /// The system starts no threads.
+    Threads {
+        /// What it said.
+        source: std::io::Error,
+    },
     /// A file or store is not one that clients of this server may reach.
     Access(StoreError),
     /// A query failed.
@@ -194,6 +199,11 @@ impl fmt::Display for Worded<'_> {
                 "{}: {change}, so what was read of it cannot be trusted: open it again once it stays as it is, and replace files by \
                  renaming",
                 path.display()
+            ),
+            QuantError::Threads { source } => write!(
+                f,
+                "threads cannot be started ({source}): allow more processes (ulimit -u, or the limit of the container), or more \
+                 memory (ulimit -v)"
             ),
             QuantError::Access(error) => error.fmt(f),
             QuantError::Query(error) => f.write_str(&query_message(error)),

@@ -32,6 +32,7 @@ mod report;
 mod session;
 mod tables;
 mod targets;
+mod threads;
 mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
@@ -53,3 +54,4 @@ pub use report::{
 };
 pub use session::{register, register_model, service_session, session};
 pub use tables::AnyModel;
+pub use threads::{Started, start_runtime};

@@ -114,7 +114,7 @@ impl<'a> About<'a> {
                 Self { class: "ConfigurationError", field: Some(field), ..Self::default() }
             }
             QuantError::Output { path, .. } => {
-                Self { class: "ConfigurationError", path: Some(path), ..Self::default() }
+                Self { class: "OutputExistsError", path: Some(path), ..Self::default() }
             }
             QuantError::UnknownModality { path } => {
                 Self { class: "MetadataError", path: Some(path), ..Self::default() }

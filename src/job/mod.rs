@@ -4,6 +4,7 @@ mod figures;
 mod finished;
 mod journal;
 mod open;
+mod place;
 mod planned;
 mod query;
 mod report;
@@ -39,7 +40,7 @@ use journal::RunIdentity;
 use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
-use staging::{Earlier, Staging};
+use staging::{Earlier, Existing, Staging};
 
 /// The program that writes quantized models.
 const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
@@ -57,6 +58,8 @@ pub struct JobOptions {
     pub calibration: Option<Arc<Calibration>>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
+    /// Whether to replace a quantized model that is where the output goes, once the new one is complete.
+    pub overwrite: bool,
     /// Told how far the job is.
     pub on_progress: Option<OnProgress>,
     /// The shortest time between two calls of `on_progress`; each stage's first and last are made in any case.
@@ -65,11 +68,23 @@ pub struct JobOptions {
 
 impl Default for JobOptions {
     fn default() -> Self {
-        Self { plan: None, calibration: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
+        Self {
+            plan: None,
+            calibration: None,
+            resume: false,
+            overwrite: false,
+            on_progress: None,
+            progress_interval: PROGRESS_INTERVAL,
+        }
     }
 }
 
 impl JobOptions {
+    /// What becomes of what is where the output goes.
+    fn existing(&self) -> Existing {
+        Existing { resume: self.resume, overwrite: self.overwrite }
+    }
+
     fn listener(&self) -> Listener {
         Listener { on_progress: self.on_progress.clone(), interval: self.progress_interval }
     }
@@ -99,9 +114,9 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let (started, resume, target) = (Instant::now(), options.resume, default_target());
+    let (started, existing, target) = (Instant::now(), options.existing(), default_target());
     // Before anything else, as planning may take a while.
-    if let Some(report) = finished(model, out, config, resume, query).await? {
+    if let Some(report) = finished(model, out, config, existing, query).await? {
         return Ok(report);
     }
     let planned = plan(model, config, options, target.allowed()).await?;
@@ -117,7 +132,7 @@ async fn quantize_source(
         plan: plan_hash(&planned.plan.tensors),
     };
     let path = out.to_path_buf();
-    let (staging, earlier) = blocking(move || Staging::open(&path, resume, &identity, target)).await?;
+    let (staging, earlier) = blocking(move || Staging::open(&path, existing, &identity, target)).await?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
     manifest.notes.extend(query.map(query_note));

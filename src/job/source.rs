@@ -12,7 +12,7 @@ use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::finished::finished;
 use super::planned::plan_model;
-use super::staging::{absolute, create_error, in_the_way};
+use super::place::{absolute, create_error, in_the_way};
 use super::{JobOptions, quantize_source};
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;
@@ -43,7 +43,7 @@ pub async fn quantize_query(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before the query, which may take a while.
-    if let Some(report) = finished(Path::new(sql), out, config, options.resume, Some(sql)).await? {
+    if let Some(report) = finished(Path::new(sql), out, config, options.existing(), Some(sql)).await? {
         return Ok(report);
     }
     config.validate()?;

@@ -1,7 +1,7 @@
 //! The directory a job writes to before its output is complete.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arrow_quant_formats::ContentHash;
-use arrow_quant_formats::directory::is_weights;
 use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 
 use super::journal::{self, Journal, LeftJournal, RunIdentity};
+use super::place::{
+    absolute, beside, create_error, files, in_the_way, is_unfinished, is_vacant, partial, refuse_existing, refuse_file_name, remove,
+};
 use crate::model::hash_of;
-use crate::targets::{Target, UNFINISHED, target_names};
+use crate::targets::Target;
 use crate::{OutputProblem, QuantError, Result, disk};
 
 /// The journal's name in the staging directory.
@@ -30,10 +32,21 @@ pub(crate) struct Staging {
     out: PathBuf,
     journal: Journal,
     target: &'static dyn Target,
+    /// Whether a quantized model that is in the way is replaced.
+    overwrites: bool,
     /// The entries of the directory that were made by this run.
     made: Mutex<BTreeSet<OsString>>,
     /// Whether nothing is left to be done when it is dropped.
     has_ended: AtomicBool,
+}
+
+/// What becomes of what is where an output goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Existing {
+    /// Whether to go on with what an interrupted run left.
+    pub resume: bool,
+    /// Whether to replace a quantized model.
+    pub overwrite: bool,
 }
 
 /// What an earlier run left for this one.
@@ -58,26 +71,26 @@ pub(super) enum Found {
 }
 
 impl Staging {
-    /// Makes the directory for an output that does not exist, or is an empty directory. With `resume`, a directory that the same run
-    /// left before is gone on with, and one of another run replaced.
+    /// Makes the directory for an output that does not exist, is an empty directory or may be replaced. With `resume`, a directory
+    /// that the same run left before is gone on with, and one of another run replaced.
     ///
     /// # Errors
     /// If the output exists, if another run is at work on it or, without `resume`, has left something, and if the
     /// directory cannot be made.
     pub(super) fn open(
         out: &Path,
-        resume: bool,
+        existing: Existing,
         identity: &RunIdentity,
         target: &'static dyn Target,
     ) -> Result<(Self, Earlier)> {
-        let found = Self::look(out, resume)?;
+        let found = Self::look(out, existing)?;
         let out = absolute(out)?;
         let (path, (journal, earlier)) = match found {
             Found::Left(path, left) => {
                 if path == out {
                     gather(&out)?;
                 }
-                let gone_on = go_on(&path, path == out, left, identity, target)?;
+                let gone_on = go_on(&path, path == out, left, existing, (identity, target))?;
                 (path, gone_on)
             }
             Found::Free(path) => {
@@ -88,9 +101,10 @@ impl Staging {
             Found::Finished => return Err(in_the_way(&out, OutputProblem::Exists)),
         };
         let (made, has_ended) = (Mutex::default(), AtomicBool::new(false));
-        let staging = Self { path, out, journal, target, made, has_ended };
+        let overwrites = existing.overwrite;
+        let staging = Self { path, out, journal, target, overwrites, made, has_ended };
         // Another run may have come to its end since; without its directory, the way looked free.
-        if staging.path != staging.out {
+        if staging.path != staging.out && !staging.replaces() {
             refuse_existing(&staging.out)?;
         }
         staging.create_directory(Path::new(target.parts()))?;
@@ -101,17 +115,21 @@ impl Staging {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(super) fn look(out: &Path, resume: bool) -> Result<Found> {
+    pub(super) fn look(out: &Path, existing: Existing) -> Result<Found> {
         let out = absolute(out)?;
         let left = |path: PathBuf| match Journal::find(&path.join(JOURNAL))? {
             Some(journal::Found::Running) => Err(in_the_way(&path, OutputProblem::Running)),
-            Some(journal::Found::Left(_)) if !resume => Err(in_the_way(&path, OutputProblem::Interrupted)),
+            Some(journal::Found::Left(_)) if !existing.resume && !existing.overwrite => Err(in_the_way(&path, OutputProblem::Interrupted)),
             Some(journal::Found::Left(left)) => Ok(Some(Found::Left(path, left))),
             None => Ok(None),
         };
         let is_directory = out.is_dir();
         if out.join(MANIFEST).is_file() {
-            return if resume { Ok(Found::Finished) } else { Err(in_the_way(&out, OutputProblem::Exists)) };
+            return match existing {
+                Existing { resume: true, .. } => Ok(Found::Finished),
+                Existing { overwrite: true, .. } => Ok(left(partial(&out))?.unwrap_or_else(|| Found::Free(partial(&out)))),
+                Existing { .. } => Err(in_the_way(&out, OutputProblem::Exists)),
+            };
         }
         if is_directory && let Some(left) = left(out.clone())? {
             return Ok(left);
@@ -207,9 +225,13 @@ impl Staging {
     pub(super) fn complete(&self, manifest: &Manifest) -> Result<()> {
         self.target.finish(&self.path, manifest)?;
         // Renaming would replace an empty directory that somebody made meanwhile; anything else there makes it fail.
-        if self.path != self.out && !disk::rename_directory(&self.path, &self.out)? {
-            self.move_files()?;
+        let replaced = if self.replaces() { self.set_aside()? } else { None };
+        let named = self.give_name();
+        if let (Err(_), Some(aside)) = (&named, &replaced) {
+            // That the output could not get its name is told, whether the other model gets its own back or not.
+            let _ = fs::rename(aside, &self.out);
         }
+        named?;
         self.has_ended.store(true, Ordering::Relaxed);
         // Not before: without it, what is there would be lost if the directory could not get its name. An output with a journal is as
         // complete as one without.
@@ -217,13 +239,52 @@ impl Staging {
         if let Err(error) = fs::remove_file(&journal) {
             log::warn!("`{}` cannot be removed, and is not needed any more: {error}", journal.display());
         }
+        if let Some(Err(error)) = replaced.as_deref().map(remove) {
+            log::warn!("the model that was replaced cannot be removed: {error}");
+        }
         self.out.parent().map_or(Ok(()), disk::sync_directory)
+    }
+
+    /// Gives the output its name, which it has where the run wrote in its place.
+    fn give_name(&self) -> Result<()> {
+        if self.path == self.out || disk::rename_directory(&self.path, &self.out)? { Ok(()) } else { self.move_files() }
+    }
+
+    /// Whether there is a quantized model that this run replaces.
+    fn replaces(&self) -> bool {
+        self.overwrites && self.path != self.out && self.out.join(MANIFEST).is_file()
+    }
+
+    /// Makes way for the output: the model at its place gets another name. Where that cannot be done, it is no model any more
+    /// without its manifest, and its parts are removed.
+    fn set_aside(&self) -> Result<Option<PathBuf>> {
+        let aside = beside(&self.out, ".replaced");
+        let io = |e| QuantError::io(&aside, e);
+        // What a run left that was killed while it replaced a model.
+        if aside.join(MANIFEST).is_file() {
+            remove(&aside).map_err(io)?;
+        }
+        if disk::rename_directory(&self.out, &aside)? {
+            return Ok(Some(aside));
+        }
+        for name in [MANIFEST, self.target.parts()] {
+            remove(&self.out.join(name)).map_err(io)?;
+        }
+        Ok(None)
+    }
+
+    /// Removes the journal of a run that was killed when its output was complete.
+    pub(super) fn forget(out: &Path) {
+        // If it stays, it does no harm.
+        let _ = remove(&out.join(JOURNAL));
     }
 
     /// Moves the files to the output one by one, where the directory cannot be renamed: the journal first, so that a later run goes
     /// on from there if this one is killed, and the manifest last.
     fn move_files(&self) -> Result<()> {
-        refuse_existing(&self.out)?;
+        if !self.overwrites {
+            refuse_existing(&self.out)?;
+        }
         fs::create_dir_all(&self.out).map_err(|e| QuantError::io(&self.out, e))?;
         disk::rename_file(&self.path.join(JOURNAL), &self.out.join(JOURNAL))?;
         disk::move_files(&self.path, &self.out, MANIFEST)
@@ -237,16 +298,6 @@ impl Drop for Staging {
             self.end(true);
         }
     }
-}
-
-/// What is in a directory; nothing where it cannot be read.
-fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-/// Whether a part's file is not complete.
-fn is_unfinished(path: &Path) -> bool {
-    path.extension().is_some_and(|found| found == UNFINISHED)
 }
 
 /// Makes the directory of a run. One that is there and empty is as good: a run that was killed at once leaves that.
@@ -281,11 +332,16 @@ fn go_on(
     path: &Path,
     is_output: bool,
     left: LeftJournal,
-    identity: &RunIdentity,
-    target: &dyn Target,
+    existing: Existing,
+    (identity, target): (&RunIdentity, &dyn Target),
 ) -> Result<(Journal, Earlier)> {
     let is_intact = |file: &FileEntry| hash_of(&path.join(&file.path)).is_ok_and(|found| found == *file.sha256);
-    let (journal, earlier, kept) = match left.resume(identity, is_intact)? {
+    let resumed = if existing.resume {
+        left.resume(identity, is_intact)?
+    } else {
+        Err((left, "the output is made anew".to_string()))
+    };
+    let (journal, earlier, kept) = match resumed {
         Ok(journal) => {
             let earlier = Earlier::Parts(journal.parts());
             (journal, earlier, [JOURNAL, target.parts()])
@@ -327,80 +383,9 @@ fn gather(out: &Path) -> Result<()> {
     disk::move_files(&rest, out, MANIFEST)
 }
 
-/// Removes a file or a directory, if it is there.
-fn remove(path: &Path) -> io::Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
 /// Where a run that is to write `out` keeps what is unfinished, if it, or a run before it, left something there.
 pub fn unfinished_run(out: &Path) -> Option<PathBuf> {
     let is_left = out.join(JOURNAL).is_file() && !out.join(MANIFEST).is_file();
     let path = if is_left { out.to_path_buf() } else { partial(out) };
     path.is_dir().then_some(path)
-}
-
-fn partial(out: &Path) -> PathBuf {
-    let mut name = out.file_name().map(OsString::from).unwrap_or_default();
-    name.push(".partial");
-    out.with_file_name(name)
-}
-
-/// Refuses whatever is at the place of an output, save for an empty directory.
-fn refuse_existing(out: &Path) -> Result<()> {
-    match out.symlink_metadata() {
-        Ok(_) if !is_vacant(out) => Err(in_the_way(out, OutputProblem::Exists)),
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
-/// Refuses the name of a file of weights for a new directory: who gives it wants another kind of output.
-fn refuse_file_name(out: &Path) -> Result<()> {
-    let Some(extension) = out.extension().filter(|_| is_weights(out)) else { return Ok(()) };
-    let message = format!(
-        "`{}` is the name of a .{} file, and what is written is a directory ({}): choose a name without the extension",
-        out.display(),
-        extension.display(),
-        target_names()
-    );
-    Err(QuantError::configuration(message).at(out))
-}
-
-/// Whether a path is a directory with nothing in it but what the system or a shell keeps there: the root of a volume has
-/// `lost+found`.
-fn is_vacant(path: &Path) -> bool {
-    let is_kept = |name: &OsStr| name == "lost+found" || name.as_encoded_bytes().starts_with(b".");
-    let entries = fs::read_dir(path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-    entries.is_ok_and(|entries| entries.iter().all(|entry| is_kept(&entry.file_name())))
-}
-
-pub(super) fn in_the_way(path: &Path, problem: OutputProblem) -> QuantError {
-    QuantError::Output { path: path.to_path_buf(), problem }
-}
-
-pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
-    if path.as_os_str().is_empty() || path.file_name().is_none() {
-        return Err(QuantError::configuration(format!("`{}` cannot be an output directory", path.display())).at(path));
-    }
-    if path.to_str().is_none() {
-        let message = format!("`{}` cannot be an output directory: its name is no UTF-8", path.display());
-        return Err(QuantError::configuration(message).at(path));
-    }
-    std::path::absolute(path).map_err(|e| QuantError::io(path, e))
-}
-
-/// Says what is in the way of creating the output.
-pub(super) fn create_error(path: &Path, error: io::Error) -> QuantError {
-    let parent = path.parent().unwrap_or(path).display();
-    let advice = match error.kind() {
-        ErrorKind::NotFound => format!("the directory `{parent}` does not exist: create it first"),
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            format!("the directory `{parent}` is not writable: choose another output")
-        }
-        _ => return QuantError::io(path, error),
-    };
-    QuantError::Io { path: path.to_path_buf(), source: io::Error::new(error.kind(), advice) }
 }

@@ -48,9 +48,16 @@ impl QuantizedDirectory {
         let manifest_path = path.join(MANIFEST);
         let text = std::fs::read_to_string(&manifest_path).map_err(|e| QuantError::io(&manifest_path, e))?;
         let manifest = Manifest::parse(&text).map_err(|error| QuantError::defect(&manifest_path, None, error))?;
-        for FileEntry { path: relative, bytes, .. } in manifest.stored() {
+        let directory = Self { path: path.to_path_buf(), manifest };
+        directory.check_sizes()?;
+        Ok(directory)
+    }
+
+    /// Checks that all files are there with the sizes the manifest tells.
+    pub(crate) fn check_sizes(&self) -> Result<()> {
+        for FileEntry { path: relative, bytes, .. } in self.manifest.stored() {
             let expected = *bytes;
-            let file = path.join(relative);
+            let file = self.path.join(relative);
             let damage = match std::fs::metadata(&file).map(|metadata| metadata.len()) {
                 Ok(found) if found == expected => continue,
                 Ok(found) => Damage::Length { found, expected },
@@ -58,7 +65,7 @@ impl QuantizedDirectory {
             };
             return Err(QuantError::defect(&file, None, damage));
         }
-        Ok(Self { path: path.to_path_buf(), manifest })
+        Ok(())
     }
 
     /// Checks that a file has the content that the manifest tells.

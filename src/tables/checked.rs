@@ -17,8 +17,8 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::execution_plan::{ChildStats, ReplaceChildrenOptions};
-use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::execution_plan::ReplaceChildrenOptions;
+use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::StreamExt;
@@ -182,5 +182,93 @@ impl Checked {
             Ok(()) => next,
             Err(changed) => Some(Err(changed.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use datafusion::prelude::SessionContext;
+    use futures::TryStreamExt;
+
+    use super::*;
+    use crate::model::tests::directory;
+    use crate::{register_model, session};
+
+    /// A model of one tensor in many chunks, all zeros, and its file.
+    async fn opened() -> (tempfile::TempDir, std::path::PathBuf, SessionContext) {
+        let header = r#"{"w":{"dtype":"F32","shape":[4096,2048],"data_offsets":[0,33554432]}}"#;
+        let mut file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        file.resize(file.len() + (32 << 20), 0);
+        let model = directory(&[("model.safetensors", file)]);
+        let path = model.path().join("model.safetensors");
+        let ctx = session(1).unwrap();
+        register_model(&ctx, "m", model.path()).await.unwrap();
+        (model, path, ctx)
+    }
+
+    fn cut(path: &Path) {
+        File::options().write(true).open(path).unwrap().set_len(100_000).unwrap();
+    }
+
+    async fn failure(ctx: &SessionContext, sql: &str) -> QuantError {
+        ctx.sql(sql).await.unwrap().collect().await.unwrap_err().into()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_cut_before_a_query_is_named() {
+        let (_model, path, ctx) = opened().await;
+        cut(&path);
+        let error = failure(&ctx, "SELECT sum(tensor_stats(weights)['n']) FROM m.weights").await;
+        assert!(matches!(&error, QuantError::Changed { path: found, .. } if *found == path), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains("model.safetensors: it had 33554") && message.contains("has 100000"), "{message}");
+        // What needs no weights is answered.
+        assert!(ctx.sql("SELECT tensor FROM m.weights").await.unwrap().count().await.unwrap() > 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_cut_or_written_to_in_a_query_makes_it_fail() {
+        let written: fn(&Path) = |path| fs::write(path, vec![1; fs::metadata(path).unwrap().len() as usize]).unwrap();
+        for change in [cut, written] {
+            for sql in ["SELECT weights FROM m.weights", "SELECT tensor_stats(weights)['n'] FROM m.weights"] {
+                let (_model, path, ctx) = opened().await;
+                let mut rows = ctx.sql(sql).await.unwrap().execute_stream().await.unwrap();
+                assert!(rows.try_next().await.unwrap().is_some());
+                change(&path);
+                let error = loop {
+                    match rows.try_next().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => panic!("the result looks complete"),
+                        Err(error) => break QuantError::from(error),
+                    }
+                };
+                assert!(matches!(error, QuantError::Changed { .. }), "{error:?}");
+            }
+        }
+    }
+
+    /// The scan has ended when the file is cut; a sort holds its rows.
+    #[tokio::test]
+    async fn rows_that_are_held_until_after_the_scan_are_checked_too() {
+        let (_model, path, ctx) = opened().await;
+        let sorted = "SELECT start, weights FROM m.weights ORDER BY start DESC";
+        let mut rows = ctx.sql(sorted).await.unwrap().execute_stream().await.unwrap();
+        assert!(rows.try_next().await.unwrap().is_some());
+        cut(&path);
+        assert!(rows.try_collect::<Vec<_>>().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_replaced_by_renaming_is_read_as_it_was() {
+        let (model, path, ctx) = opened().await;
+        let other = model.path().join("other");
+        fs::write(&other, b"another model").unwrap();
+        fs::rename(&other, &path).unwrap();
+        let sql = "SELECT tensor_stats(weights)['n'] FROM m.weights";
+        let rows = ctx.sql(sql).await.unwrap().collect().await.unwrap();
+        assert!(rows.iter().map(RecordBatch::num_rows).sum::<usize>() > 1);
     }
 }

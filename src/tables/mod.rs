@@ -3,6 +3,7 @@
 mod checked;
 mod chunks;
 pub(crate) mod functions;
+mod part_files;
 mod parts;
 mod quantized;
 mod shapes;

@@ -240,12 +240,12 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, context: *
         Some((handler, flags)) if flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: an action with this flag, that is not one of the two above, is a function of this type.
             let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
-                unsafe { std::mem::transmute(handler) };
+                unsafe { std::mem::transmute(handler as *const c_void) };
             handler(signal, info, context);
         }
         Some((handler, _)) => {
             // SAFETY: an action without the flag, that is not one of the two above, is a function of this type.
-            let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler) };
+            let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler as *const c_void) };
             handler(signal);
         }
     }

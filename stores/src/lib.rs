@@ -8,7 +8,7 @@
 mod allowed;
 mod change;
 mod error;
-#[cfg(unix)]
+#[cfg_attr(not(unix), path = "no_faults.rs")]
 mod faults;
 mod guarded;
 mod location;

@@ -12,7 +12,6 @@ use futures::future::{self, BoxFuture};
 use memmap2::Mmap;
 
 use crate::change::Opened;
-#[cfg(unix)]
 use crate::faults::Watched;
 use crate::memory::slices;
 use crate::{Identity, Store, StoreError};
@@ -38,7 +37,6 @@ pub struct LocalMapping {
 #[derive(Debug)]
 struct Mapping {
     // Before the map, which it must not outlive.
-    #[cfg(unix)]
     watched: Watched,
     map: Mmap,
 }
@@ -59,19 +57,7 @@ impl Mapping {
         // reference. No operating system we run on can rule this out. Pages that are cut off read as zeros, because the
         // mapping is watched before anything is read of it, and the store's check afterwards finds both.
         let map = unsafe { Mmap::map(file) }?;
-        Ok(Self {
-            #[cfg(unix)]
-            watched: Watched::new(&map)?,
-            map,
-        })
-    }
-
-    /// The first byte that could not be read, if there was one.
-    fn fault(&self) -> Option<usize> {
-        #[cfg(unix)]
-        return self.watched.fault();
-        #[cfg(not(unix))]
-        None
+        Ok(Self { watched: Watched::new(&map)?, map })
     }
 }
 
@@ -119,7 +105,7 @@ impl Store for LocalMapping {
 
     fn check(&self) -> Result<(), StoreError> {
         let changed = self.opened.check();
-        let checked = match self.mapping.fault() {
+        let checked = match self.mapping.watched.fault() {
             // The file is what it was, and yet a page of it was missing: the disk does not give it.
             Some(_) if changed.is_ok() => Err(StoreError::io(&self.identity.path, unreadable())),
             Some(_) | None => changed,
@@ -133,7 +119,7 @@ impl Store for LocalMapping {
 
 impl Drop for LocalMapping {
     fn drop(&mut self) {
-        if self.mapping.fault().is_some() && !self.is_told.load(Ordering::Relaxed) {
+        if self.mapping.watched.fault().is_some() && !self.is_told.load(Ordering::Relaxed) {
             let path = self.identity.path.display();
             log::warn!("{path}: a part could not be read, and zeros took its place: what was made of it is wrong");
         }
@@ -142,8 +128,5 @@ impl Drop for LocalMapping {
 
 /// The error of a page that the disk does not give.
 fn unreadable() -> io::Error {
-    #[cfg(unix)]
-    return io::Error::from_raw_os_error(libc::EIO);
-    #[cfg(not(unix))]
-    io::Error::other("a part of the file cannot be read")
+    io::Error::other("a part of it cannot be read: check the disk or the connection that it is on")
 }

@@ -55,6 +55,7 @@ fn outputs_that_cannot_be_written() {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::create_dir(path("directory")).unwrap();
+    fs::write(path("directory/mine"), "").unwrap();
     fs::write(path("file"), "").unwrap();
     fs::create_dir(path("killed.partial")).unwrap();
     fs::write(path("killed.partial/journal.jsonl"), "").unwrap();
@@ -67,7 +68,7 @@ fn outputs_that_cannot_be_written() {
     );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);
-    assert!(names(&path("directory")).is_empty() && names(&path("killed.partial")) == ["journal.jsonl"]);
+    assert!(names(&path("directory")) == ["mine"] && names(&path("killed.partial")) == ["journal.jsonl"]);
 }
 
 #[cfg(unix)]

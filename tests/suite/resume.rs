@@ -127,7 +127,10 @@ fn nothing_left_is_nothing_to_resume() {
     let expected = job.expected(&[]);
     let report = job.resume(&[]);
     assert_eq!((&report["resumed_parts"], &report["started_afresh"]), (&Value::from(0), &Value::Null));
-    contains(&run(job.command(&["--resume"])).error(), &["out` exists already"]);
+    // Again, on what is finished now.
+    let again = job.resume(&[]);
+    assert_eq!((&again["was_finished"], &again["resumed_parts"]), (&Value::from(true), &again["parts"]));
+    contains(&run(job.command(&["--resume", "--bit-width", "8"])).error(), &["out` is finished already"]);
     job.is_complete(&expected);
 }
 

@@ -96,6 +96,7 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             _ => Code::Internal,
         }),
+        QuantError::Threads { .. } => Some(Code::ResourceExhausted),
         QuantError::Query(_) => None,
         QuantError::Configuration { .. }
         | QuantError::Setting { .. }
