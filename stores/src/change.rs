@@ -7,25 +7,8 @@ use std::time::SystemTime;
 
 use object_store::ObjectMeta;
 
-use crate::StoreError;
 use crate::guarded::file_path;
-
-/// How a file changed while it was in use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Change {
-    /// It has another length.
-    #[error("it had {before} bytes when it was opened and has {now}")]
-    Length {
-        /// Bytes when it was opened.
-        before: u64,
-        /// Bytes that it has now.
-        now: u64,
-    },
-    /// It has the same length, and was written to.
-    #[error("it was written to after it was opened")]
-    Written,
-}
+use crate::{Change, StoreError};
 
 /// What a local file was when it was opened.
 #[derive(Debug, Clone)]

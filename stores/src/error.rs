@@ -4,8 +4,6 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::Change;
-
 /// Why a store cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -64,6 +62,23 @@ pub enum StoreError {
         /// The store's scheme, host and port.
         store: String,
     },
+}
+
+/// How a file changed while it was in use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Change {
+    /// It has another length.
+    #[error("it had {before} bytes when it was opened and has {now}")]
+    Length {
+        /// Bytes when it was opened.
+        before: u64,
+        /// Bytes that it has now.
+        now: u64,
+    },
+    /// It has the same length, and was written to.
+    #[error("it was written to after it was opened")]
+    Written,
 }
 
 /// Why something cannot be allowed.

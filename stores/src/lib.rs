@@ -18,8 +18,8 @@ mod ranges;
 mod store;
 
 pub use allowed::AllowedPaths;
-pub use change::{Change, check_listed};
-pub use error::{AllowProblem, StoreError};
+pub use change::check_listed;
+pub use error::{AllowProblem, Change, StoreError};
 pub use guarded::GuardedStores;
 pub use location::{Listed, ListedKind, Location, Residence};
 pub use mapping::LocalMapping;
