@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
-    /// The directory to write; it must not exist
+    /// The directory to write; it must not exist, or be empty
     #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights

@@ -125,8 +125,8 @@ class ArrowQuantV2:
             progress_interval_s: the least time between two calls, in seconds; 0 for as many as there are.
             resume: whether to go on with what an interrupted run left. If there is nothing, or nothing of use, the job
                 begins anew.
-            overwrite: whether to replace a quantized model at `output_path`, once the new one is complete. Nothing else is
-                ever replaced.
+            overwrite: whether to replace a quantized model at `output_path`, with all that is in its directory, once the new
+                one is complete. Nothing else is ever replaced.
             plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
             calibration: none: only `quantize_diffusion_model` takes one.
 

@@ -248,7 +248,8 @@ fn share<W: Send, E: Send>(
         let start = |_| std::thread::Builder::new().spawn_scoped(scope, &run).ok();
         let others: Vec<_> = (1..threads).map_while(start).collect();
         let own = run();
-        others.into_iter().try_for_each(joined).and(own)
+        let others = others.into_iter().try_for_each(joined);
+        own.and(others)
     })
 }
 

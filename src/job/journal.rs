@@ -118,7 +118,11 @@ impl LeftJournal {
             records.insert((record.part, record.key.clone()), record);
         }
         latest.retain(|_, record| is_intact(&record.file));
-        self.file.set_len(complete as u64).and_then(|()| self.file.seek(SeekFrom::End(0))).map_err(io)?;
+        // There are file systems on which nothing can be cut.
+        if complete < text.len() {
+            self.file.set_len(complete as u64).map_err(io)?;
+        }
+        self.file.seek(SeekFrom::End(0)).map_err(io)?;
         let on_disk = latest.into_values().map(|record| (record.part, record.key)).collect();
         Ok(Ok(Journal::new(&self.path, self.file, records, on_disk)))
     }

@@ -58,7 +58,8 @@ pub struct JobOptions {
     pub calibration: Option<Arc<Calibration>>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
-    /// Whether to replace a quantized model that is where the output goes, once the new one is complete.
+    /// Whether to replace a quantized model that is where the output goes, with all that is in its directory, once the new one is
+    /// complete. Nothing else is replaced.
     pub overwrite: bool,
     /// Told how far the job is.
     pub on_progress: Option<OnProgress>,

@@ -232,7 +232,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_cut_or_written_to_in_a_query_makes_it_fail() {
         let written: fn(&Path) = |path| fs::write(path, vec![1; fs::metadata(path).unwrap().len() as usize]).unwrap();
-        for change in [cut, written] {
+        for change in [cut as fn(&Path), written] {
             for sql in ["SELECT weights FROM m.weights", "SELECT tensor_stats(weights)['n'] FROM m.weights"] {
                 let (_model, path, ctx) = opened().await;
                 let mut rows = ctx.sql(sql).await.unwrap().execute_stream().await.unwrap();

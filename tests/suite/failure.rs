@@ -280,3 +280,22 @@ fn jobs_that_are_started_at_once_on_the_same_output() {
         fs::remove_dir_all(&out).unwrap();
     }
 }
+
+/// The memory for the stacks of threads is bounded; the number of processes bounds nothing of root's.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_told_in_a_line_or_done_without() {
+    for kibibytes in [900_000, 1_300_000, 2_000_000, 4_000_000] {
+        let line = format!("ulimit -v {kibibytes} && exec \"$0\" --threads 4 sql 'SELECT 1 AS one' --format csv");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &line, env!("CARGO_BIN_EXE_arrow-quant")]).stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        match output.status.code() {
+            Some(0) => assert_eq!(printed, "one\n1\n", "{said}"),
+            Some(1) => assert!(said.starts_with("error: threads cannot be started"), "{said}"),
+            status => panic!("{status:?} {said}"),
+        }
+        assert!(!said.contains("panicked") && said.lines().count() <= 1, "{said}");
+    }
+}
