@@ -40,7 +40,9 @@ impl Lacking {
             Self::DirectorySync => log::warn!(
                 "the directory `{path}` cannot be synced ({error}): files may lose their names if the machine stops soon afterwards"
             ),
-            Self::Permissions => log::warn!("`{path}` has the permissions of a new file: others cannot be set ({error})"),
+            Self::Permissions => {
+                log::warn!("`{path}` has the permissions of a new file: others cannot be set ({error})")
+            }
             Self::FileRename => log::warn!("`{path}` cannot be renamed ({error}): such files are copied"),
             Self::DirectoryRename => {
                 log::warn!("the directory `{path}` cannot be renamed ({error}): its files are moved one by one");
@@ -102,7 +104,9 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
 pub(crate) fn rename_file(from: &Path, to: &Path) -> Result<()> {
     let error = match fs::rename(from, to) {
         Ok(()) => return Ok(()),
-        Err(error) if is_serious(&error) || error.kind() == ErrorKind::NotFound => return Err(QuantError::io(to, error)),
+        Err(error) if is_serious(&error) || error.kind() == ErrorKind::NotFound => {
+            return Err(QuantError::io(to, error));
+        }
         Err(error) => error,
     };
     Lacking::FileRename.warn(from, &error);

@@ -164,10 +164,19 @@ const STACK_BYTES: usize = 256 << 20;
 fn runtime(cores: usize) -> Result<Runtime, Failure> {
     let Started { runtime, is_short } = start_runtime(cores, STACK_BYTES)?;
     #[cfg(not(target_env = "msvc"))]
-    if !is_short && let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
-        log::warn!("memory is given back late: the allocator has no thread of its own ({error})");
+    if !is_short && !start_allocator_thread() {
+        log::warn!("memory is given back late: the allocator cannot start its thread");
     }
     Ok(runtime)
+}
+
+/// Starts the thread of the allocator. False if it cannot be started.
+#[cfg(not(target_env = "msvc"))]
+fn start_allocator_thread() -> bool {
+    let mut on = true;
+    let (name, nothing, length) = (c"background_thread".as_ptr(), std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the name ends in a zero byte, the setting is a `bool`, of which the pointer and the length are given, and nothing is read.
+    unsafe { tikv_jemalloc_sys::mallctl(name, nothing, length, (&raw mut on).cast(), size_of::<bool>()) == 0 }
 }
 
 /// Runs to the end, that of all tasks it started included.

@@ -113,9 +113,7 @@ impl<'a> About<'a> {
             QuantError::Setting { field, .. } => {
                 Self { class: "ConfigurationError", field: Some(field), ..Self::default() }
             }
-            QuantError::Output { path, .. } => {
-                Self { class: "OutputExistsError", path: Some(path), ..Self::default() }
-            }
+            QuantError::Output { path, .. } => Self { class: "OutputExistsError", path: Some(path), ..Self::default() },
             QuantError::UnknownModality { path } => {
                 Self { class: "MetadataError", path: Some(path), ..Self::default() }
             }

@@ -47,8 +47,14 @@ fn quantize_model<'py>(
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, overwrite, on_progress, progress_interval_s };
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
     let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
         quantize(&model, &out, &config, &options).await
     };
@@ -73,8 +79,14 @@ fn quantize_query<'py>(
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, overwrite, on_progress, progress_interval_s };
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
     let ctx: Option<SessionContext> = connection.map(|connection| connection.get().context());
     let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
         let ctx = match ctx {

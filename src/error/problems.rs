@@ -156,10 +156,9 @@ impl OutputProblem {
         write!(f, "`{}` ", path.display())?;
         match self {
             Self::Exists => write!(f, "exists already: remove it")?,
-            Self::OfAnotherJob => write!(
-                f,
-                "is finished already, and was made of another model or with other settings: remove it"
-            )?,
+            Self::OfAnotherJob => {
+                write!(f, "is finished already, and was made of another model or with other settings: remove it")?
+            }
             Self::Running => write!(f, "belongs to a run that is still going on: wait for it")?,
             Self::Interrupted => write!(
                 f,

@@ -11,8 +11,8 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::finished::finished;
-use super::planned::plan_model;
 use super::place::{absolute, create_error, in_the_way};
+use super::planned::plan_model;
 use super::{JobOptions, quantize_source};
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;

@@ -13,7 +13,8 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 
 use super::journal::{self, Journal, LeftJournal, RunIdentity};
 use super::place::{
-    absolute, beside, create_error, files, in_the_way, is_unfinished, is_vacant, partial, refuse_existing, refuse_file_name, remove,
+    absolute, beside, create_error, files, in_the_way, is_unfinished, is_vacant, partial, refuse_existing,
+    refuse_file_name, remove,
 };
 use crate::model::hash_of;
 use crate::targets::Target;
@@ -119,7 +120,9 @@ impl Staging {
         let out = absolute(out)?;
         let left = |path: PathBuf| match Journal::find(&path.join(JOURNAL))? {
             Some(journal::Found::Running) => Err(in_the_way(&path, OutputProblem::Running)),
-            Some(journal::Found::Left(_)) if !existing.resume && !existing.overwrite => Err(in_the_way(&path, OutputProblem::Interrupted)),
+            Some(journal::Found::Left(_)) if !existing.resume && !existing.overwrite => {
+                Err(in_the_way(&path, OutputProblem::Interrupted))
+            }
             Some(journal::Found::Left(left)) => Ok(Some(Found::Left(path, left))),
             None => Ok(None),
         };
@@ -127,7 +130,9 @@ impl Staging {
         if out.join(MANIFEST).is_file() {
             return match existing {
                 Existing { resume: true, .. } => Ok(Found::Finished),
-                Existing { overwrite: true, .. } => Ok(left(partial(&out))?.unwrap_or_else(|| Found::Free(partial(&out)))),
+                Existing { overwrite: true, .. } => {
+                    Ok(left(partial(&out))?.unwrap_or_else(|| Found::Free(partial(&out))))
+                }
                 Existing { .. } => Err(in_the_way(&out, OutputProblem::Exists)),
             };
         }

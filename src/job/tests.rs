@@ -12,8 +12,8 @@ use super::task::{PartRecord, PartTask};
 use super::{JobOptions, quantize_model};
 use crate::model::tests::directory;
 use crate::plan::Channels;
-use crate::targets::{default_target, target_named};
 use crate::report::{OnProgress, Progress, Stage};
+use crate::targets::{default_target, target_named};
 use crate::{DiffusionQuantConfig, Model, OutputProblem, QuantError, Result};
 
 /// A BF16 model of three parts: its second tensor is in all of them, and its last is kept.

@@ -71,7 +71,8 @@ impl Sources {
         {
             self.models.push(Arc::clone(model));
         }
-        let scan = plan.downcast_ref::<DataSourceExec>().and_then(DataSourceExec::downcast_to_file_source::<ParquetSource>);
+        let scan =
+            plan.downcast_ref::<DataSourceExec>().and_then(DataSourceExec::downcast_to_file_source::<ParquetSource>);
         if let Some((scan, _)) = scan.filter(|(scan, _)| scan.object_store_url.as_str().starts_with("file:")) {
             let files = scan.file_groups.iter().flat_map(|group| group.files());
             // Partitions may have parts of the same file.

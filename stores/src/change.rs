@@ -65,27 +65,6 @@ impl Opened {
         let modified = metadata.modified().map_err(|error| StoreError::io(&self.path, error))?;
         compare(&self.path, (self.length, self.modified), (metadata.len(), modified))
     }
-
-    #[test]
-    fn a_listed_file_is_compared_with_the_listing() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a file");
-        fs::write(&path, b"1234").unwrap();
-        let metadata = fs::metadata(&path).unwrap();
-        let listed = ObjectMeta {
-            location: object_store::path::Path::from_absolute_path(&path).unwrap(),
-            last_modified: metadata.modified().unwrap().into(),
-            size: 4,
-            e_tag: None,
-            version: None,
-        };
-        check_listed(&listed).unwrap();
-        fs::write(&path, b"123").unwrap();
-        let message = check_listed(&listed).unwrap_err().to_string();
-        assert!(message.contains("a file: it had 4 bytes"), "{message}");
-        fs::remove_file(&path).unwrap();
-        check_listed(&listed).unwrap();
-    }
 }
 
 /// Checks that a file of the file system is still what a listing said of it. One that is gone by now is none of its business: who

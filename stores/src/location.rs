@@ -169,7 +169,9 @@ fn warn_not_mapped(path: &Path, error: &io::Error) {
     static IS_SAID: AtomicBool = AtomicBool::new(false);
     if !IS_SAID.swap(true, Ordering::Relaxed) {
         let path = path.display();
-        log::warn!("`{path}` cannot be mapped into memory ({error}): such files are read piece by piece, which is slower");
+        log::warn!(
+            "`{path}` cannot be mapped into memory ({error}): such files are read piece by piece, which is slower"
+        );
     }
 }
 
