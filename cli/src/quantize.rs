@@ -92,6 +92,7 @@ fn quantize_or_plan(
         plan: arguments.plan.clone(),
         calibration: arguments.calibration.open(config.calibration_samples)?,
         resume: arguments.resume,
+        overwrite: false,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
     };
