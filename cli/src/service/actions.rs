@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_quant_flight::{Action, ActionCall, ActionStream};
+use arrow_quant_formats::manifest::MANIFEST;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::Result;
@@ -118,7 +119,7 @@ impl Action for QuantizeModel {
         let (models, base, left) = (Arc::clone(&self.0), call.base.clone(), out.clone());
         let left = move || match unfinished_run(&left) {
             Some(_) => "; the finished parts are kept, continue with them (\"resume\": true)",
-            None if left.exists() => "; it was complete already",
+            None if left.join(MANIFEST).is_file() => "; it was complete already",
             None => "; nothing was written",
         };
         Ok(job::stream(call, left, move |on_progress| async move {
@@ -126,6 +127,7 @@ impl Action for QuantizeModel {
                 plan: None,
                 calibration: open(calibration, config.calibration_samples)?,
                 resume,
+                overwrite: false,
                 on_progress: Some(on_progress),
                 progress_interval: PROGRESS_EVERY,
             };
