@@ -19,7 +19,7 @@ use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
-use arrow_quant_stores::StoreError;
+use arrow_quant_stores::{Change, StoreError};
 use datafusion::error::DataFusionError;
 
 pub use literals::Literals;
@@ -128,6 +128,18 @@ pub enum QuantError {
         #[source]
         problem: Box<QuantError>,
     },
+    /// A file was modified while it was read, so what was made of it is of no use.
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it changed.
+        change: Change,
+    },
+    /// The system starts no threads.
+    Threads {
+        /// What it said.
+        source: std::io::Error,
+    },
     /// A file or store is not one that clients of this server may reach.
     Access(StoreError),
     /// A query failed.
@@ -187,6 +199,17 @@ impl fmt::Display for Worded<'_> {
                 write!(f, "{}; the finished parts are kept: continue with ", problem.worded(words))?;
                 f.write_str(&words.switched("resume", true))
             }
+            QuantError::Changed { path, change } => write!(
+                f,
+                "{}: {change}, so what was read of it cannot be trusted: open it again once it stays as it is, and replace files by \
+                 renaming",
+                path.display()
+            ),
+            QuantError::Threads { source } => write!(
+                f,
+                "threads cannot be started ({source}): allow more processes (ulimit -u, or the limit of the container), or more \
+                 memory (ulimit -v)"
+            ),
             QuantError::Access(error) => error.fmt(f),
             QuantError::Query(error) => f.write_str(&query_message(error)),
         }
@@ -234,6 +257,7 @@ impl QuantError {
         | Self::Metadata { path, .. }
         | Self::UnknownModality { path }
         | Self::Output { path, .. }
+        | Self::Changed { path, .. }
         | Self::Io { path, .. }) = &mut self
         else {
             return self;
@@ -290,6 +314,7 @@ impl From<StoreError> for QuantError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Io { path, source } => Self::Io { path, source },
+            StoreError::Changed { path, change } => Self::Changed { path, change },
             StoreError::Allow { .. } => Self::setting("allow", SettingProblem::Allow(error)),
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
             StoreError::NotALocation { ref text } => Self::configuration(error.to_string()).at(Path::new(text)),
@@ -353,6 +378,7 @@ fn io_message(error: &std::io::Error) -> String {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "permission denied: check who may read and write it"
         }
+        ErrorKind::StaleNetworkFileHandle => "it is not on its server any more (stale file handle): open it again",
         ErrorKind::NotFound => "no such file or directory",
         ErrorKind::NotADirectory => "not a directory",
         ErrorKind::IsADirectory => "is a directory",

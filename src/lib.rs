@@ -23,6 +23,7 @@
 mod arrays;
 mod calibration;
 pub mod config;
+mod disk;
 mod error;
 mod job;
 mod model;
@@ -31,6 +32,7 @@ mod report;
 mod session;
 mod tables;
 mod targets;
+mod threads;
 mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
@@ -56,4 +58,5 @@ pub use report::{
 pub use session::{register, register_model, service_session, session};
 pub use tables::AnyModel;
 pub use targets::TargetName;
+pub use threads::{Started, start_runtime};
 pub use workers::blocking;

@@ -15,7 +15,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::ObjectStore;
 use url::Url;
 
-use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
+use crate::tables::{self, AnyModel, CheckSources, Files, SafetensorsFactory};
 use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
 
@@ -98,6 +98,7 @@ fn build(
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(runtime)
+        .with_physical_optimizer_rule(Arc::new(CheckSources))
         .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory(files.clone())))
         .build();
     arrow_quant_udfs::register_all(&mut state)?;

@@ -28,7 +28,8 @@ pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads. The threads end
+/// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads,
+/// or by one where the system refuses them. The threads end
 /// soon after the future was dropped, or `work` failed for one of the numbers.
 ///
 /// # Errors
@@ -41,9 +42,13 @@ pub(crate) async fn on_threads<T: Send + 'static>(
     let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
     let stop = Arc::clone(&stopped.0);
     blocking(move || {
-        let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).build().map_err(|error| ended_early(&error))?;
+        let goes_on = |_: &usize| !stop.load(Ordering::Relaxed);
+        let Ok(pool) = ThreadPoolBuilder::new().num_threads(threads.max(1)).build() else {
+            // The system refuses so many threads. This one can do the work.
+            return (0..count).take_while(goes_on).map(work).collect();
+        };
         // Numbers differ a lot in the work that they are, so each is taken by itself.
-        let numbers = (0..count).into_par_iter().with_max_len(1).take_any_while(|_| !stop.load(Ordering::Relaxed));
+        let numbers = (0..count).into_par_iter().with_max_len(1).take_any_while(goes_on);
         pool.install(|| numbers.map(work).collect())
     })
     .await

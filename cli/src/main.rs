@@ -30,7 +30,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use arrow_quant_v2::numbers;
+use arrow_quant_v2::{Started, numbers, start_runtime};
 use clap::Parser;
 use tokio::runtime::Runtime;
 
@@ -42,12 +42,14 @@ use crate::failure::Failure;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The allocator's settings: what was freed a second ago goes back to the system, by a thread of the allocator's own.
+/// The allocator's settings: what was freed a second ago goes back to the system. A thread of the allocator's own does that, which is
+/// started later ([`runtime`]): where threads are short, the allocator would try again and again, and say so each time. One thread is
+/// enough, and it starts no others.
 #[cfg(not(target_env = "msvc"))]
 // SAFETY: the allocator declares this symbol as a pointer to text that ends in a zero byte, which a reference to such an array is,
 // and reads it; nothing else in the program has its name.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static MALLOC_CONF: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+static MALLOC_CONF: &[u8; 62] = b"max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 /// The variable that bounds the cores where `--threads` does not.
 const THREADS_VARIABLE: &str = "ARROW_QUANT_NUM_THREADS";
@@ -161,12 +163,21 @@ const STACK_BYTES: usize = 256 << 20;
 
 /// A runtime on so many cores.
 fn runtime(cores: usize) -> Result<Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores)
-        .thread_stack_size(STACK_BYTES)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))
+    let Started { runtime, is_short } = start_runtime(cores, STACK_BYTES)?;
+    #[cfg(not(target_env = "msvc"))]
+    if !is_short && !start_allocator_thread() {
+        log::warn!("memory is given back late: the allocator cannot start its thread");
+    }
+    Ok(runtime)
+}
+
+/// Starts the thread of the allocator. False if it cannot be started.
+#[cfg(not(target_env = "msvc"))]
+fn start_allocator_thread() -> bool {
+    let mut on = true;
+    let (name, nothing, length) = (c"background_thread".as_ptr(), std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the name ends in a zero byte, the setting is a `bool`, of which the pointer and the length are given, and nothing is read.
+    unsafe { tikv_jemalloc_sys::mallctl(name, nothing, length, (&raw mut on).cast(), size_of::<bool>()) == 0 }
 }
 
 /// Runs to the end, that of all tasks it started included.

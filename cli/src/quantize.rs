@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
-    /// The directory to write; it must not exist
+    /// The directory to write; it must not exist, or be empty
     #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights
@@ -94,6 +94,7 @@ fn quantize_or_plan(
         plan: arguments.plan.clone(),
         calibration: arguments.calibration.open(config.calibration_samples)?,
         resume: arguments.resume,
+        overwrite: false,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
         ..JobOptions::default()
@@ -129,7 +130,9 @@ fn write(report: &QuantizeReport, because: Because<'_>, out: &mut impl Write) ->
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
     ];
-    if report.resumed_parts > 0 {
+    if report.was_finished {
+        more.push(("resumed", "the output was finished before, nothing was left to do".to_string()));
+    } else if report.resumed_parts > 0 {
         let found = format!("{} of {} parts were finished before", report.resumed_parts, report.parts);
         more.push(("resumed", found));
     }

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
@@ -88,6 +88,7 @@ struct QueryThreads(Option<Runtime>);
 
 impl QueryThreads {
     fn start(threads: usize) -> std::io::Result<(Self, Handle)> {
+        try_threads(threads.max(1) + 1)?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder
             .worker_threads(threads.max(1))
@@ -98,6 +99,25 @@ impl QueryThreads {
         let handle = runtime.handle().clone();
         Ok((Self(Some(runtime)), handle))
     }
+}
+
+/// Starts and ends so many threads, because tokio panics where the system refuses one.
+fn try_threads(threads: usize) -> std::io::Result<()> {
+    let (shut, gate) = std::sync::mpsc::sync_channel::<()>(0);
+    let gate = Arc::new(Mutex::new(gate));
+    let start = |_| {
+        let gate = Arc::clone(&gate);
+        // Nothing is sent: it waits until the sender is gone.
+        let wait = move || drop(gate.lock().map(|gate| gate.recv()));
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(wait)
+    };
+    let started: Vec<_> = (0..threads).map(start).collect();
+    drop(shut);
+    for thread in started {
+        // It does nothing that could panic.
+        let _ = thread?.join();
+    }
+    Ok(())
 }
 
 impl Drop for QueryThreads {
@@ -125,7 +145,7 @@ impl Server {
             tables::clear_staging(directory)?;
         }
         let (threads, handle) =
-            QueryThreads::start(config.threads).map_err(|error| ServeError::io("threads", error))?;
+            QueryThreads::start(config.threads).map_err(|error| ServeError::io("threads of queries", error))?;
         let (listener, metrics_listener) = (
             listen(config.listen).await?,
             match config.metrics_listen {

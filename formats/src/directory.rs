@@ -175,7 +175,7 @@ fn collect<D: Directory>(
 }
 
 /// True for weights of any format and for the indexes of sharded weights.
-fn is_weights(path: &Path) -> bool {
+pub fn is_weights(path: &Path) -> bool {
     let name = name(path);
     let index = name.ends_with(".json") && (name.contains(".safetensors.index.") || name.contains(".bin.index."));
     index || has_extension(path, &["safetensors"]) || has_extension(path, PICKLES) || has_extension(path, OTHER_WEIGHTS)

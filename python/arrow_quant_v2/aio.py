@@ -70,6 +70,7 @@ class AsyncArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
@@ -97,6 +98,7 @@ class AsyncArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )
@@ -113,6 +115,7 @@ class AsyncArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: None = None,
     ) -> dict[str, Any]:
@@ -140,6 +143,7 @@ class AsyncArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
         )
         result: dict[str, Any] = await _Work(job.run, job.callback).result()
@@ -156,6 +160,7 @@ class AsyncArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
@@ -181,6 +186,7 @@ class AsyncArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )

@@ -67,6 +67,7 @@ class QuantizeJob:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> None:
@@ -79,6 +80,7 @@ class QuantizeJob:
         self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
         self._resume = _flag(resume, "resume")
+        self._overwrite = _flag(overwrite, "overwrite")
 
     def run(
         self, tell: Callable[[Progress], None] | None, cancellation: _native.Cancellation | None = None
@@ -109,6 +111,7 @@ class QuantizeJob:
             "plan": self._plan,
             "calibration": self._calibration,
             "resume": self._resume,
+            "overwrite": self._overwrite,
             "on_progress": None if is_silent else reporter,
             "progress_interval_s": min(self._interval_s, TICK_S),
             "cancellation": cancellation,

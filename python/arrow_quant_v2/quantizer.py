@@ -49,6 +49,7 @@ class ArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class ArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )
@@ -99,6 +101,7 @@ class ArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: None = None,
     ) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class ArrowQuantV2:
 
         Args:
             model_path: a safetensors file, a directory of them, or a diffusers pipeline.
-            output_path: the directory to write. It must not exist.
+            output_path: the directory to write. It must not exist, or be empty.
             config: how to quantize; the default is that of the profile ``"local"``.
             progress_callback: called as ``progress_callback(progress, message)`` with the progress from 0.0 to 1.0,
                 which never decreases: at the start, then at most once every `progress_interval_s` seconds, and with 1.0
@@ -122,6 +125,8 @@ class ArrowQuantV2:
             progress_interval_s: the least time between two calls, in seconds; 0 for as many as there are.
             resume: whether to go on with what an interrupted run left. If there is nothing, or nothing of use, the job
                 begins anew.
+            overwrite: whether to replace a quantized model at `output_path`, with all that is in its directory, once the new
+                one is complete. Nothing else is ever replaced.
             plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
             calibration: none: only `quantize_diffusion_model` takes one.
 
@@ -151,8 +156,8 @@ class ArrowQuantV2:
             - `resumed_parts` (int): parts that an interrupted run had finished.
 
         Raises:
-            ConfigurationError: if a field or an argument is not allowed, the output exists, or the target size cannot
-                be met.
+            ConfigurationError: if a field or an argument is not allowed, or the target size cannot be met.
+            OutputExistsError: if the output exists, which is a `FileExistsError` too.
             ModelNotFoundError: if there is no readable model at `model_path`.
             MetadataError: if a file of the model contradicts itself.
             ValidationError: if a tensor is below the floor, with `fail_fast`.
@@ -174,6 +179,7 @@ class ArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
         )
         return _run(job)
@@ -189,6 +195,7 @@ class ArrowQuantV2:
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> dict[str, Any]:
@@ -227,6 +234,7 @@ class ArrowQuantV2:
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )

@@ -123,9 +123,7 @@ impl<'a> About<'a> {
             QuantError::Setting { field, .. } => {
                 Self { class: "ConfigurationError", field: Some(field), ..Self::default() }
             }
-            QuantError::Output { path, .. } => {
-                Self { class: "ConfigurationError", path: Some(path), ..Self::default() }
-            }
+            QuantError::Output { path, .. } => Self { class: "OutputExistsError", path: Some(path), ..Self::default() },
             QuantError::UnknownModality { path } => {
                 Self { class: "MetadataError", path: Some(path), ..Self::default() }
             }
@@ -150,7 +148,9 @@ impl<'a> About<'a> {
             QuantError::Quantization { tensor, .. } => {
                 Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
             }
-            QuantError::Io { path, .. } => Self { class: "QuantizationError", path: Some(path), ..Self::default() },
+            QuantError::Io { path, .. } | QuantError::Changed { path, .. } => {
+                Self { class: "QuantizationError", path: Some(path), ..Self::default() }
+            }
             QuantError::Unfinished { problem } => Self::of(problem),
             _ => Self { class: "QuantizationError", ..Self::default() },
         }

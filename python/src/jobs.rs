@@ -32,7 +32,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Quantizes a model into a new directory.
 #[pyfunction]
-#[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, overwrite = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
 #[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_model<'py>(
     py: Python<'py>,
@@ -42,12 +42,19 @@ fn quantize_model<'py>(
     plan: Option<PathBuf>,
     calibration: Option<&Bound<'_, PyAny>>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
     let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
         quantize(&model, &out, &config, &options).await
     };
@@ -56,7 +63,7 @@ fn quantize_model<'py>(
 
 /// Quantizes what a query gives into a new directory. The query may name the models and tables of a connection.
 #[pyfunction]
-#[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, overwrite = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
 #[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_query<'py>(
     py: Python<'py>,
@@ -67,12 +74,19 @@ fn quantize_query<'py>(
     plan: Option<PathBuf>,
     calibration: Option<&Bound<'_, PyAny>>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
     let ctx: Option<SessionContext> = connection.map(|connection| connection.get().context());
     let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
         let ctx = match ctx {
@@ -89,6 +103,7 @@ struct Asked {
     plan: Option<PathBuf>,
     calibration: Option<CalibrationTable>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
 }
@@ -106,7 +121,7 @@ impl Asked {
     where
         F: Future<Output = arrow_quant_v2::Result<QuantizeReport>> + Send,
     {
-        let Self { plan, calibration: table, resume, on_progress, progress_interval_s } = self;
+        let Self { plan, calibration: table, resume, overwrite, on_progress, progress_interval_s } = self;
         let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
             argument(
                 "progress_interval_s",
@@ -130,7 +145,7 @@ impl Asked {
             let progress_interval = interval.min(TICK);
             let on_progress = Some(listener);
             let options =
-                JobOptions { plan, calibration, resume, on_progress, progress_interval, ..JobOptions::default() };
+                JobOptions { plan, calibration, resume, overwrite, on_progress, progress_interval, ..JobOptions::default() };
             job(out, config, options).await
         };
         let report = run(py, threads, cancellation, work, |py| told.tell(py))?;
@@ -170,7 +185,7 @@ fn run<T: Send + 'static>(
     let runtime = runtime::start(threads)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (done, mut outcome) = sync_channel(1);
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         let result = runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -183,6 +198,7 @@ fn run<T: Send + 'static>(
         // Nobody listens any more only after an exception, which then is what happened.
         drop(done.send(result));
     });
+    let thread = thread.map_err(|source| QuantError::Threads { source })?;
     let outcome: Result<Option<Option<_>>> = waiting::next(py, &mut outcome, cancellation, between);
     if outcome.is_err() {
         drop(stop);

@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatchReader;
-use arrow_quant_v2::{DiffusionQuantConfig, QuantError};
+use arrow_quant_v2::{DiffusionQuantConfig, QuantError, start_runtime};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use pyo3::exceptions::PyRuntimeError;
@@ -46,18 +46,12 @@ pub(crate) fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
     Ok(if config.num_threads == 0 { all_cores() } else { config.num_threads })
 }
 
-/// A runtime on so many cores.
+/// A runtime on so many cores, or on fewer where the system refuses threads.
 ///
 /// # Errors
-/// If the threads cannot be started.
-pub(crate) fn start(threads: usize) -> PyResult<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("arrow-quant")
-        .thread_stack_size(STACK)
-        .enable_all()
-        .build()
-        .map_err(|error| PyRuntimeError::new_err(format!("cannot start {threads} threads: {error}")))
+/// If it refuses all.
+pub(crate) fn start(threads: usize) -> Result<Runtime> {
+    Ok(start_runtime(threads, STACK)?.runtime)
 }
 
 /// The threads of a session. Whatever runs on them ends with it.
@@ -71,7 +65,7 @@ impl Threads {
     ///
     /// # Errors
     /// If they cannot be started.
-    pub(crate) fn start(threads: usize) -> PyResult<Arc<Self>> {
+    pub(crate) fn start(threads: usize) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { runtime: Some(start(threads)?), process: std::process::id() }))
     }
 

@@ -7,6 +7,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use arrow::array::{AsArray, StructArray};
 use arrow::buffer::Buffer;
@@ -192,13 +193,7 @@ impl QuantizedData {
         let restore = |run: &mut [(usize, &mut [f32])]| {
             run.iter_mut().try_for_each(|(row, out)| restore_row(isa, &values, *row, out))
         };
-        std::thread::scope(|scope| {
-            let mut runs = work.chunks_mut(per_thread);
-            let own = runs.next();
-            let others: Vec<_> = runs.map(|run| scope.spawn(|| restore(run))).collect();
-            own.map_or(Ok(()), restore)?;
-            others.into_iter().try_for_each(joined)
-        })
+        share(work.chunks_mut(per_thread), threads, restore)
     }
 }
 
@@ -224,16 +219,36 @@ fn in_runs<T: Sync, U: Send, E: Send>(
     threads: usize,
     work: impl Fn(&[T]) -> Result<Vec<U>, E> + Sync,
 ) -> Result<Vec<U>, E> {
+    let runs = items.chunks(items.len().div_ceil(threads).max(1));
+    let mut made: Vec<_> = runs.clone().map(|_| Vec::new()).collect();
+    share(runs.zip(&mut made), threads, |(run, made)| {
+        *made = work(run)?;
+        Ok(())
+    })?;
+    Ok(made.into_iter().flatten().collect())
+}
+
+/// Does each piece of some work, on so many threads with this one; on fewer where the system refuses more.
+fn share<W: Send, E: Send>(
+    work: impl Iterator<Item = W> + Send,
+    threads: usize,
+    one: impl Fn(W) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let work = Mutex::new(work);
+    let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let run = || {
+        while let Some(piece) = next() {
+            one(piece)?;
+        }
+        Ok(())
+    };
     // Threads of its own, not a pool's: a pool's do not outlive a fork, which Python's multiprocessing does.
     std::thread::scope(|scope| {
-        let mut runs = items.chunks(items.len().div_ceil(threads).max(1));
-        let own = runs.next().unwrap_or_default();
-        let others: Vec<_> = runs.map(|run| scope.spawn(|| work(run))).collect();
-        let mut all = work(own)?;
-        for other in others {
-            all.extend(joined(other)?);
-        }
-        Ok(all)
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, &run).ok();
+        let others: Vec<_> = (1..threads).map_while(start).collect();
+        let own = run();
+        let others = others.into_iter().try_for_each(joined);
+        own.and(others)
     })
 }
 

@@ -150,6 +150,8 @@ impl SettingProblem {
 pub enum OutputProblem {
     /// The output exists.
     Exists,
+    /// The output exists, and is finished, and another job wrote it than the one that is to go on with it.
+    OfAnotherJob,
     /// Another run is writing it.
     Running,
     /// An interrupted run left parts of it.
@@ -164,6 +166,9 @@ impl OutputProblem {
         write!(f, "`{}` ", path.display())?;
         match self {
             Self::Exists => write!(f, "exists already: remove it")?,
+            Self::OfAnotherJob => {
+                write!(f, "is finished already, and was made of another model or with other settings: remove it")?
+            }
             Self::Running => write!(f, "belongs to a run that is still going on: wait for it")?,
             Self::Interrupted => write!(
                 f,

@@ -1,8 +1,10 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
 mod figures;
+mod finished;
 mod journal;
 mod open;
+mod place;
 mod planned;
 mod query;
 mod report;
@@ -33,11 +35,12 @@ use crate::tables::default_name;
 use crate::targets::TargetName;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
+use finished::finished;
 use journal::RunIdentity;
 use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
-use staging::{Earlier, Staging};
+use staging::{Earlier, Existing, Staging};
 use task::TaskModel;
 
 /// The program that writes quantized models.
@@ -58,6 +61,9 @@ pub struct JobOptions {
     pub calibration: Option<Arc<Calibration>>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
+    /// Whether to replace a quantized model that is where the output goes, with all that is in its directory, once the new one is
+    /// complete. Nothing else is replaced.
+    pub overwrite: bool,
     /// Told how far the job is.
     pub on_progress: Option<OnProgress>,
     /// The shortest time between two calls of `on_progress`; each stage's first and last are made in any case.
@@ -71,6 +77,7 @@ impl Default for JobOptions {
             plan: None,
             calibration: None,
             resume: false,
+            overwrite: false,
             on_progress: None,
             progress_interval: PROGRESS_INTERVAL,
         }
@@ -78,6 +85,11 @@ impl Default for JobOptions {
 }
 
 impl JobOptions {
+    /// What becomes of what is where the output goes.
+    fn existing(&self) -> Existing {
+        Existing { resume: self.resume, overwrite: self.overwrite }
+    }
+
     fn listener(&self) -> Listener {
         Listener { on_progress: self.on_progress.clone(), interval: self.progress_interval }
     }
@@ -107,13 +119,15 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let (started, resume, target) = (Instant::now(), options.resume, options.target.target());
+    let (started, existing, target) = (Instant::now(), options.existing(), options.target.target());
     // Before anything else, as planning may take a while.
-    let path = out.to_path_buf();
-    blocking(move || Staging::look(&path, resume).map(drop)).await?;
+    if let Some(report) = finished(model, out, config, existing, query).await? {
+        return Ok(report);
+    }
     let planned = plan(model, config, options).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
+    let model_files = Arc::clone(&planned.plan.model);
     let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
     let identity = RunIdentity {
         program: writer(),
@@ -124,13 +138,15 @@ async fn quantize_source(
         plan: plan_hash(&planned.plan.tensors),
     };
     let path = out.to_path_buf();
-    let (staging, earlier) = blocking(move || Staging::open(&path, resume, &identity, target)).await?;
+    let (staging, earlier) = blocking(move || Staging::open(&path, existing, &identity, target)).await?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
-    manifest.notes.extend(query.map(|sql| format!("the model is what this query gave: {sql}")));
+    manifest.notes.extend(query.map(query_note));
     let manifest = match write(planned, query.is_none(), config, options, &staging, manifest).await {
         Ok(manifest) => manifest,
         Err(error) => {
+            // Weights of a file that was modified may fail in any way: the cause is told, not what came of it.
+            let error = model_files.check().err().unwrap_or(error);
             let is_of_use = !is_final(&error);
             let stays = blocking(move || Ok(staging.end(is_of_use))).await?;
             return Err(if stays { QuantError::Unfinished { problem: Box::new(error) } } else { error });
@@ -141,6 +157,7 @@ async fn quantize_source(
         output: out.to_path_buf(),
         parts: manifest.files.len(),
         resumed_parts: if let Earlier::Parts(parts) = &earlier { *parts } else { 0 },
+        was_finished: false,
         started_afresh: if let Earlier::Unlike(reason) = earlier { Some(reason) } else { None },
         report: ModelReport::new(manifest),
         quantization_time_s: started.elapsed().as_secs_f64(),
@@ -201,6 +218,11 @@ async fn write_beside(
     .await
 }
 
+/// What the notes of an output say of the query that gave its weights.
+fn query_note(sql: &str) -> String {
+    format!("the model is what this query gave: {sql}")
+}
+
 /// True if another run of the same job would fail the same way, so that its finished parts are of no use. Where that is
 /// not certain, they are kept.
 fn is_final(error: &QuantError) -> bool {
@@ -210,6 +232,7 @@ fn is_final(error: &QuantError) -> bool {
         | QuantError::Query(_)
         | QuantError::Output { .. }
         | QuantError::ModelNotFound { .. }
+        | QuantError::Threads { .. }
         | QuantError::Unfinished { .. } => false,
         QuantError::Quantization { tensor, .. } => tensor.is_some(),
         QuantError::Refused(_)
@@ -221,6 +244,8 @@ fn is_final(error: &QuantError) -> bool {
         | QuantError::Validation { .. }
         | QuantError::BelowFloor { .. }
         | QuantError::Weights { .. }
+        // Parts of the file as it was must not get beside parts of the file as it is.
+        | QuantError::Changed { .. }
         | QuantError::Access(_) => true,
     }
 }

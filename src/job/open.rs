@@ -15,14 +15,14 @@ use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 /// # Errors
 /// If there is no readable model, or it does not fit the limit.
 pub(super) fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Model>, usize)> {
-    let mut model = Model::open(path)?;
-    let in_flight = if config.enable_streaming {
-        memory::in_flight(config, held)?
+    let (model, in_flight) = if config.enable_streaming {
+        (Model::open(path)?, memory::in_flight(config, held)?)
     } else {
-        let bytes: u64 = model.files().map(|(_, file)| file.identity().length).sum();
+        // Not mapped, for there are file systems that refuse it. Headers alone are read to know how large the model is.
+        let headers = Model::load(path, Residence::Ranges)?;
+        let bytes: u64 = headers.files().map(|(_, file)| file.identity().length).sum();
         let in_flight = memory::in_flight(config, bytes + held)?;
-        model = Model::load(path, Residence::Memory)?;
-        in_flight
+        (Model::load(path, Residence::Memory)?, in_flight)
     };
     if model.tensors().is_empty() {
         return Err(QuantError::missing(model.path(), Missing::NoTensors));

@@ -64,6 +64,8 @@ pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &
         }
         None => Calibrated::none(),
     };
+    // What was decided by the weights is worth nothing if they were written to meanwhile.
+    plan.model.check()?;
     Ok(Planned {
         notes: notes(config, &plan.model, &detected, calibration.is_some()),
         modality: config.modality.or(detected.modality),
@@ -102,6 +104,7 @@ fn held(options: &JobOptions) -> u64 {
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
     let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
+    plan.model.check()?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
     let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =
         Estimate::new(&plan, &sampled, overhead, config.threads());

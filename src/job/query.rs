@@ -82,6 +82,8 @@ impl TaskQuery {
         let (number, key) = (*number, key.clone());
         blocking(move || {
             let file = part.writer.finish()?;
+            // Kept weights are views until they are written.
+            part.model.check()?;
             Ok(PartRecord { part: number, key, file, tensors: part.tensors })
         })
         .await

@@ -1,7 +1,7 @@
 //! Jobs over a query: its rows are a model, written beside the output for as long as the job runs.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
 use tokio::runtime::Handle;
 
+use super::finished::finished;
+use super::place::{absolute, create_error, in_the_way};
 use super::planned::plan_model;
-use super::staging::{Staging, absolute, create_error, in_the_way};
 use super::{JobOptions, quantize_source};
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;
 use crate::workers::blocking;
-use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result};
+use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result, disk};
 
 /// The directory that opens as the model, and what the model is called.
 const MODEL: &str = "query";
@@ -44,8 +45,9 @@ pub async fn quantize_query(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before the query, which may take a while.
-    let (path, resume) = (out.to_path_buf(), options.resume);
-    blocking(move || Staging::look(&path, resume).map(drop)).await?;
+    if let Some(report) = finished(Path::new(sql), out, config, options.existing(), Some(sql)).await? {
+        return Ok(report);
+    }
     config.validate()?;
     let source = Source::of_query(ctx, sql, out).await?;
     let done = quantize_source(&source.model, out, config, options, Some(sql)).await;
@@ -180,11 +182,7 @@ impl SourceDirectory {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(running()),
             opened => opened.map_err(|e| QuantError::io(&lock_path, e))?,
         };
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(running()),
-            Err(TryLockError::Error(e)) => Err(QuantError::io(&lock_path, e)),
-        }
+        if disk::lock(&lock, &lock_path) { Ok(lock) } else { Err(running()) }
     }
 
     fn remove(&self) -> io::Result<()> {

@@ -14,8 +14,9 @@ use super::task::{PartRecord, PartTask, TaskModel};
 use super::{JobOptions, is_final, plan_hash, quantize_model};
 use crate::model::tests::directory;
 use crate::plan::Channels;
+use crate::report::{OnProgress, Progress, Stage};
 use crate::targets::TargetName;
-use crate::{DiffusionQuantConfig, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, Model, OutputProblem, QuantError, Result};
 
 /// A BF16 model of three parts: its second tensor is in all of them, and its last is kept.
 fn model() -> tempfile::TempDir {
@@ -229,4 +230,98 @@ fn parts_are_kept_unless_another_run_fails_the_same_way() {
     assert!(!is_final(&QuantError::io(Path::new("part"), std::io::Error::from_raw_os_error(28))));
     let problem = KernelError::NotFinite { index: 1, value: f64::NAN };
     assert!(is_final(&QuantError::Weights { tensor: "w".to_string(), problem }));
+}
+
+/// Quantizes a model whose file is changed once its weights are being quantized; the error, and what is left beside it.
+async fn quantized_while(change: fn(&Path)) -> (QuantError, Vec<String>) {
+    let model = model();
+    let directory = tempfile::tempdir().unwrap();
+    let file = model.path().join("model.safetensors");
+    let is_changed = std::sync::atomic::AtomicBool::new(false);
+    let on_progress: OnProgress = Arc::new(move |progress: &Progress| {
+        let is_under_way = progress.stage == Stage::Quantizing && progress.done > 0;
+        if is_under_way && !is_changed.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            change(&file);
+        }
+    });
+    let progress_interval = std::time::Duration::ZERO;
+    let options = JobOptions { on_progress: Some(on_progress), progress_interval, ..JobOptions::default() };
+    let config = DiffusionQuantConfig { num_threads: 1, ..config() };
+    let error = quantize_model(model.path(), &directory.path().join("out"), &config, &options).await.unwrap_err();
+    let left = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    (error, left.collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_written_to_or_cut_in_a_job_is_named_and_nothing_is_left() {
+    let written: fn(&Path) = |path| {
+        let bytes = vec![0; fs::metadata(path).unwrap().len() as usize];
+        fs::write(path, bytes).unwrap();
+    };
+    let cut: fn(&Path) = |path| fs::File::options().write(true).open(path).unwrap().set_len(50_000).unwrap();
+    for change in [written, cut] {
+        let (error, left) = quantized_while(change).await;
+        assert!(matches!(&error, QuantError::Changed { path, .. } if path.ends_with("model.safetensors")), "{error:?}");
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_directory_is_written_to_in_its_place() {
+    let (model, directory) = (model(), tempfile::tempdir().unwrap());
+    let out = directory.path().join("out");
+    fs::create_dir_all(out.join("lost+found")).unwrap();
+    // What only the directory that was given has.
+    let before = same_file(&out);
+    quantize_model(model.path(), &out, &config(), &JobOptions::default()).await.unwrap();
+    assert_eq!(same_file(&out), before);
+    assert!(out.join(MANIFEST).is_file() && !out.join("journal.jsonl").exists() && out.join("lost+found").is_dir());
+    // Nothing else is replaced: neither a model without being told to, nor what is no model.
+    let error = quantize_model(model.path(), &out, &config(), &JobOptions::default()).await.unwrap_err();
+    assert!(matches!(error, QuantError::Output { problem: OutputProblem::Exists, .. }), "{error:?}");
+    let mut other = config();
+    other.set("bit_width", &serde_json::json!(8)).unwrap();
+    let options = JobOptions { overwrite: true, ..JobOptions::default() };
+    quantize_model(model.path(), &out, &other, &options).await.unwrap();
+    let manifest = Manifest::parse(&fs::read_to_string(out.join(MANIFEST)).unwrap()).unwrap();
+    assert_eq!(manifest.settings["bit_width"], 8);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    fs::remove_file(out.join(MANIFEST)).unwrap();
+    assert!(quantize_model(model.path(), &out, &other, &options).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_go_on_with_a_finished_output_is_to_do_nothing() {
+    let (model, directory) = (model(), tempfile::tempdir().unwrap());
+    let out = directory.path().join("out");
+    let options = JobOptions { resume: true, ..JobOptions::default() };
+    let first = quantize_model(model.path(), &out, &config(), &options).await.unwrap();
+    let again = quantize_model(model.path(), &out, &config(), &options).await.unwrap();
+    assert!(!first.was_finished && again.was_finished);
+    assert_eq!((again.parts, again.resumed_parts), (first.parts, first.parts));
+    let other = DiffusionQuantConfig { method: "mse".parse().unwrap(), ..config() };
+    let error = quantize_model(model.path(), &out, &other, &options).await.unwrap_err();
+    assert!(error.to_string().contains("is finished already, and was made of another model"), "{error}");
+}
+
+#[tokio::test]
+async fn the_name_of_a_file_is_refused_for_a_directory() {
+    let (model, directory) = (model(), tempfile::tempdir().unwrap());
+    for name in ["m.gguf", "m.safetensors", "M.GGUF"] {
+        let out = directory.path().join(name);
+        let error = quantize_model(model.path(), &out, &config(), &JobOptions::default()).await.unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(name) && message.contains("a directory (arrow-quant)"), "{message}");
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[cfg(unix)]
+fn same_file(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap())
+}
+
+#[cfg(not(unix))]
+fn same_file(path: &Path) -> bool {
+    path.is_dir()
 }

@@ -67,6 +67,7 @@ pub async fn validate_model(
         Some(calibration) => layers(&ctx, &model, &other, calibration, threads).await?,
         None => Vec::new(),
     };
+    model.check()?;
     let mut pooled = Pooled::default();
     let mut tensors = Vec::new();
     for (tensor, report) in model.tensors().iter().zip(reports) {

@@ -25,7 +25,8 @@ pub(crate) use quantized::{QuantizedDirectory, hash_of};
 /// Bytes of a file that tell whether it can be one of weights, and how long its header is.
 const START: u64 = 64;
 
-/// The tensors of a model, and the files they are in. The files must not be modified while the model is open.
+/// The tensors of a model, and the files they are in. The files must not be modified while the model is open;
+/// [`check`](Self::check) tells whether they were.
 #[derive(Debug)]
 pub struct Model {
     location: Location,
@@ -182,6 +183,15 @@ impl Model {
             hash.update(store.read_now(0..*header)?);
         }
         Ok(hash.finish())
+    }
+
+    /// Checks that every file of weights is still the one that was opened, so that what was made of its weights up to now is
+    /// right. Files that were replaced by renaming are as good: the model goes on with those it has.
+    ///
+    /// # Errors
+    /// [`Changed`](QuantError::Changed) if one was modified, [`Io`](QuantError::Io) if a part of one could not be read.
+    pub fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| Ok(file.store.check()?))
     }
 
     fn read(&mut self, component: &Component, residence: Residence) -> Result<()> {

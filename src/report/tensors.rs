@@ -89,6 +89,8 @@ pub struct QuantizeReport {
     pub parts: usize,
     /// Parts that an interrupted run had finished.
     pub resumed_parts: usize,
+    /// Whether an earlier run had finished the output, so that nothing was left to do.
+    pub was_finished: bool,
     /// Why an interrupted run was not gone on with, if there was one.
     pub started_afresh: Option<String>,
     /// Wall-clock seconds.

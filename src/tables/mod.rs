@@ -1,7 +1,9 @@
 //! Models as tables: `tensors`, `weights` and, for quantized models, `quantized`.
 
+mod checked;
 mod chunks;
 pub(crate) mod functions;
+mod part_files;
 mod parts;
 mod quantized;
 mod shapes;
@@ -19,6 +21,7 @@ use datafusion::datasource::MemTable;
 use crate::model::QuantizedDirectory;
 use crate::{Model, Result};
 
+pub(crate) use checked::CheckSources;
 pub(crate) use chunks::{LIMIT, cut};
 pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::{ChunkCursor, ModelParts};

@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::part_files::PartFiles;
 use super::shapes::shape_type;
 use super::table_of;
 use crate::model::QuantizedDirectory;
@@ -40,7 +41,7 @@ pub(crate) fn part_schema() -> SchemaRef {
 
 /// A quantized model directory.
 pub struct QuantizedModel {
-    directory: QuantizedDirectory,
+    directory: Arc<QuantizedDirectory>,
     /// The tables of what its calibration became.
     activations: Option<RecordBatch>,
     smoothing: Option<RecordBatch>,
@@ -51,7 +52,7 @@ pub struct QuantizedModel {
 impl QuantizedModel {
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
     pub fn open(path: &Path) -> Result<Self> {
-        let directory = QuantizedDirectory::open(path)?;
+        let directory = Arc::new(QuantizedDirectory::open(path)?);
         let table = |name: &str| match directory.manifest.tables.iter().find(|file| file.path == name) {
             Some(file) => read_table(&directory, file).map(Some),
             None => Ok(None),
@@ -107,7 +108,7 @@ impl QuantizedModel {
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());
-        Ok(Arc::new(ListingTable::try_new(config)?))
+        Ok(Arc::new(PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)? }))
     }
 
     /// The rows of all parts, and those of tensors that are stored under another name.

@@ -16,6 +16,14 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file was modified while it was open.
+    #[error("{}: {change}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it changed.
+        change: Change,
+    },
     /// A range is not in the file.
     #[error("{}: bytes {} to {} were asked for, and the file has {length}", path.display(), range.start, range.end)]
     Range {
@@ -60,6 +68,23 @@ pub enum StoreError {
         /// The store's scheme, host and port.
         store: String,
     },
+}
+
+/// How a file changed while it was in use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Change {
+    /// It has another length.
+    #[error("it had {before} bytes when it was opened and has {now}")]
+    Length {
+        /// Bytes when it was opened.
+        before: u64,
+        /// Bytes that it has now.
+        now: u64,
+    },
+    /// It has the same length, and was written to.
+    #[error("it was written to after it was opened")]
+    Written,
 }
 
 /// Why something cannot be allowed.

@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use url::Url;
 
-use crate::{Identity, LocalMapping, Memory, Store, StoreError, Version};
+use crate::change::Opened;
+use crate::{Identity, LocalMapping, LocalRanges, Memory, Store, StoreError, Version};
 
 /// A file or directory, which need not exist. Relative paths below are joined to it; the empty path is itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +21,10 @@ pub struct Location {
 /// Where the bytes of an open file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
-    /// In the file, read as they are needed.
+    /// In the file, which is mapped. Where the system cannot map it, as [`Ranges`](Self::Ranges).
     File,
+    /// In the file, and each range is read into memory when it is needed.
+    Ranges,
     /// In memory, read at once, which suits network file systems.
     Memory,
 }
@@ -160,9 +164,15 @@ impl Location {
     /// If it cannot be read, or not be written there.
     pub fn copy(&self, file: &Path, to: &Path) -> Result<(), StoreError> {
         let from = self.join(file);
-        // Opened first, so that an error of the copy is one of the file that is written.
-        File::open(&from).map_err(|e| StoreError::io(&from, e))?;
-        fs::copy(&from, to).map(drop).map_err(|e| StoreError::io(to, e))
+        let opened = File::open(&from).and_then(|file| Ok((file.metadata()?.permissions(), file)));
+        let (permissions, mut source) = opened.map_err(|e| StoreError::io(&from, e))?;
+        let mut copy = File::create(to).map_err(|e| StoreError::io(to, e))?;
+        io::copy(&mut source, &mut copy).map_err(|e| StoreError::io(to, e))?;
+        if let Err(error) = copy.set_permissions(permissions) {
+            // File systems without permissions, FAT and SMB for example, refuse.
+            log::warn!("`{}` has the permissions of a new file: others cannot be set ({error})", to.display());
+        }
+        Ok(())
     }
 
     /// All bytes of a file.
@@ -189,17 +199,31 @@ impl Location {
         if !found.is_file() {
             return Err(io(io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
         }
-        let mut opened = File::open(&path).map_err(io)?;
-        let metadata = opened.metadata().map_err(io)?;
-        let version = Version::Modified(metadata.modified().map_err(io)?);
+        let mut file = File::open(&path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        let opened = Opened::new(&path, &metadata)?;
+        let version = Version::Modified(opened.modified());
         let identity = Identity { path: path.clone(), length: metadata.len(), version };
-        // Some platforms cannot map an empty file.
-        if residence == Residence::File && metadata.len() > 0 {
-            return Ok(Arc::new(LocalMapping::new(identity, &opened)?));
+        match residence {
+            // Some platforms cannot map an empty file.
+            Residence::File if metadata.len() > 0 => {
+                match LocalMapping::new(identity.clone(), opened.clone(), &file) {
+                    Ok(mapping) => return Ok(Arc::new(mapping)),
+                    Err(error) => warn_not_mapped(&path, &error),
+                }
+                Ok(Arc::new(LocalRanges::new(identity, opened, file)))
+            }
+            Residence::File | Residence::Ranges => Ok(Arc::new(LocalRanges::new(identity, opened, file))),
+            Residence::Memory => {
+                let length = usize::try_from(metadata.len()).map_err(|e| io(io::Error::other(e)))?;
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(length).map_err(|_| io(ErrorKind::OutOfMemory.into()))?;
+                // Not more than there was when it was opened: it may be growing.
+                (&mut file).take(metadata.len()).read_to_end(&mut bytes).map_err(io)?;
+                opened.compare(&file.metadata().map_err(io)?)?;
+                Ok(Arc::new(Memory::new(identity, Bytes::from(bytes))))
+            }
         }
-        let mut bytes = vec![0; usize::try_from(metadata.len()).map_err(|e| io(io::Error::other(e)))?];
-        opened.read_exact(&mut bytes).map_err(io)?;
-        Ok(Arc::new(Memory::new(identity, Bytes::from(bytes))))
     }
 
     fn join(&self, relative: &Path) -> PathBuf {
@@ -216,6 +240,17 @@ fn scheme(text: &str) -> Option<&str> {
     is_scheme.then_some(scheme)
 }
 
+/// Says once that files are read more slowly, for all of a file system are.
+fn warn_not_mapped(path: &Path, error: &io::Error) {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    if !IS_SAID.swap(true, Ordering::Relaxed) {
+        let path = path.display();
+        log::warn!(
+            "`{path}` cannot be mapped into memory ({error}): such files are read piece by piece, which is slower"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,12 +265,13 @@ mod tests {
         fs::write(directory.path().join(file), b"").unwrap();
         assert_eq!(location.open(file, Residence::File).unwrap().identity().length, 0);
         fs::write(directory.path().join(file), b"weights").unwrap();
-        for residence in [Residence::File, Residence::Memory] {
+        for residence in [Residence::File, Residence::Ranges, Residence::Memory] {
             let store = location.open(file, residence).unwrap();
             assert_eq!(store.identity().path, directory.path().join(file));
             assert_eq!(store.read_now(2..5).unwrap(), &b"igh"[..]);
             let both = futures::executor::block_on(store.read(&[0..2, 5..7])).unwrap();
             assert_eq!(both, [&b"we"[..], &b"ts"[..]]);
+            store.check().unwrap();
             store.release(0..7);
             assert_eq!(store.read_now(0..7).unwrap(), &b"weights"[..]);
             let message = store.read_now(3..8).unwrap_err().to_string();
@@ -273,6 +309,40 @@ mod tests {
         let url = location.url(file).unwrap();
         assert!(url.as_str().ends_with("/a%20b"), "{url}");
         assert_eq!(Location::parse(url.as_str()).unwrap().length(Path::new("")).unwrap(), Some(7));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_written_to_is_told_after_it_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::local(directory.path());
+        let file = Path::new("a.safetensors");
+        let path = directory.path().join(file);
+        for residence in [Residence::File, Residence::Ranges] {
+            fs::write(&path, vec![7; 1 << 20]).unwrap();
+            let store = location.open(file, residence).unwrap();
+            let view = store.read_now(0..1 << 20).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(5).unwrap();
+            assert!(view.len() == 1 << 20 && view.iter().all(|&byte| byte == 7 || byte == 0));
+            let message = store.check().unwrap_err().to_string();
+            assert!(message.contains("a.safetensors: it had 1048576 bytes") && message.ends_with("has 5"), "{message}");
+            assert!(matches!(store.read_now(0..4), Err(StoreError::Changed { .. })));
+            assert!(futures::executor::block_on(store.read(&[0..4])).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_by_renaming_stays_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::local(directory.path());
+        let [path, other] = ["a", "b"].map(|name| directory.path().join(name));
+        for residence in [Residence::File, Residence::Ranges] {
+            fs::write(&path, b"old").unwrap();
+            let store = location.open(Path::new("a"), residence).unwrap();
+            fs::write(&other, b"another").unwrap();
+            fs::rename(&other, &path).unwrap();
+            assert_eq!(store.read_now(0..3).unwrap(), &b"old"[..]);
+            store.check().unwrap();
+        }
     }
 
     #[test]

@@ -14,8 +14,9 @@ use crate::StoreError;
 
 /// A file whose ranges of bytes can be read.
 ///
-/// Bytes that were read stay as they are for as long as they are held: a store of a file that changes fails instead of
-/// mixing two versions, save for a [`LocalMapping`](crate::LocalMapping), whose documentation says what it expects.
+/// Bytes that were read stay as they are for as long as they are held, save for those of a
+/// [`LocalMapping`](crate::LocalMapping), which are the file itself. So whoever used bytes calls [`check`](Self::check)
+/// before the result counts: a store of a file that changed fails then, instead of mixing two versions.
 pub trait Store: fmt::Debug + Send + Sync {
     /// Where it lies, its length and its version, as of its opening.
     fn identity(&self) -> &Identity;
@@ -38,6 +39,13 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Says that a range will not be looked at again soon, so that it need not stay in memory.
     fn release(&self, range: Range<u64>);
+
+    /// Checks that the file is still the one that was opened, so that what was made of its bytes up to now is right. A file that
+    /// was replaced by renaming is as good: the store goes on with the one it has.
+    ///
+    /// # Errors
+    /// [`Changed`](StoreError::Changed) if the file was modified, [`Io`](StoreError::Io) if a part of it could not be read.
+    fn check(&self) -> Result<(), StoreError>;
 }
 
 /// Who a store is. Two of equal identity hold the same bytes.

@@ -55,6 +55,7 @@ fn outputs_that_cannot_be_written() {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::create_dir(path("directory")).unwrap();
+    fs::write(path("directory/mine"), "").unwrap();
     fs::write(path("file"), "").unwrap();
     fs::create_dir(path("killed.partial")).unwrap();
     fs::write(path("killed.partial/journal.jsonl"), "").unwrap();
@@ -67,7 +68,7 @@ fn outputs_that_cannot_be_written() {
     );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);
-    assert!(names(&path("directory")).is_empty() && names(&path("killed.partial")) == ["journal.jsonl"]);
+    assert!(names(&path("directory")) == ["mine"] && names(&path("killed.partial")) == ["journal.jsonl"]);
 }
 
 #[cfg(unix)]
@@ -277,5 +278,24 @@ fn jobs_that_are_started_at_once_on_the_same_output() {
         assert!(files(&out) == files(&directory.path().join("alone")), "{:?}", names(&out));
         assert_eq!(names(directory.path()), ["alone", "out"]);
         fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// The memory for the stacks of threads is bounded; the number of processes bounds nothing of root's.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_told_in_a_line_or_done_without() {
+    for kibibytes in [900_000, 1_300_000, 2_000_000, 4_000_000] {
+        let line = format!("ulimit -v {kibibytes} && exec \"$0\" --threads 4 sql 'SELECT 1 AS one' --format csv");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &line, env!("CARGO_BIN_EXE_arrow-quant")]).stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        match output.status.code() {
+            Some(0) => assert_eq!(printed, "one\n1\n", "{said}"),
+            Some(1) => assert!(said.starts_with("error: threads cannot be started"), "{said}"),
+            status => panic!("{status:?} {said}"),
+        }
+        assert!(!said.contains("panicked") && said.lines().count() <= 1, "{said}");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_quant_flight::{Action, ActionCall, ActionStream};
+use arrow_quant_formats::manifest::MANIFEST;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::Result;
@@ -118,13 +119,14 @@ impl Action for QuantizeModel {
         let (models, base, left) = (Arc::clone(&self.0), call.base.clone(), out.clone());
         let left = move || match unfinished_run(&left) {
             Some(_) => "; the finished parts are kept, continue with them (\"resume\": true)",
-            None if left.exists() => "; it was complete already",
+            None if left.join(MANIFEST).is_file() => "; it was complete already",
             None => "; nothing was written",
         };
         Ok(job::stream(call, left, move |on_progress| async move {
             let options = JobOptions {
                 calibration: open(calibration, config.calibration_samples).await?,
                 resume,
+                overwrite: false,
                 on_progress: Some(on_progress),
                 progress_interval: PROGRESS_EVERY,
                 ..JobOptions::default()

@@ -143,13 +143,16 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
     match error.downcast_ref::<QuantError>()? {
         QuantError::Access(_) => Some(Code::PermissionDenied),
         QuantError::ModelNotFound { .. } => Some(Code::NotFound),
-        QuantError::Quantization { .. } | QuantError::Weights { .. } => Some(Code::FailedPrecondition),
+        QuantError::Quantization { .. } | QuantError::Weights { .. } | QuantError::Changed { .. } => {
+            Some(Code::FailedPrecondition)
+        }
         QuantError::Unfinished { problem } => classify(problem.as_ref()),
         QuantError::Io { source, .. } => Some(match source.kind() {
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::AlreadyExists => Code::AlreadyExists,
             _ => Code::Internal,
         }),
+        QuantError::Threads { .. } => Some(Code::ResourceExhausted),
         QuantError::Query(_) => None,
         QuantError::Refused(_)
         | QuantError::Configuration { .. }

@@ -1,5 +1,9 @@
 //! Quantization of a slice: cut into blocks, each quantized on its own, their error sums added in order.
 
+use std::error::Error;
+use std::sync::OnceLock;
+
+use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 
 use crate::batch::quantize_block;
@@ -96,7 +100,7 @@ pub fn quantize(isa: Isa, weights: Weights<'_>, settings: Settings, importance: 
     })
 }
 
-/// [`quantize`] on all threads of the current rayon pool; the same bytes.
+/// [`quantize`] on all threads of the current rayon pool, or on this one where the system refuses threads; the same bytes.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -106,9 +110,23 @@ pub fn par_quantize(
     settings: Settings,
     importance: Option<&[f32]>,
 ) -> Result<Quantized> {
+    if !has_pool() {
+        return quantize(isa, weights, settings, importance);
+    }
     with_stored_dtype(weights, settings, importance, |slice, blocks, stored| {
         blocks.into_par_iter().map(|block| quantize_block(isa, slice, block, stored)).collect()
     })
+}
+
+/// Whether there is a pool: that of this thread, or the global one, which rayon starts when it is needed, and panics where it cannot.
+fn has_pool() -> bool {
+    static IS_GLOBAL: OnceLock<bool> = OnceLock::new();
+    let start = || match ThreadPoolBuilder::new().build_global() {
+        Ok(()) => true,
+        // Without a source, the error says that there is one already.
+        Err(error) => error.source().is_none(),
+    };
+    rayon::current_thread_index().is_some() || *IS_GLOBAL.get_or_init(start)
 }
 
 /// Runs the blocks with f16 parameters, and again with f32 if f16 does not hold them.
