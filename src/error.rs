@@ -171,8 +171,8 @@ impl fmt::Display for Worded<'_> {
             }
             QuantError::Weights { tensor, problem } => write!(
                 f,
-                "{tensor}: {problem}; repair the model, or leave the tensor out with {}",
-                words.advised("tensors")
+                "{tensor}: {problem}; repair the model, or keep the tensor as it is: name it in {}",
+                words.advised("sensitive_layer_names")
             ),
             QuantError::Io { path, source } => write!(f, "{}: {}", path.display(), io_message(source)),
             QuantError::Unfinished { path, source } => write!(

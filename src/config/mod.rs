@@ -22,7 +22,9 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
-pub use kinds::{Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Whole, Widths, number, one_of};
+pub use kinds::{
+    Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number, one_of,
+};
 pub use layers::{Layered, Layers, value_of};
 pub(crate) use refused::regex;
 pub use refused::{Origin, Problem, Refused, shown};
@@ -74,6 +76,10 @@ configuration! {
         flags(&["profile", "deployment-profile"]);
     /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
     modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
+    /// Which of a model's weights to read, where it has them in several variants: `fp16` of `model.fp16.safetensors`. Without it
+    /// those that have no variant are read.
+    variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -, or null for the weights without one",
+        hint("NAME"), example("fp16");
     /// Bits of a code. With a target size, they are chosen for each tensor.
     bit_width: Bits = one_of::<Bits>(), "2, 4 or 8",
         variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
@@ -200,6 +206,7 @@ impl DiffusionQuantConfig {
         Self {
             deployment_profile: profile,
             modality: None,
+            variant: None,
             bit_width,
             group_size,
             scheme: Scheme::Affine,
@@ -293,6 +300,11 @@ impl DiffusionQuantConfig {
     pub fn settings(&self) -> Settings {
         Settings { bits: self.bit_width, group_size: self.group_size, scheme: self.scheme, method: self.method }
     }
+}
+
+/// Whether a text can be a part of the name of a file.
+fn is_variant(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
 /// Groups of so many weights. In a constant, a size that there is not does not compile.

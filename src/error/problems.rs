@@ -1,7 +1,7 @@
 //! What can be wrong with a setting or a place for an output. Sentences are made with the words of a front end.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::manifest::{Reason, Shortfall};
 use arrow_quant_stores::StoreError;
@@ -65,6 +65,17 @@ pub enum SettingProblem {
         /// What is held.
         held: Held,
     },
+    /// The weights are there in several variants, or not in the one that was asked for.
+    Variant {
+        /// The directory of the weights.
+        path: PathBuf,
+        /// The variant that was asked for, if one was.
+        asked: Option<String>,
+        /// The variants that are there.
+        there: Vec<String>,
+    },
+    /// A size that is asked for by the weight, of a model without weights.
+    NoWeights,
     /// A path or URL that cannot be allowed.
     Allow(StoreError),
 }
@@ -129,6 +140,22 @@ impl SettingProblem {
                     Held::Model => write!(f, ", or {}", words.switched("enable_streaming", true)),
                 }
             }
+            Self::Variant { path, asked: Some(asked), there } if there.is_empty() => write!(
+                f,
+                "{setting} is '{asked}', but the weights in `{}` have no variants: leave it out",
+                path.display()
+            ),
+            Self::Variant { path, asked: Some(asked), there } => {
+                write!(f, "{setting} is '{asked}', allowed for `{}`: {}", path.display(), there.join(", "))
+            }
+            Self::Variant { path, asked: None, there } => write!(
+                f,
+                "`{}` has its weights as {} and none without a variant: choose one with {}",
+                path.display(),
+                there.join(", "),
+                words.advised(field)
+            ),
+            Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }
     }

@@ -104,7 +104,9 @@ async fn quantize_source(
     let planned = plan(model, config, options, target.allowed()).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
-    let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
+    let model_read = &planned.plan.model;
+    let files = model_read.files().map(|(name, _)| name.to_string()).collect();
+    let source = Source { name: default_name(model_read.path()), fingerprint, files };
     let identity = RunIdentity {
         program: writer(),
         source: source.fingerprint.clone(),

@@ -111,7 +111,10 @@ async fn open(
 ) -> Result<(Arc<Model>, Arc<QuantizedModel>)> {
     let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
     blocking(move || {
-        let (model, other) = (Model::open(&original)?, QuantizedModel::open(&quantized)?);
+        let other = QuantizedModel::open(&quantized)?;
+        // The weights that were quantized, of those that the original may have several variants of.
+        let variant = other.manifest().settings.get("variant").and_then(|variant| variant.as_str());
+        let model = Model::open_variant(&original, variant)?;
         if let Some(calibration) = &calibration {
             calibration.check(&model)?;
             refuse_uncalibrated(&other)?;

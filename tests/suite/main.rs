@@ -19,6 +19,7 @@ mod relation;
 mod report;
 mod resume;
 mod service;
+mod sources;
 mod sql;
 mod stored;
 mod target;

@@ -45,6 +45,10 @@ pub enum Reason {
         /// How many it has.
         dimensions: usize,
     },
+    /// It is a mask, not weights.
+    Mask,
+    /// All its weights would become zeros as F32.
+    BelowF32,
     /// Quantizing would not make it smaller.
     NoSmaller,
     /// The target cannot hold it as it was to be quantized.
@@ -147,6 +151,8 @@ impl fmt::Display for Reason {
             Self::NotSelected => f.write_str("not selected"),
             Self::NotQuantized { dtype } => write!(f, "{dtype} is not quantized"),
             Self::Dimensions { dimensions } => write!(f, "{dimensions}-D"),
+            Self::Mask => f.write_str("a mask"),
+            Self::BelowF32 => f.write_str("below the range of F32"),
             Self::NoSmaller => f.write_str("no smaller"),
             Self::NotHeld { target, limit: Limit::Bits { bits } } => write!(f, "{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {
