@@ -24,7 +24,7 @@ use arrow_quant_kernels::Dtype;
 use arrow_quant_stores::{Location, Residence, Store};
 use bytes::Bytes;
 
-use crate::error::{QuantError, Result};
+use crate::error::{QuantError, Result, SettingProblem};
 use directory::ModelDirectory;
 pub(crate) use quantized::{QuantizedDirectory, hash_of};
 
@@ -111,6 +111,13 @@ impl Model {
             }
             Some(false) => {
                 check_file(path).map_err(|missing| QuantError::missing(path, missing))?;
+                if let Some(asked) = variant {
+                    let (path, asked) = (path.to_path_buf(), Some(asked.to_string()));
+                    return Err(QuantError::setting(
+                        "variant",
+                        SettingProblem::Variant { path, asked, there: Vec::new() },
+                    ));
+                }
                 (vec![Component { name: String::new(), files: vec![PathBuf::new()], index: None }], Vec::new())
             }
         };

@@ -4,6 +4,7 @@ mod chunks;
 pub(crate) mod functions;
 mod parts;
 mod quantized;
+mod rooted;
 mod shapes;
 mod staged;
 mod tensors;

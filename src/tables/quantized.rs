@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
+use super::rooted::{Root, Rooted};
 use super::shapes::shape_type;
 use super::table_of;
 use crate::model::QuantizedDirectory;
@@ -101,11 +102,15 @@ impl QuantizedModel {
     /// The rows of all parts as they are stored.
     fn parts(&self) -> Result<Arc<dyn TableProvider>> {
         let directory = self.path().canonicalize().map_err(|e| QuantError::io(self.path(), e))?;
+        let root = Root::of(&directory)?;
         let urls = self
             .manifest()
             .files
             .iter()
             .map(|file| {
+                if let Some(root) = &root {
+                    return Ok(ListingTableUrl::try_new(root.url(&file.path)?, None)?);
+                }
                 let path = directory.join(&file.path);
                 // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
                 let url = Url::from_file_path(&path).map_err(|()| {
@@ -117,7 +122,11 @@ impl QuantizedModel {
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());
-        Ok(Arc::new(ListingTable::try_new(config)?))
+        let table = ListingTable::try_new(config)?;
+        Ok(match root {
+            Some(root) => Arc::new(Rooted { root, table }),
+            None => Arc::new(table),
+        })
     }
 
     /// The rows of all parts, and those of tensors that are stored under another name.

@@ -181,6 +181,19 @@ fn files_of_other_endings_are_read() {
 }
 
 #[test]
+fn a_path_with_a_line_end_is_read_back() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("two\nlines");
+    write_model(&path.join("model.safetensors"), &[matrix("w")]);
+    let (out, _) = quantized(text(&path), &path, "out", &[]);
+    run(arrow_quant(&["validate", text(&path), text(&out)])).printed();
+    for table in ["quantized", "weights"] {
+        let query = format!("SELECT count(*) AS chunks FROM {table}('{}')", text(&out));
+        assert_eq!(run(arrow_quant(&["sql", "--format", "json", &query])).json(), json!({"chunks": 1}));
+    }
+}
+
+#[test]
 fn only_configuration_is_copied() {
     let directory = TempDir::new().unwrap();
     let model = directory.path().join("model");

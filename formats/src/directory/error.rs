@@ -140,8 +140,8 @@ impl Missing {
                 listed(&joined_all(path, versions))
             ),
             Self::HubId => format!(
-                "no model at `{shown}`: no such directory; models are read from disks, and if this is the name of one on the \
-                 Hugging Face Hub, fetch it with `hf download {shown}` and give the directory that this prints"
+                "no model at `{shown}`: no such file or directory; if this is the name of one on the Hugging Face Hub, fetch \
+                 it with `hf download {shown}` and give the directory that this prints"
             ),
             Self::Address => format!(
                 "`{shown}` is not a path: models are read from disks; fetch the model first and give its file or directory"
@@ -160,7 +160,8 @@ impl Missing {
             Self::Components { names } => {
                 let names: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
                 format!(
-                    "`{shown}` is incomplete: {} names {}, and there are no *.safetensors files of it: get the missing files",
+                    "`{shown}` is incomplete: {0} names {1}, and there are no *.safetensors files of it: get the missing \
+                     files, or if it is to be left out, give it [null, null] in {0}",
                     super::PIPELINE,
                     listed(&names)
                 )
