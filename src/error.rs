@@ -221,6 +221,12 @@ impl QuantError {
 
     /// The same, about the path that was asked for instead of the one it led to.
     pub(crate) fn asked_as(mut self, real: &Path, asked: &Path) -> Self {
+        if let Self::Setting { problem, .. } = &mut self {
+            if let SettingProblem::Variant { path, .. } = &mut **problem {
+                *path = as_asked(path, real, asked);
+            }
+            return self;
+        }
         let (Self::Configuration { path: Some(path), .. }
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
@@ -231,9 +237,7 @@ impl QuantError {
         else {
             return self;
         };
-        if let Ok(rest) = path.strip_prefix(real) {
-            *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
-        }
+        *path = as_asked(path, real, asked);
         self
     }
 
@@ -310,6 +314,15 @@ impl From<QuantError> for DataFusionError {
 impl From<arrow::error::ArrowError> for QuantError {
     fn from(error: arrow::error::ArrowError) -> Self {
         DataFusionError::from(error).into()
+    }
+}
+
+/// A path below `real` as one below the path that was asked for.
+fn as_asked(path: &Path, real: &Path, asked: &Path) -> PathBuf {
+    match path.strip_prefix(real) {
+        Ok(rest) if rest.as_os_str().is_empty() => asked.to_path_buf(),
+        Ok(rest) => asked.join(rest),
+        Err(_) => path.to_path_buf(),
     }
 }
 

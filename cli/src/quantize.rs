@@ -121,10 +121,14 @@ fn quantize_or_plan(
 }
 
 fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
-    let mut more = vec![
+    let mut more = Vec::new();
+    if !report.report.source_files.is_empty() {
+        more.push(("read from", report.report.source_files.join(", ")));
+    }
+    more.extend([
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
-    ];
+    ]);
     if report.resumed_parts > 0 {
         let found = format!("{} of {} parts were finished before", report.resumed_parts, report.parts);
         more.push(("resumed", found));

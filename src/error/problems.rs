@@ -140,24 +140,32 @@ impl SettingProblem {
                     Held::Model => write!(f, ", or {}", words.switched("enable_streaming", true)),
                 }
             }
-            Self::Variant { path, asked: Some(asked), there } if there.is_empty() => write!(
-                f,
-                "{setting} is '{asked}', but the weights in `{}` have no variants: leave it out",
-                path.display()
-            ),
-            Self::Variant { path, asked: Some(asked), there } => {
-                write!(f, "{setting} is '{asked}', allowed for `{}`: {}", path.display(), there.join(", "))
-            }
-            Self::Variant { path, asked: None, there } => write!(
-                f,
-                "`{}` has its weights as {} and none without a variant: choose one with {}",
-                path.display(),
-                there.join(", "),
-                words.advised(field)
-            ),
+            Self::Variant { path, asked, there } => write_variant((field, words), path, asked.as_deref(), there, f),
             Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }
+    }
+}
+
+/// Writes which variants there are of the weights at a path.
+fn write_variant(
+    (field, words): (&str, &dyn Words),
+    path: &Path,
+    asked: Option<&str>,
+    there: &[String],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let (setting, path, names) = (words.setting(field), path.display(), there.join(", "));
+    match asked {
+        Some(asked) if there.is_empty() => {
+            write!(f, "{setting} is '{asked}', but the weights in `{path}` have no variants: leave it out")
+        }
+        Some(asked) => write!(f, "{setting} is '{asked}', allowed for `{path}`: {names}"),
+        None => write!(
+            f,
+            "`{path}` has its weights as {names} and none without a variant: choose one with {}",
+            words.advised(field)
+        ),
     }
 }
 

@@ -105,7 +105,8 @@ async fn quantize_source(
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
     let model_read = &planned.plan.model;
-    let files = model_read.files().map(|(name, _)| name.to_string()).collect();
+    // The files of a query's rows are ours, and gone when the job ends.
+    let files = model_read.files().filter(|_| query.is_none()).map(|(name, _)| name.to_string()).collect();
     let source = Source { name: default_name(model_read.path()), fingerprint, files };
     let identity = RunIdentity {
         program: writer(),

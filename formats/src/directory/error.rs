@@ -108,6 +108,7 @@ pub enum Missing {
 
 impl Missing {
     /// The sentence for a path.
+    // Long because: it has a sentence for each case.
     pub fn at(&self, path: &Path) -> impl fmt::Display {
         let shown = path.display();
         match self {
