@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{QuantizationScheme, Sign};
 
 /// Files beside weights that say how they were quantized.
-pub const CLAIMING_FILES: &[&str] =
+pub(super) const CLAIMING_FILES: &[&str] =
     &["config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json"];
 
 /// Keys of a configuration under which that stands.
