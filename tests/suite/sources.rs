@@ -227,7 +227,8 @@ fn masks_and_weights_below_f32_are_kept_with_a_reason() {
     for row in 0..77 {
         mask.values[row * 77 + row + 1..(row + 1) * 77].fill(f64::NEG_INFINITY);
     }
-    let unnamed = Tensor { name: "text.buffer", shape: mask.shape.clone(), values: mask.values.clone(), ..mask };
+    let mut unnamed = Tensor { name: "text.buffer", shape: mask.shape.clone(), values: mask.values.clone(), ..mask };
+    unnamed.values[0] = f64::NEG_INFINITY;
     let mut tiny = Tensor::gaussian("tiny", "F64", &[64, 128], 2);
     tiny.values.iter_mut().for_each(|value| *value *= 1e-200);
     let mut largest = Tensor { name: "least.buffer", shape: mask.shape.clone(), values: mask.values.clone(), ..mask };
