@@ -191,8 +191,8 @@ impl fmt::Display for Worded<'_> {
             }
             QuantError::Weights { tensor, problem } => write!(
                 f,
-                "{tensor}: {problem}; repair the model, or leave the tensor out with {}",
-                words.advised("tensors")
+                "{tensor}: {problem}; repair the model, or keep the tensor as it is: name it in {}",
+                words.advised("sensitive_layer_names")
             ),
             QuantError::Io { path, source } => write!(f, "{}: {}", path.display(), io_message(source)),
             QuantError::Unfinished { problem } => {
@@ -252,6 +252,12 @@ impl QuantError {
         if let Self::Unfinished { problem } = self {
             return Self::Unfinished { problem: Box::new(problem.asked_as(real, asked)) };
         }
+        if let Self::Setting { problem, .. } = &mut self {
+            if let SettingProblem::Variant { path, .. } = &mut **problem {
+                *path = as_asked(path, real, asked);
+            }
+            return self;
+        }
         let (Self::Configuration { path: Some(path), .. }
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
@@ -262,9 +268,7 @@ impl QuantError {
         else {
             return self;
         };
-        if let Ok(rest) = path.strip_prefix(real) {
-            *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
-        }
+        *path = as_asked(path, real, asked);
         self
     }
 
@@ -354,6 +358,15 @@ impl From<QuantError> for DataFusionError {
 impl From<arrow::error::ArrowError> for QuantError {
     fn from(error: arrow::error::ArrowError) -> Self {
         DataFusionError::from(error).into()
+    }
+}
+
+/// A path below `real` as one below the path that was asked for.
+fn as_asked(path: &Path, real: &Path, asked: &Path) -> PathBuf {
+    match path.strip_prefix(real) {
+        Ok(rest) if rest.as_os_str().is_empty() => asked.to_path_buf(),
+        Ok(rest) => asked.join(rest),
+        Err(_) => path.to_path_buf(),
     }
 }
 

@@ -36,7 +36,9 @@ mod threads;
 mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
+pub use arrow_quant_formats::directory::{LeftOut, Why};
 pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
+pub use arrow_quant_formats::schemes::{QuantizationScheme, QuantizedSource, Sign};
 pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use arrow_quant_stores::AllowedPaths;
 pub use calibration::Calibration;

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use arrow::array::RecordBatch;
 use arrow::json::ArrayWriter;
-use arrow_quant_v2::{register_model, session};
+use arrow_quant_v2::{AnyModel, register, session};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::report::tensors_of;
-use crate::table::{Table, tensor_label, write_facts};
+use crate::table::{Table, clean, tensor_label, write_facts};
 use crate::{in_runtime, numbers, output};
 
 /// What is shown of the table `tensors`.
@@ -20,7 +21,10 @@ const QUERY: &str = "SELECT component, tensor, dtype, shape, elements, bytes FRO
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The model, quantized or not
-    model: String,
+    model: PathBuf,
+    /// Which of its weights to look at, where it has them in several variants: fp16 of model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
     /// Print tensors and totals as JSON
     #[arg(long)]
     json: bool,
@@ -41,18 +45,49 @@ struct Tensor {
 
 /// A model's tensors and their totals.
 #[derive(Serialize)]
-struct Inspection<'a> {
-    model: &'a str,
+struct Inspection {
+    model: String,
     weights: u64,
     bytes: u64,
+    #[serde(flatten)]
+    found: Found,
     tensors: Vec<Tensor>,
+}
+
+/// What was found where the model is.
+#[derive(Debug, Default, Serialize)]
+struct Found {
+    /// The files that the weights are in.
+    files: Vec<String>,
+    /// What is beside them, and why it is no part of the model.
+    left_out: Vec<String>,
+    /// How another program quantized them.
+    quantized_by: Option<String>,
+}
+
+impl Found {
+    fn of(model: &AnyModel) -> Result<Self, Failure> {
+        Ok(match model {
+            AnyModel::Weights(model) => Self {
+                files: model.files().map(|(name, _)| name.to_string()).collect(),
+                left_out: model.left_out().iter().map(ToString::to_string).collect(),
+                quantized_by: model
+                    .quantized_source()?
+                    .filter(|source| source.is_in_tensors)
+                    .map(|source| source.to_string()),
+            },
+            AnyModel::Quantized(_) => Self::default(),
+        })
+    }
 }
 
 /// Shows the model's tensors.
 pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
-    let tensors = tensors(&in_runtime(threads, query(&arguments.model, threads))?)?;
+    let model = AnyModel::open_variant(&arguments.model, arguments.variant.as_deref())?;
+    let tensors = tensors(&in_runtime(threads, query(&model, threads))?)?;
     let inspection = Inspection {
-        model: &arguments.model,
+        model: arguments.model.to_string_lossy().into_owned(),
+        found: Found::of(&model)?,
         weights: tensors.iter().map(|tensor| tensor.elements).sum(),
         bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
         tensors,
@@ -66,9 +101,9 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
     Ok(())
 }
 
-async fn query(model: &str, threads: usize) -> Result<Vec<RecordBatch>, Failure> {
+async fn query(model: &AnyModel, threads: usize) -> Result<Vec<RecordBatch>, Failure> {
     let ctx = session(threads)?;
-    register_model(&ctx, "m", model).await?;
+    register(&ctx, "m", model)?;
     Ok(ctx.sql(QUERY).await?.collect().await?)
 }
 
@@ -84,7 +119,7 @@ fn tensors(batches: &[RecordBatch]) -> Result<Vec<Tensor>, Failure> {
 }
 
 /// The tensors as the model orders them, and the totals.
-fn write_inspection(inspection: &Inspection<'_>, out: &mut impl Write) -> io::Result<()> {
+fn write_inspection(inspection: &Inspection, out: &mut impl Write) -> io::Result<()> {
     let mut table = Table::new().text("tensor").text("dtype").text("shape").number("weights").number("size");
     let mut dtypes: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for tensor in &inspection.tensors {
@@ -104,15 +139,22 @@ fn write_inspection(inspection: &Inspection<'_>, out: &mut impl Write) -> io::Re
     let dtypes = dtypes
         .iter()
         .map(|(dtype, (tensors, bytes))| format!("{dtype}: {}, {}", tensors_of(*tensors), numbers::bytes(*bytes)));
-    write_facts(
-        &[
-            ("tensors", inspection.tensors.len().to_string()),
-            ("weights", numbers::count(inspection.weights)),
-            ("size", numbers::bytes(inspection.bytes)),
-            ("dtypes", dtypes.collect::<Vec<_>>().join("; ")),
-        ],
-        out,
-    )
+    let mut facts = vec![
+        ("tensors", inspection.tensors.len().to_string()),
+        ("weights", numbers::count(inspection.weights)),
+        ("size", numbers::bytes(inspection.bytes)),
+        ("dtypes", dtypes.collect::<Vec<_>>().join("; ")),
+    ];
+    let Found { files, left_out, quantized_by } = &inspection.found;
+    if !files.is_empty() {
+        facts.push(("files", files.join(", ")));
+    }
+    facts.extend(quantized_by.iter().map(|scheme| ("quantized by", scheme.clone())));
+    write_facts(&facts, out)?;
+    for line in left_out {
+        writeln!(out, "{}", clean(line.clone()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -141,12 +183,21 @@ mod tests {
             ("bytes", Arc::new(Int64Array::from(vec![4, 4000]))),
         ];
         let tensors = tensors(&[RecordBatch::try_from_iter(columns).unwrap()]).unwrap();
-        let inspection = Inspection { model: "m", weights: 2001, bytes: 4004, tensors };
+        let found = Found {
+            files: vec!["a.safetensors".to_string()],
+            left_out: vec!["left out: `b.bin`: weights in a format that is not read".to_string()],
+            quantized_by: None,
+        };
+        let inspection = Inspection { model: "m".to_string(), weights: 2001, bytes: 4004, found, tensors };
         let mut out = Vec::new();
         write_inspection(&inspection, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("unet/conv  BF16   [2, 1000]    2,000  4.00 kB\n"), "{text}");
         assert!(text.contains("dtypes   BF16: 1 tensor, 4.00 kB; F32: 1 tensor, 4 B\n"), "{text}");
+        assert!(
+            text.ends_with("files    a.safetensors\nleft out: `b.bin`: weights in a format that is not read\n"),
+            "{text}"
+        );
     }
 
     #[test]

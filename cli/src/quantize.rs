@@ -126,10 +126,14 @@ fn quantize_or_plan(
 }
 
 fn write(report: &QuantizeReport, because: Because<'_>, out: &mut impl Write) -> io::Result<()> {
-    let mut more = vec![
+    let mut more = Vec::new();
+    if !report.report.source_files.is_empty() {
+        more.push(("read from", report.report.source_files.join(", ")));
+    }
+    more.extend([
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
-    ];
+    ]);
     if report.was_finished {
         more.push(("resumed", "the output was finished before, nothing was left to do".to_string()));
     } else if report.resumed_parts > 0 {

@@ -208,6 +208,7 @@ mod tests {
     fn report(tensors: Vec<TensorReport>) -> String {
         let report = ModelReport {
             name: "model".to_string(),
+            source_files: vec![],
             created_by: String::new(),
             settings: serde_json::Map::new(),
             modality: None,

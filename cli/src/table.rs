@@ -112,7 +112,7 @@ fn width(cell: &str) -> usize {
 }
 
 /// Names come from files: a control character is shown, not sent to the terminal. Line ends stay.
-fn clean(cell: String) -> String {
+pub(crate) fn clean(cell: String) -> String {
     let harmless = |c: char| c == '\n' || !c.is_control();
     if cell.chars().all(harmless) {
         return cell;

@@ -73,6 +73,9 @@ pub struct Source {
     pub name: String,
     /// A hash over the files' names, sizes, versions and headers.
     pub fingerprint: String,
+    /// The files that its weights are in, relative to its directory.
+    #[serde(default)]
+    pub files: Vec<String>,
 }
 
 /// A file of the directory.

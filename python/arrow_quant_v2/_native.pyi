@@ -81,6 +81,7 @@ class DiffusionQuantConfig:
         # Every field.
         deployment_profile: str = "local",
         modality: str | None = ...,
+        variant: str | None = ...,
         bit_width: int = ...,
         group_size: int = ...,
         scheme: str = ...,
@@ -162,6 +163,13 @@ class DiffusionQuantConfig:
         code, image or audio, or None to find out."""
     @modality.setter
     def modality(self, value: str | None) -> None: ...
+    @property
+    def variant(self) -> str | None:
+        """Which of a model's weights to read, where it has them in several variants: ``fp16`` of
+        ``model.fp16.safetensors``. Without it those that have no variant are read. Allowed: letters, digits, _ and -,
+        or None for the weights without one."""
+    @variant.setter
+    def variant(self, value: str | None) -> None: ...
     @property
     def bit_width(self) -> Literal[2, 4, 8]:
         """Bits of a code. With a target size, they are chosen for each tensor. Allowed: 2, 4 or 8."""

@@ -35,6 +35,7 @@ FLAG: dict[str, Any] = {"allowed": [True, False], "wrong_types": ["true", 1, Non
 CASES = [
     Field("deployment_profile", "local", ["edge", "cloud"], [1, None], ["phone", "Edge", ""]),
     Field("modality", None, ["text", "code", "image", "audio", None], [1, ["text"]], ["video", ""]),
+    Field("variant", None, ["fp16", "non_ema", None], [1, ["fp16"]], ["", "a/b", "a.b"]),
     Field("bit_width", 4, [2, 4, 8], ["4", 4.5, None, True], [3, 16, 0, -2, 2**70]),
     Field("group_size", 128, [32, 64, 128, 256], ["64", 64.5, None], [100, 512, 0, -32]),
     Field("scheme", "affine", ["affine", "asymmetric", "symmetric"], [1, None], ["linear", "Affine"]),
@@ -100,6 +101,7 @@ PROFILES = {
 CHANGED: dict[str, Any] = {
     "deployment_profile": "edge",
     "modality": "audio",
+    "variant": "fp16",
     "bit_width": 8,
     "group_size": 32,
     "scheme": "symmetric",

@@ -122,7 +122,7 @@ def test_a_weight_that_is_no_number(weight: float, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="199") as caught:
         ArrowQuantV2().quantize_diffusion_model(model, tmp_path / "out")
     assert about(caught.value) == {"tensor": "w"}
-    assert str(caught.value).endswith("; repair the model, or leave the tensor out with `tensors=`")
+    assert str(caught.value).endswith("; repair the model, or keep the tensor as it is: name it in `sensitive_layer_names=`")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -112,6 +112,24 @@ impl<T: Choice> Kind for OneOf<T> {
     }
 }
 
+/// Text for which this is true.
+#[derive(Debug)]
+pub struct Text(pub fn(&str) -> bool);
+
+impl Kind for Text {
+    type Value = String;
+
+    const SHAPE: Shape = Shape::Text;
+
+    fn read(&self, value: &Value) -> Option<String> {
+        value.as_str().filter(|text| self.0(text)).map(str::to_string)
+    }
+
+    fn show(&self, value: &String) -> Value {
+        value.as_str().into()
+    }
+}
+
 /// A whole number for which this is true.
 #[derive(Debug)]
 pub struct Whole<T>(pub fn(T) -> bool);

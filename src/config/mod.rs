@@ -24,7 +24,9 @@ use serde_json::{Map, Value};
 
 pub use crate::error::{Allowed, Origin, Problem, Refused};
 pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
-pub use kinds::{Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Whole, Widths, number, one_of};
+pub use kinds::{
+    Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number, one_of,
+};
 pub use layers::{Layered, Layers, value_of};
 pub(crate) use pattern::regex;
 pub use table::{Configuration, Field, check, named, set};
@@ -76,6 +78,10 @@ configuration! {
     /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
     modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio",
         or_null("to find out");
+    /// Which of a model's weights to read, where it has them in several variants: `fp16` of `model.fp16.safetensors`. Without it
+    /// those that have no variant are read.
+    variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -",
+        or_null("for the weights without one"), hint("NAME"), example("fp16");
     /// Bits of a code. With a target size, they are chosen for each tensor.
     bit_width: Bits = one_of::<Bits>(), listed::BITS,
         variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
@@ -195,6 +201,7 @@ impl DiffusionQuantConfig {
         Self {
             deployment_profile: profile,
             modality: None,
+            variant: None,
             bit_width,
             group_size,
             scheme: Scheme::Affine,
@@ -288,6 +295,11 @@ impl DiffusionQuantConfig {
     pub fn settings(&self) -> Settings {
         Settings { bits: self.bit_width, group_size: self.group_size, scheme: self.scheme, method: self.method }
     }
+}
+
+/// Whether a text can be a part of the name of a file.
+fn is_variant(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
 /// Groups of so many weights. In a constant, a size that there is not does not compile.

@@ -70,6 +70,17 @@ pub enum SettingProblem {
         /// What is held.
         held: Held,
     },
+    /// The weights are there in several variants, or not in the one that was asked for.
+    Variant {
+        /// The directory of the weights.
+        path: PathBuf,
+        /// The variant that was asked for, if one was.
+        asked: Option<String>,
+        /// The variants that are there.
+        there: Vec<String>,
+    },
+    /// A size that is asked for by the weight, of a model without weights.
+    NoWeights,
     /// A path or URL that cannot be allowed.
     Allow(StoreError),
 }
@@ -139,8 +150,32 @@ impl SettingProblem {
                     Held::Model => write!(f, ", or {}", words.switched("enable_streaming", true)),
                 }
             }
+            Self::Variant { path, asked, there } => write_variant((field, words), path, asked.as_deref(), there, f),
+            Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }
+    }
+}
+
+/// Writes which variants there are of the weights at a path.
+fn write_variant(
+    (field, words): (&str, &dyn Words),
+    path: &Path,
+    asked: Option<&str>,
+    there: &[String],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let (setting, path, names) = (words.setting(field), path.display(), there.join(", "));
+    match asked {
+        Some(asked) if there.is_empty() => {
+            write!(f, "{setting} is '{asked}', but the weights in `{path}` have no variants: leave it out")
+        }
+        Some(asked) => write!(f, "{setting} is '{asked}', allowed for `{path}`: {names}"),
+        None => write!(
+            f,
+            "`{path}` has its weights as {names} and none without a variant: choose one with {}",
+            words.advised(field)
+        ),
     }
 }
 

@@ -105,7 +105,7 @@ fn settings_are_named_by_the_front_end() {
                 tensor: "w".to_string(),
                 problem: KernelError::NotFinite { index: 7, value: f64::NAN },
             },
-            "leave the tensor out with <give tensors>",
+            "keep the tensor as it is: name it in <give sensitive_layer_names>",
         ),
         (unfinished(), "the finished parts are kept: continue with <resume true>"),
     ];

@@ -128,7 +128,9 @@ async fn quantize_source(
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
     let model_files = Arc::clone(&planned.plan.model);
-    let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
+    // The files of a query's rows are ours, and gone when the job ends.
+    let files = model_files.files().filter(|_| query.is_none()).map(|(name, _)| name.to_string()).collect();
+    let source = Source { name: default_name(model_files.path()), fingerprint, files };
     let identity = RunIdentity {
         program: writer(),
         target: options.target.to_string(),

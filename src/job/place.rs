@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use arrow_quant_formats::directory::is_weights;
+use arrow_quant_formats::directory::is_weights_of_any_format;
 
 use crate::targets::{UNFINISHED, TargetName};
 use crate::{OutputProblem, QuantError, Result};
@@ -50,7 +50,7 @@ pub(super) fn refuse_existing(out: &Path) -> Result<()> {
 
 /// Refuses the name of a file of weights for a new directory: who gives it wants another kind of output.
 pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
-    let Some(extension) = out.extension().filter(|_| is_weights(out)) else { return Ok(()) };
+    let Some(extension) = out.extension().filter(|_| is_weights_of_any_format(out)) else { return Ok(()) };
     let message = format!(
         "`{}` is the name of a .{} file, and what is written is a directory ({}): choose a name without the extension",
         out.display(),

@@ -36,6 +36,7 @@ struct Decided {
     parts: ModelParts,
     in_flight: usize,
     detected: Detected,
+    notes: Vec<String>,
 }
 
 /// Plans what becomes of a model.
@@ -46,7 +47,7 @@ pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &
     let allowed = options.target.target().allowed();
     config.validate()?;
     Isa::active()?;
-    let Decided { mut plan, parts, in_flight, detected } = {
+    let Decided { mut plan, parts, in_flight, detected, notes } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, allowed)).await?
     };
@@ -66,15 +67,7 @@ pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &
     };
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
-    Ok(Planned {
-        notes: notes(config, &plan.model, &detected, calibration.is_some()),
-        modality: config.modality.or(detected.modality),
-        plan,
-        parts,
-        in_flight,
-        calibrated,
-        sampled,
-    })
+    Ok(Planned { notes, modality: config.modality.or(detected.modality), plan, parts, in_flight, calibrated, sampled })
 }
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
@@ -89,7 +82,8 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, allo
     }
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
-    Ok(Decided { plan, parts, in_flight, detected })
+    let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
+    Ok(Decided { plan, parts, in_flight, detected, notes })
 }
 
 /// Bytes that the calibration takes in memory.

@@ -112,7 +112,11 @@ async fn open(
 ) -> Result<(Arc<Model>, Arc<QuantizedModel>)> {
     let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
     blocking(move || {
-        let (model, other) = (Model::open(&original)?, QuantizedModel::open(&quantized)?);
+        let other = QuantizedModel::open(&quantized);
+        // The weights that were quantized, of those that the original may have several variants of.
+        let settings = other.as_ref().ok().map(|other| &other.manifest().settings);
+        let variant = settings.and_then(|settings| settings.get("variant")?.as_str());
+        let (model, other) = (Model::open_variant(&original, variant)?, other?);
         if let Some(calibration) = &calibration {
             calibration.check(&model)?;
             refuse_uncalibrated(&other)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use arrow_quant_formats::directory::{Directory, DirectoryError, Entry, EntryKind};
 use arrow_quant_stores::{ListedKind, Location, StoreError};
 
-use crate::error::QuantError;
+use crate::error::{QuantError, SettingProblem};
 
 /// The directory of a model.
 pub(super) struct ModelDirectory<'a>(pub &'a Location);
@@ -40,6 +40,14 @@ impl ModelDirectory<'_> {
         match error {
             DirectoryError::Store(error) => error.into(),
             DirectoryError::Missing(missing) => QuantError::missing(self.0.path(), missing),
+            DirectoryError::Variant { directory, asked, there } => {
+                let path = if directory.as_os_str().is_empty() {
+                    self.0.path().to_path_buf()
+                } else {
+                    self.0.path().join(directory)
+                };
+                QuantError::setting("variant", SettingProblem::Variant { path, asked, there })
+            }
             DirectoryError::File { file, tensor, problem } => {
                 QuantError::defect(&self.0.path().join(file), tensor, problem)
             }

@@ -5,6 +5,7 @@ mod allowed;
 mod channels;
 mod choice;
 mod choose_sizes;
+mod contents;
 mod estimate;
 mod family;
 mod file;

@@ -20,6 +20,7 @@ use datafusion::logical_expr::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::part_files::PartFiles;
+use super::rooted::{Root, Rooted};
 use super::shapes::shape_type;
 use super::table_of;
 use crate::model::QuantizedDirectory;
@@ -101,14 +102,23 @@ impl QuantizedModel {
 
     /// The rows of all parts as they are stored.
     fn parts(&self) -> Result<Arc<dyn TableProvider>> {
+        let directory = self.path().canonicalize().map_err(|e| QuantError::io(self.path(), e))?;
+        let root = Root::of(&directory)?;
+        let url = |file: &FileEntry| match &root {
+            Some(root) => root.url(&file.path),
+            None => self.directory.url(file),
+        };
         let files = self.manifest().files.iter();
         // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
-        let urls = files.map(|file| Ok(ListingTableUrl::try_new(self.directory.url(file)?, None)?));
-        let urls = urls.collect::<Result<Vec<_>>>()?;
+        let urls = files.map(|file| Ok(ListingTableUrl::try_new(url(file)?, None)?)).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());
-        Ok(Arc::new(PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)? }))
+        let table = PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)? };
+        Ok(match root {
+            Some(root) => Arc::new(Rooted { root, table }),
+            None => Arc::new(table),
+        })
     }
 
     /// The rows of all parts, and those of tensors that are stored under another name.

@@ -19,7 +19,7 @@ type F16 = <Float16Type as ArrowPrimitiveType>::Native;
 /// A tensor to write.
 pub(crate) struct Tensor {
     pub name: &'static str,
-    /// `F32`, `F16`, `BF16` or `I64`.
+    /// `F64`, `F32`, `F16`, `BF16`, `I64`, `I32`, or `U8` and `F8_E4M3`, whose values are bytes.
     pub dtype: &'static str,
     pub shape: Vec<usize>,
     /// Rounded to the dtype when they are written.
@@ -45,7 +45,10 @@ impl Tensor {
             "F32" => (*x as f32).to_le_bytes().to_vec(),
             "F16" => F16::from_f64(*x).to_le_bytes().to_vec(),
             "BF16" => bf16(*x as f32).to_le_bytes().to_vec(),
+            "F64" => x.to_le_bytes().to_vec(),
             "I64" => (*x as i64).to_le_bytes().to_vec(),
+            "I32" => (*x as i32).to_le_bytes().to_vec(),
+            "U8" | "F8_E4M3" => vec![*x as u8],
             other => panic!("no tensors of dtype {other} are made here"),
         };
         self.values.iter().flat_map(element).collect()

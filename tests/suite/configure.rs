@@ -12,9 +12,10 @@ use tempfile::TempDir;
 use crate::common::{DIGITS, arrow_quant, contains, quantized, run, text};
 
 /// A flag for every field, with a value that is not the default's and how it is shown.
-const FLAGS: [(&str, &[&str], &str); 25] = [
+const FLAGS: [(&str, &[&str], &str); 26] = [
     ("deployment_profile", &["--profile", "edge"], "\"edge\""),
     ("modality", &["--modality", "audio"], "\"audio\""),
+    ("variant", &["--variant", "fp16"], "\"fp16\""),
     ("bit_width", &["--bits", "8"], "8"),
     ("group_size", &["--group-size", "32"], "32"),
     ("scheme", &["--scheme", "symmetric"], "\"symmetric\""),

@@ -55,7 +55,7 @@ async fn every_kind_of_error_is_met() {
     let error = quantized(&path("nan.safetensors"), &path("out"), &config).await.unwrap_err();
     assert!(matches!(&error, QuantError::Weights { tensor, .. } if tensor == "w"), "{error}");
 
-    assert!(error.to_string().ends_with("or leave the tensor out with `tensors`"), "{error}");
+    assert!(error.to_string().ends_with("keep the tensor as it is: name it in `sensitive_layer_names`"), "{error}");
 
     let nothing = DiffusionQuantConfig { tensors: Some("nothing".to_string()), ..config.clone() };
     let error = quantized(digits, &path("out"), &nothing).await.unwrap_err();

@@ -17,9 +17,10 @@ fn a_weight_that_is_not_finite_is_named_and_nothing_left() {
     write_model(&model, &[Tensor::gaussian("blocks.0.weight", "F32", &[64, 128], 1), bad]);
     let out = directory.path().join("out");
     let message = refused(text(&model), &out, &[]);
-    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "leave the tensor out with --tensors"]);
+    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "name it in --sensitive-layer-names"]);
     // As the message advises.
-    run(arrow_quant(&["quantize", text(&model), text(&out), "--tensors", "blocks.0", "--quiet"])).printed();
+    run(arrow_quant(&["quantize", text(&model), text(&out), "--sensitive-layer-names", "blocks.1.weight", "--quiet"]))
+        .printed();
 }
 
 #[test]

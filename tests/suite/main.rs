@@ -20,6 +20,7 @@ mod relation;
 mod report;
 mod resume;
 mod service;
+mod sources;
 mod sql;
 mod stored;
 mod target;

@@ -47,6 +47,10 @@ pub enum Reason {
         /// How many it has.
         dimensions: usize,
     },
+    /// It is a mask, not weights.
+    Mask,
+    /// All its weights would become zeros as F32.
+    BelowF32,
     /// Quantizing would not make it smaller.
     NoSmaller,
     /// The target cannot hold it as it was to be quantized.
@@ -158,6 +162,8 @@ impl Reason {
             Self::NotSelected => "not selected".to_string(),
             Self::NotQuantized { dtype } => format!("{dtype} is not quantized"),
             Self::Dimensions { dimensions } => format!("{dimensions}-D"),
+            Self::Mask => "a mask".to_string(),
+            Self::BelowF32 => "below the range of F32".to_string(),
             Self::NoSmaller => "no smaller".to_string(),
             Self::NotHeld { target, limit: Limit::Bits { bits } } => format!("{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {

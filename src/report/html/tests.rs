@@ -28,6 +28,7 @@ fn report(tensors: Vec<TensorReport>) -> ModelReport {
     let quantized = tensors.iter().any(|tensor| tensor.bits.is_some());
     ModelReport {
         name: "a model".into(),
+        source_files: vec![],
         created_by: "arrow-quant".into(),
         settings: [("bit_width".to_string(), json!(4))].into_iter().collect(),
         modality: None,
