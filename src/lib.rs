@@ -50,5 +50,5 @@ pub use report::{
     LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
     ValidationReport, numbers,
 };
-pub use session::{register, register_model, service_session, session};
+pub use session::{model_name, register, register_model, service_session, session};
 pub use tables::AnyModel;

@@ -21,7 +21,7 @@ pub(crate) async fn ctrl_c() {
 }
 
 /// Ends with a signal that asks to stop: the exit status it stands for.
-async fn signal() -> u8 {
+pub(crate) async fn signal() -> u8 {
     tokio::select! {
         () = ctrl_c() => 130,
         () = terminate() => 143,

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use arrow_quant_bounds::bounded;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -26,13 +27,14 @@ use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
 use crate::gate::Gate;
 use crate::input::limit_named;
+use crate::interrupt::Interruptible;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
 use crate::tls::{self, TlsFiles};
-use crate::{connections, functions, tables};
+use crate::{connections, tables};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -67,6 +69,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// The gRPC codes of errors that are not DataFusion's.
     pub classify: fn(&(dyn Error + 'static)) -> Option<Code>,
+    /// How functions of the session learn that their query is not wanted any more.
+    pub interruptible: Interruptible,
 }
 
 /// A server that is bound to its addresses.
@@ -138,7 +142,7 @@ impl Server {
         let authenticator =
             Authenticator::new(config.credentials.clone(), config.read_only, client_certificates, &config.limits);
         let state = Arc::new(State {
-            sessions: Sessions::new(functions::bounded(&ctx), config.ingest_directory.clone(), config.limits.clone()),
+            sessions: Sessions::new(bounded(&ctx), config.ingest_directory.clone(), config.limits.clone()),
             authenticator,
             admission: Admission::new(config.limits.clone(), Arc::clone(&metrics)),
             metrics,
@@ -146,6 +150,7 @@ impl Server {
             threads: handle,
             read_only: config.read_only,
             classify: config.classify,
+            interruptible: config.interruptible,
             actions: actions.into_iter().map(|action| (action.name(), action)).collect(),
             jobs: Default::default(),
             draining: Default::default(),

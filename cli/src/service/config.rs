@@ -9,7 +9,7 @@ use arrow_quant_flight::{Credentials, Limits, ServeError, ServerConfig, TlsFiles
 use serde_json::{Map, Value};
 
 use super::settings::FIELDS;
-use arrow_quant_v2::Result;
+use arrow_quant_v2::{Result, model_name};
 use arrow_quant_v2::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
 
 /// The port where clients connect, unless another is asked for.
@@ -114,6 +114,7 @@ impl ServiceConfig {
             threads: self.threads(),
             limits: self.limits.clone(),
             classify: super::classify,
+            interruptible: super::interruptible,
         })
     }
 }
@@ -141,7 +142,7 @@ impl Configuration for ServiceConfig {
 /// A model and the schema it becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NamedModel {
-    /// The schema. SQL reads names without quotes in lower case, and so it is.
+    /// The schema: the name in lower case.
     pub name: String,
     /// The file or directory.
     pub path: PathBuf,
@@ -149,17 +150,13 @@ pub(crate) struct NamedModel {
 
 impl NamedModel {
     /// # Errors
-    /// If SQL cannot read the name without quotes, or the path is empty.
+    /// If the name is not allowed, or the path is empty.
     pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
-        let mut chars = name.chars();
-        let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!("the name '{name}' is not allowed: a letter or _, then letters, digits or _"));
-        }
+        let schema = model_name(name).map_err(|error| error.to_string())?;
         if path.is_empty() {
             return Err(format!("the path of '{name}' is empty"));
         }
-        Ok(Self { name: name.to_ascii_lowercase(), path: path.into() })
+        Ok(Self { name: schema, path: path.into() })
     }
 
     /// Models of the command line as the value of the field `models`.

@@ -13,7 +13,9 @@ use std::error::Error;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use arrow_quant_flight::{Code, ServeError, Server};
+use arrow_quant_flight::{Code, Interrupt, ServeError, Server};
+use arrow_quant_udfs::Cancellation;
+use datafusion::common::config::ConfigOptions;
 
 pub(crate) use config::{NamedModel, ServiceConfig, ServiceLayers, limit};
 
@@ -40,6 +42,13 @@ pub(crate) async fn bind(config: &ServiceConfig) -> Result<Server> {
     }
     let server = config.server().map_err(not_started)?;
     Server::bind(ctx, server, actions::all(&models)).await.map_err(not_started)
+}
+
+/// Makes the functions of a query stop when it is not wanted any more.
+fn interruptible(options: &mut ConfigOptions) -> Interrupt {
+    let cancellation = Cancellation::default();
+    options.extensions.insert(cancellation.clone());
+    Arc::new(move || cancellation.cancel())
 }
 
 /// An error of the server as one of ours.

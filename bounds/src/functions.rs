@@ -21,7 +21,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::prelude::SessionContext;
 
-use crate::wire::value_bytes;
+use crate::sizes::value_bytes;
 
 /// The bytes that a result has at most, roughly.
 type Estimate = fn(&Arguments) -> Result<u64>;
@@ -61,7 +61,7 @@ thread_local! {
 }
 
 /// Does work on this thread during which no large constants are computed.
-pub(crate) fn while_planning<T>(work: impl FnOnce() -> T) -> T {
+pub fn while_planning<T>(work: impl FnOnce() -> T) -> T {
     struct Planning;
     impl Drop for Planning {
         fn drop(&mut self) {
@@ -74,7 +74,7 @@ pub(crate) fn while_planning<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// The same session, in which these functions are bounded by its memory.
-pub(crate) fn bounded(ctx: &SessionContext) -> SessionContext {
+pub fn bounded(ctx: &SessionContext) -> SessionContext {
     let bounded = SessionContext::new_with_state(ctx.state());
     let pool = &ctx.runtime_env().memory_pool;
     for (name, estimate) in FUNCTIONS {
