@@ -8,7 +8,9 @@ use tokio::task::JoinError;
 
 /// A query ended with a panic. It is a fault of the query engine, not of the data or of whoever asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the query engine failed: {message}; this is a fault in the query engine, not in the statement: please report it")]
+#[error(
+    "the query engine failed: {message}; this is a fault in the query engine, not in the statement: please report it"
+)]
 pub struct QueryFault {
     message: String,
 }
@@ -92,7 +94,10 @@ mod tests {
     async fn a_panic_is_one_line_that_says_whose_fault_it_is() {
         let panicked = async || tokio::spawn(async { panic!("left\n  right") }).await.unwrap_err();
         let fault = QueryFault::of_task(panicked().await).expect("it panicked").to_string();
-        assert!(fault.starts_with("the query engine failed: left right; this is a fault in the query engine"), "{fault}");
+        assert!(
+            fault.starts_with("the query engine failed: left right; this is a fault in the query engine"),
+            "{fault}"
+        );
         let nested = DataFusionError::ExecutionJoin(Box::new(panicked().await)).context("while sorting");
         assert_eq!(QueryFault::named(nested).find_root().strip_backtrace(), format!("External error: {fault}"));
         let shared = std::sync::Arc::new(DataFusionError::ExecutionJoin(Box::new(panicked().await)));

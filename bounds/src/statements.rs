@@ -75,7 +75,9 @@ fn check_text(sql: &str) -> Result<(), TooLong> {
         }
         let queries = statement.iter().filter(|token| is_select(token)).count();
         if queries > RELATIONS {
-            return Err(TooLong(format!("it has {queries} queries, {RELATIONS} are allowed; rows are VALUES or a table")));
+            return Err(TooLong(format!(
+                "it has {queries} queries, {RELATIONS} are allowed; rows are VALUES or a table"
+            )));
         }
     }
     Ok(())

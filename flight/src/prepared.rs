@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::lock::locked;
 use crate::parameters::{
-    Bound, Prepared, bound_plan, bytes_of, check_values, check_number, each_row, parameter_schema,
+    Bound, Prepared, bound_plan, bytes_of, check_number, check_values, each_row, parameter_schema,
 };
 use crate::queries::Query;
 use crate::service::{Call, State, schema_bytes};

@@ -1,9 +1,9 @@
 //! How a thread of Python waits for the engine: without the lock, and still hearing Ctrl-C.
 
-use std::sync::{Arc, OnceLock};
-use std::thread::ThreadId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};

@@ -20,9 +20,9 @@ use url::Url;
 
 use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
 use crate::workers::blocking;
+use crate::{QuantError, Result, calibration};
 use names::AnyCase;
 pub use names::model_name;
-use crate::{QuantError, Result, calibration};
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.

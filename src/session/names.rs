@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn names_are_what_people_call_models() {
-        for (name, schema) in [("m", "m"), ("Qwen2.5-7B", "qwen2.5-7b"), ("_x", "_x"), ("7b", "7b"), ("Größe", "größe")] {
+        for (name, schema) in [("m", "m"), ("Qwen2.5-7B", "qwen2.5-7b"), ("_x", "_x"), ("7b", "7b"), ("Größe", "größe")]
+        {
             assert_eq!(model_name(name).unwrap(), schema);
         }
         for refused in ["", "a b", "a/b", "a\"b", "a;b", "a=b", "a\n"] {

@@ -9,8 +9,8 @@ use arrow_quant_flight::{Credentials, Limits, ServeError, ServerConfig, TlsFiles
 use serde_json::{Map, Value};
 
 use super::settings::FIELDS;
-use arrow_quant_v2::{Result, model_name};
 use arrow_quant_v2::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
+use arrow_quant_v2::{Result, model_name};
 
 /// The port where clients connect, unless another is asked for.
 const PORT: u16 = 50051;

@@ -23,11 +23,7 @@ const PIECE: usize = 1 << 18;
 ///
 /// # Errors
 /// As [`dequantize`], and [`KernelError::Cancelled`] once it is not wanted.
-pub fn dequantize_while(
-    isa: Isa,
-    quantized: &QuantizedRef<'_>,
-    wanted: impl Fn() -> bool,
-) -> Result<Vec<f32>> {
+pub fn dequantize_while(isa: Isa, quantized: &QuantizedRef<'_>, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
     check(quantized)?;
     let row_length = quantized.row_length.max(1);
     let rows = (PIECE / row_length).max(1) * row_length;

@@ -11,8 +11,8 @@ use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, GroupsAccumulator, Signature, Volatility,
 };
 
-use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use super::bound;
+use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use crate::arguments::coerced;
 use crate::cancellation::Cancellation;
 use crate::functions::SECTION;
