@@ -10,6 +10,7 @@ mod action;
 mod actions;
 mod auth;
 mod connections;
+mod encoding;
 mod error;
 mod exchange;
 mod flights;

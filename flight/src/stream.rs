@@ -11,8 +11,7 @@ use std::time::Instant;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use arrow_flight::FlightData;
-use arrow_flight::encode::FlightDataEncoderBuilder;
-use arrow_flight::error::FlightError;
+use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::future::BoxFuture;
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument;
 
+use crate::encoding::Encoder;
 use crate::metrics::Metrics;
 use crate::queries::{Permit, cancelled};
 use crate::service::failed;
@@ -153,24 +153,23 @@ fn encoded(
     request: String,
     count: impl Fn(u64) + Send + 'static,
 ) -> Messages {
-    let wire = Arc::clone(&schema);
-    let pieces = rows.flat_map(move |batch| match batch {
-        Ok(batch) => stream::iter(Pieces::new(batch, Arc::clone(&wire)))
-            .map(|piece| piece.map_err(FlightError::from))
-            .left_stream(),
-        Err(error) => {
-            let status = status_of(&error, classify, &request);
-            stream::once(async { Err(FlightError::Tonic(Box::new(status))) }).right_stream()
-        }
+    let (mut encoder, first) = Encoder::new(&schema);
+    let messages = rows.flat_map(move |batch| match batch {
+        Ok(batch) => stream::iter(Pieces::new(batch, Arc::clone(&schema))).map_err(DataFusionError::from).left_stream(),
+        Err(error) => stream::once(async { Err(error) }).right_stream(),
     });
-    let counted = pieces.inspect_ok(move |piece| count(piece.num_rows() as u64));
-    FlightDataEncoderBuilder::new()
-        .with_schema(schema)
-        // The pieces are of the right size already; the encoder would count the buffers they are slices of.
-        .with_max_flight_data_size(usize::MAX)
-        .build(counted)
-        .map_err(Status::from)
-        .boxed()
+    let messages = messages.map(move |piece| {
+        let messages = piece.and_then(|piece| {
+            count(piece.num_rows() as u64);
+            Ok(encoder.messages(&piece)?)
+        });
+        messages.map_err(|error| status_of(&error, classify, &request))
+    });
+    let messages = messages.flat_map(|messages| match messages {
+        Ok(messages) => stream::iter(messages.into_iter().map(Ok)).left_stream(),
+        Err(status) => stream::once(async { Err(status) }).right_stream(),
+    });
+    stream::once(async { Ok(first) }).chain(messages).boxed()
 }
 
 /// Ends with the status of a query that is cancelled, or whose time is over.
