@@ -103,3 +103,44 @@ impl Signals {
         signal().await
     }
 }
+
+/// SIGHUP, which asks to read files anew.
+#[cfg(all(unix, feature = "service"))]
+pub(crate) struct Hangups(Option<tokio::signal::unix::Signal>);
+
+#[cfg(all(unix, feature = "service"))]
+impl Hangups {
+    /// Without a handler, which the system may refuse, SIGHUP ends the process.
+    pub(crate) fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Self(signal(SignalKind::hangup()).ok())
+    }
+
+    /// Ends with the next one.
+    pub(crate) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(signals) => {
+                signals.recv().await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// There is no such signal here.
+#[cfg(all(not(unix), feature = "service"))]
+pub struct Hangups;
+
+#[cfg(all(not(unix), feature = "service"))]
+impl Hangups {
+    /// Takes nothing.
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// Never ends.
+    pub async fn next(&mut self) {
+        std::future::pending().await
+    }
+}

@@ -50,7 +50,7 @@ pub use auth::{Credentials, hash_password, new_token};
 pub use error::ServeError;
 pub use interrupt::{Interrupt, Interruptible};
 pub use limits::Limits;
-pub use server::{Server, ServerConfig};
+pub use server::{Reloader, Server, ServerConfig};
 pub use status::Classify;
 pub use tls::TlsFiles;
 pub use tonic::Code;

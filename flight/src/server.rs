@@ -16,7 +16,6 @@ use axum::routing::get;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
@@ -33,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::tls::{self, TlsFiles};
+use crate::tls::{Encryption, TlsFiles};
 use crate::{connections, tables};
 
 /// The protocol, for clients that ask the server what it speaks.
@@ -77,7 +76,7 @@ pub struct ServerConfig {
 pub struct Server {
     state: Arc<State>,
     config: ServerConfig,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Encryption>>,
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
     _threads: QueryThreads,
@@ -124,7 +123,7 @@ impl Server {
         actions: Vec<Arc<dyn Action>>,
     ) -> Result<Self, ServeError> {
         check(&config)?;
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config.tls.clone().map(Encryption::new).transpose()?.map(Arc::new);
         if let Some(directory) = &config.ingest_directory {
             tables::clear_staging(directory)?;
         }
@@ -161,6 +160,11 @@ impl Server {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap_or(self.config.listen)
+    }
+
+    /// What reads credentials and certificates anew.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { state: Arc::clone(&self.state), tls: self.tls.clone() }
     }
 
     /// Where metrics are read.
@@ -226,6 +230,28 @@ impl Server {
         };
         state.cancel_everything();
         result
+    }
+}
+
+/// Gives a server that runs other credentials and certificates. Connections that are open stay.
+pub struct Reloader {
+    state: Arc<State>,
+    tls: Option<Arc<Encryption>>,
+}
+
+impl Reloader {
+    /// Lets in who is in `credentials`, if the server has credentials, and reads the files of TLS anew.
+    ///
+    /// # Errors
+    /// If the files cannot be read or used; then everything is as before.
+    pub fn reload(&self, credentials: Option<Credentials>) -> Result<(), ServeError> {
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        if let Some(credentials) = credentials {
+            self.state.authenticator.reload(credentials);
+        }
+        Ok(())
     }
 }
 

@@ -142,8 +142,12 @@ impl State {
 
     fn count(&self, method: &'static str, refused: Option<&Status>) {
         self.metrics.request(method, refused.map_or(Code::Ok, Status::code));
-        if let Some(status) = refused {
-            tracing::debug!(method, code = ?status.code(), message = status.message(), "refused");
+        let Some(status) = refused else { return };
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => {
+                tracing::warn!(code = ?status.code(), message = status.message(), "refused");
+            }
+            code => tracing::info!(?code, message = status.message(), "refused"),
         }
     }
 

@@ -43,7 +43,9 @@ impl State {
         }
         let text = numbered(sql)?.into_owned();
         let plan = self.planned(async move { bounds::plan(&ctx.state(), &text).await }).await?;
-        let plan = plan.map_err(|error| self.status(&error, sql))?;
+        let plan = plan.map_err(|error| self.status(&error, sql)).inspect_err(|status| {
+            tracing::info!(user = %call.caller.user, code = ?status.code(), sql = beginning(sql), "statement not planned");
+        })?;
         self.check(call, &plan)?;
         Ok(plan)
     }
@@ -109,8 +111,9 @@ impl State {
         };
         call.session.queries.forget_fetched();
         let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
-        self.metrics.query(code, started.elapsed().as_secs_f64());
-        tracing::info!(user = %call.caller.user, code = ?code, sql = beginning(sql), "statement");
+        let seconds = started.elapsed().as_secs_f64();
+        self.metrics.query(code, seconds);
+        tracing::info!(user = %call.caller.user, code = ?code, seconds, sql = beginning(sql), "statement");
         result
     }
 }
