@@ -56,7 +56,7 @@ impl QueryFault {
             DataFusionError::Shared(inner) if is_panic(&inner) => match std::sync::Arc::try_unwrap(inner) {
                 Ok(inner) => Self::named(inner),
                 // Several partitions hold it: its text says as much.
-                Err(shared) => Self::of_error(&shared).map_or(DataFusionError::Shared(shared), Self::into),
+                Err(shared) => Self::of_error(&shared).map_or(DataFusionError::Shared(shared), DataFusionError::from),
             },
             other => other,
         }

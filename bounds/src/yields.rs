@@ -16,8 +16,9 @@ use datafusion::common::{Result, Statistics};
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::execution_plan::{CardinalityEffect, EmissionType, ReplaceChildrenOptions};
-use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::Stream;
 use futures::future::BoxFuture;
@@ -28,6 +29,15 @@ const TURN: Duration = Duration::from_millis(5);
 /// Puts a [`YieldExec`] above what can give rows for long without waiting: scans, joins, and what gathers its input.
 #[derive(Debug, Default)]
 pub struct YieldOften;
+
+impl YieldOften {
+    /// DataFusion's rules, and this one after them.
+    pub fn with_default_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+        let mut rules = PhysicalOptimizer::new().rules;
+        rules.push(Arc::new(Self));
+        rules
+    }
+}
 
 impl PhysicalOptimizerRule for YieldOften {
     fn name(&self) -> &str {
@@ -129,6 +139,10 @@ impl ExecutionPlan for YieldExec {
         Ok(Arc::clone(&inputs[0]))
     }
 
+    fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
+        vec![ChildStats::At(partition)]
+    }
+
     fn cardinality_effect(&self) -> CardinalityEffect {
         CardinalityEffect::Equal
     }
@@ -179,7 +193,7 @@ mod tests {
     fn session() -> SessionContext {
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(SessionConfig::new().with_target_partitions(1).with_batch_size(64))
-            .with_physical_optimizer_rule(Arc::new(YieldOften))
+            .with_physical_optimizer_rules(YieldOften::with_default_rules())
             .build();
         SessionContext::new_with_state(state)
     }

@@ -104,7 +104,7 @@ fn build(
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_physical_optimizer_rule(Arc::new(YieldOften))
+        .with_physical_optimizer_rules(YieldOften::with_default_rules())
         .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory(files.clone())))
         .build();
     arrow_quant_udfs::register_all(&mut state)?;
