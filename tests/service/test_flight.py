@@ -197,6 +197,17 @@ def test_exchange_gives_the_codes_of_the_command(client):
     assert sorted((row["tensor"], row["codes"].hex()) for row in result.to_pylist()) == expected
 
 
+def test_exchange_with_a_limit_ends_cleanly(client):
+    batch = pa.record_batch({"x": pa.array(range(10_000), pa.int64())})
+    writer, reader = client.do_exchange(command("SELECT x FROM input LIMIT 3"))
+    writer.begin(batch.schema)
+    for _ in range(200):
+        writer.write_batch(batch)
+    writer.done_writing()
+    assert reader.read_all()["x"].to_pylist() == [0, 1, 2]
+    writer.close()
+
+
 def test_exchange_answers_while_the_client_writes(client):
     batches = [weights(client, "tensor = 'time_fc1.weight'").to_batches()[0]] * 40
     writer, reader = client.do_exchange(command("SELECT tensor, quantize(weights, 4, 128) AS q FROM input"))

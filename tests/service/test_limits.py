@@ -354,3 +354,43 @@ def test_open_results(server):
     assert calls.tickets("SELECT 1")
     for _ in range(10):
         assert list(calls.query("SELECT 1", metadata=[cookie(1)]))
+
+
+# ---------------------------------------------------------------- queries that keep their thread
+
+# Each takes hours on one thread, which it does not leave: rows of many million weights, weights again and again, joins.
+BUSY = [
+    "SELECT sum(sqnr(quantize(v, 4, 64))) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 10000) AS t(i)",
+    "SELECT sum(cosine_similarity(v, v)) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 100000) AS t(i)",
+    "SELECT sqnr_agg(v, v) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 100000) AS t(i)",
+    "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM dit.weights, generate_series(1, 1000000) AS t(i) WHERE weights['dtype'] = 'BF16'",
+    "SELECT count(*) FROM generate_series(1, 1000000) AS a(x), generate_series(1, 1000000) AS b(y) WHERE x + y < 0",
+]
+
+# What a busy machine may add to the 0.2 s that a query may go on.
+SLACK = 3
+
+
+@pytest.mark.parametrize("sql", BUSY)
+def test_a_timeout_ends_what_keeps_the_only_thread(server, sql):
+    one = server("--threads", "1", *limits(query_timeout=1, concurrent_queries=1))
+    started = time.monotonic()
+    code, details = refusal(one.raw().query, sql)
+    assert code == "DEADLINE_EXCEEDED" and "query_timeout" in details
+    assert time.monotonic() - started < 1 + SLACK
+    started = time.monotonic()
+    assert list(one.raw().query("SELECT 1"))
+    assert time.monotonic() - started < SLACK
+
+
+@pytest.mark.parametrize("sql", BUSY)
+def test_who_leaves_what_keeps_the_only_thread_frees_the_place(server, sql):
+    one = server("--threads", "1", *limits(concurrent_queries=1))
+    running = one.raw().query(sql)
+    eventually(lambda: one.running() == 1, "the query")
+    running.cancel()
+    started = time.monotonic()
+    eventually(lambda: one.running() == 0, "the free place")
+    assert time.monotonic() - started < SLACK
+    assert list(one.raw().query("SELECT 1"))
+
