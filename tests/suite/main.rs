@@ -20,6 +20,7 @@ mod report;
 mod resume;
 mod service;
 mod sql;
+mod stopping;
 mod stored;
 mod target;
 mod words;
