@@ -19,11 +19,10 @@ use datafusion::common::{Result, not_impl_err, plan_err};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::sink::{DataSink, DataSinkExec};
 use datafusion::execution::memory_pool::MemoryPool;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::CreateMemoryTable;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
-use datafusion::prelude::SessionContext;
 
 use crate::lock::locked;
 use memory::{MemoryTable, Rows};

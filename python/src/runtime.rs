@@ -7,11 +7,12 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatchReader;
-use arrow_quant_bounds::QueryFault;
+use arrow_quant_bounds::{QueryFault, on_planning_thread};
 use arrow_quant_udfs::Cancellation;
 use arrow_quant_v2::{DiffusionQuantConfig, QuantError};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::DataFrame;
 use futures::StreamExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -25,7 +26,7 @@ use crate::logging;
 use crate::waiting;
 
 /// Bytes of a thread's stack, of which only what is used takes memory: a long expression of SQL is a deep tree.
-const STACK: usize = 64 << 20;
+const STACK: usize = 256 << 20;
 
 /// The name of all threads of the engine.
 pub(crate) const THREADS: &str = "arrow-quant";
@@ -161,16 +162,21 @@ impl Drop for Threads {
 /// Stops the functions of a query when it is dropped: a function that computes cannot be stopped from outside.
 pub(crate) struct StopOnDrop(Cancellation);
 
-impl StopOnDrop {
-    pub(crate) fn new(cancellation: Cancellation) -> Self {
-        Self(cancellation)
-    }
-}
-
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
+}
+
+/// Runs a query, and what stops its functions.
+pub(crate) async fn executed(frame: DataFrame) -> arrow_quant_v2::Result<(SendableRecordBatchStream, StopOnDrop)> {
+    let (mut state, plan) = frame.into_parts();
+    let cancellation = Cancellation::default();
+    state.config_mut().options_mut().extensions.insert(cancellation.clone());
+    let stop = StopOnDrop(cancellation);
+    let threads = tokio::runtime::Handle::current();
+    let rows = on_planning_thread(&threads, async move { DataFrame::new(state, plan).execute_stream().await });
+    Ok((rows.await?, stop))
 }
 
 /// The batches of a query as they come. Dropped, they stop it.

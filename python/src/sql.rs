@@ -6,11 +6,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_quant_bounds::on_planning_thread;
-use arrow_quant_udfs::Cancellation;
 use arrow_quant_v2::{register_model, session};
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
 use futures::TryStreamExt;
@@ -22,7 +20,7 @@ use tokio::sync::RwLock;
 use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
 use crate::errors::{Result, argument};
 use crate::import::batches;
-use crate::runtime::{StopOnDrop, Threads, cores};
+use crate::runtime::{Threads, cores, executed};
 
 /// Opens a session in which models are schemas and functions quantize.
 ///
@@ -154,17 +152,6 @@ impl Connection {
         })?;
         Ok(QueryResult { answer, threads: Arc::clone(&self.threads) })
     }
-}
-
-/// Runs a query, and what stops its functions.
-async fn executed(frame: DataFrame) -> arrow_quant_v2::Result<(SendableRecordBatchStream, StopOnDrop)> {
-    let (mut state, plan) = frame.into_parts();
-    let cancellation = Cancellation::default();
-    state.config_mut().options_mut().extensions.insert(cancellation.clone());
-    let stop = StopOnDrop::new(cancellation);
-    let threads = tokio::runtime::Handle::current();
-    let rows = on_planning_thread(&threads, async move { DataFrame::new(state, plan).execute_stream().await });
-    Ok((rows.await?, stop))
 }
 
 /// What a query gives.
