@@ -13,7 +13,7 @@ use arrow::compute::kernels::length::length;
 use arrow::datatypes::{
     DataType, FieldRef, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
 };
-use datafusion::common::{Result, exec_err};
+use datafusion::common::{Result, exec_err, resources_err};
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
 use datafusion::logical_expr::{
@@ -55,6 +55,9 @@ const FUNCTIONS: [(&str, Estimate); 23] = [
 
 /// Results that are not counted, and that are computed while a statement is planned: asking the pool would take longer.
 const UNCOUNTED: u64 = 1 << 20;
+
+/// No result is larger, however much memory there is: the allocator would end the process.
+const LARGEST: u64 = 16 << 30;
 
 thread_local! {
     static PLANNING: Cell<bool> = const { Cell::new(false) };
@@ -160,6 +163,9 @@ impl ScalarUDFImpl for Bounded {
         let bytes = (self.estimate)(&Arguments::of(&args))?;
         if bytes <= UNCOUNTED {
             return self.inner.invoke_with_args(args);
+        }
+        if bytes > LARGEST {
+            return resources_err!("'{}' would give {bytes} bytes, {LARGEST} are allowed", self.name());
         }
         if PLANNING.get() {
             // The optimizer leaves alone what fails.

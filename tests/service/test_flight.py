@@ -59,6 +59,14 @@ def test_list_flights_by_criteria(client):
     assert found == [("dit", "weights")]
 
 
+def test_models_are_found_however_their_names_are_written(server):
+    one = server("--model", f"DiT-2.0={MODEL}").client()
+    for name in ("DiT-2.0", "dit-2.0", "DIT-2.0"):
+        assert fetched(one, one.get_flight_info(path(name, "tensors"))).num_rows == 52
+        assert one.do_get(flight.Ticket(f'SELECT * FROM "{name}".tensors')).read_all().num_rows == 52
+    assert fetched(one, one.get_flight_info(path("DIT", "tensors"))).num_rows == 52
+
+
 def test_get_by_path(client):
     info = client.get_flight_info(path("dit", "weights"))
     table = fetched(client, info)
