@@ -98,7 +98,9 @@ fn wire_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, Ar
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{BinaryViewArray, DictionaryArray, Int32Array, ListArray, StringViewArray, StructArray};
+    use arrow::array::{
+        ArrayRef, AsArray, BinaryViewArray, DictionaryArray, Int32Array, ListArray, StringViewArray, StructArray,
+    };
     use arrow::datatypes::{Int8Type, Int32Type};
 
     use super::*;
