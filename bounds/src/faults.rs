@@ -50,15 +50,11 @@ impl QueryFault {
                 Some(fault) => fault.into(),
                 None => DataFusionError::Internal("a task of the query was cancelled".to_string()),
             },
-            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) if is_panic(&inner) => {
-                Self::named(*inner)
-            }
-            DataFusionError::Shared(inner) if is_panic(&inner) => match std::sync::Arc::try_unwrap(inner) {
-                Ok(inner) => Self::named(inner),
-                // Several partitions hold it: its text says as much.
-                Err(shared) => Self::of_error(&shared).map_or(DataFusionError::Shared(shared), DataFusionError::from),
+            // Within others, or held by several partitions: its text says as much.
+            other => match Self::of_error(&other) {
+                Some(fault) => fault.into(),
+                None => other,
             },
-            other => other,
         }
     }
 }
@@ -67,10 +63,6 @@ impl From<QueryFault> for DataFusionError {
     fn from(fault: QueryFault) -> Self {
         Self::External(Box::new(fault))
     }
-}
-
-fn is_panic(error: &DataFusionError) -> bool {
-    matches!(error.find_root(), DataFusionError::ExecutionJoin(join) if join.is_panic())
 }
 
 /// Keeps panics of threads whose names `is_query` accepts from being printed: they become errors, and those are told. They are
