@@ -91,10 +91,13 @@ assert connection.sql("SELECT 1 AS one").to_pyarrow()["one"].to_pylist() == [1]
 print(time.monotonic() - sent, flush=True)
 """
 
+# A row of many million weights, which is worked on for as long as there are functions; and a join.
+SETTINGS = [f"v, {bits}, {size}, '{s}'" for bits in (2, 4, 8) for size in (32, 64, 128) for s in ("affine", "symmetric")]
 BUSY = [
-    "SELECT sum(sqnr(quantize(v, 4, 64))) AS x FROM (SELECT range(0, 10000000) AS v), generate_series(1, 10000)",
-    "SELECT sqnr_agg(v, v) AS x FROM (SELECT range(0, 10000000) AS v), generate_series(1, 100000)",
-    "SELECT count(*) AS n FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b WHERE a.value + b.value < 0",
+    "SELECT "
+    + " + ".join(f"sqnr(quantize({settings}))" for settings in SETTINGS)
+    + " AS x FROM (SELECT arrow_cast(range(0, 20000000), 'List(Float32)') AS v)",
+    "SELECT count(*) AS n FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y) WHERE x + y < 0",
 ]
 
 

@@ -7,16 +7,26 @@ use std::time::{Duration, Instant};
 
 use crate::common::{DIGITS, arrow_quant, contains, run};
 
-/// Queries that keep their thread for hours: over weights again and again, within rows of ten million weights, in joins.
+/// Queries that keep their thread: within a row of many million weights, over weights again and again, in a join.
 #[cfg(target_os = "linux")]
-const BUSY: [&str; 6] = [
-    "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM d.weights, generate_series(1, 1000000) WHERE weights['dtype'] = 'BF16'",
-    "SELECT sum(sqnr(quantize(v, 4, 64))) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 10000)",
-    "SELECT sum(cosine_similarity(v, v)) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 100000)",
-    "SELECT tensor_stats_agg(v) FROM (SELECT range(0, 10000000) AS v), generate_series(1, 100000)",
-    "SELECT count(*) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b WHERE a.value + b.value < 0",
-    "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t",
-];
+fn busy() -> Vec<String> {
+    let row = "FROM (SELECT arrow_cast(range(0, 20000000), 'List(Float32)') AS v)";
+    let each = |function: fn(&str) -> String| {
+        let settings = ["2, 32", "2, 64", "2, 128", "4, 32", "4, 64", "4, 128", "8, 32", "8, 64", "8, 128"];
+        let schemes = ["affine", "symmetric", "asymmetric"];
+        let calls =
+            settings.iter().flat_map(|s| schemes.map(|scheme| function(&format!("quantize(v, {s}, '{scheme}')"))));
+        format!("SELECT {} AS x {row}", calls.collect::<Vec<_>>().join(" + "))
+    };
+    vec![
+        each(|quantized| format!("sqnr({quantized})")),
+        each(|quantized| format!("sqnr_agg(v, dequantize({quantized}))")),
+        "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM d.weights, generate_series(1, 1000000) WHERE weights['dtype'] = 'BF16'"
+            .to_string(),
+        "SELECT count(*) FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y) WHERE x + y < 0".to_string(),
+        "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t".to_string(),
+    ]
+}
 
 /// Waits until a process has computed for so long.
 #[cfg(target_os = "linux")]
@@ -37,7 +47,7 @@ fn computed(child: &Child, ticks: u64) {
 #[cfg(target_os = "linux")]
 fn signals_end_queries_at_once_on_any_number_of_threads() {
     for (sql, (threads, (signal, status))) in
-        BUSY.iter().zip([("1", ("INT", 130)), ("2", ("TERM", 143))].into_iter().cycle())
+        busy().iter().zip([("1", ("INT", 130)), ("2", ("TERM", 143))].into_iter().cycle())
     {
         let mut command = arrow_quant(&["sql", "--threads", threads, "--model", &format!("d={DIGITS}"), sql]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
