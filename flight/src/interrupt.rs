@@ -20,6 +20,9 @@ pub(crate) fn for_query(ctx: &SessionContext, interruptible: Interruptible) -> (
 /// The same for a query that is planned anew.
 pub(crate) fn renewed(mut state: SessionState, interruptible: Interruptible) -> (SessionState, Interrupt) {
     let interrupt = interruptible(state.config_mut().options_mut());
+    // Functions are planned with the options of the execution, which are older.
+    let options = Arc::clone(state.config().options());
+    state.execution_props_mut().config_options = Some(options);
     (state, interrupt)
 }
 

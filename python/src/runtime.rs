@@ -173,6 +173,9 @@ pub(crate) async fn executed(frame: DataFrame) -> arrow_quant_v2::Result<(Sendab
     let (mut state, plan) = frame.into_parts();
     let cancellation = Cancellation::default();
     state.config_mut().options_mut().extensions.insert(cancellation.clone());
+    // Functions are planned with the options of the execution, which are older.
+    let options = Arc::clone(state.config().options());
+    state.execution_props_mut().config_options = Some(options);
     let stop = StopOnDrop(cancellation);
     let threads = tokio::runtime::Handle::current();
     let rows = on_planning_thread(&threads, async move { DataFrame::new(state, plan).execute_stream().await });

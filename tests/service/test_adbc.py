@@ -209,11 +209,8 @@ def test_parameters_are_question_marks(cursor):
     assert len(rows(cursor, "SELECT tensor FROM dit.tensors LIMIT ? OFFSET ?", (2, 1))) == 2
 
 
-def test_question_marks_of_prepared_statements_and_pandas(connection, cursor):
+def test_question_marks_of_prepared_statements(cursor):
     assert cursor.adbc_prepare("SELECT ? + elements FROM dit.tensors").names == ["$1"]
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.read_sql("SELECT ? AS a, ? AS b", connection, params=(1, "x"))
-    assert frame.to_dict("records") == [{"a": 1, "b": "x"}]
 
 
 @pytest.mark.parametrize(
