@@ -45,7 +45,8 @@ impl State {
     ) -> Result<Messages, Status> {
         let deadline = Instant::now() + self.limits.query_timeout;
         let late = |_| too_late();
-        let (messages, rest) = lent(one_ahead(messages));
+        // What has ended is asked once more when it comes back.
+        let (messages, rest) = lent(one_ahead(messages).fuse());
         let input = timeout_at(deadline.into(), Input::open(messages)).await.map_err(late)??;
         let sql = match asked(&input.descriptor)? {
             Asked::Sql(sql) => sql,
