@@ -23,7 +23,7 @@ fn busy() -> Vec<String> {
         each(|quantized| format!("sqnr_agg(v, dequantize({quantized}))")),
         "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM d.weights, generate_series(1, 1000000) WHERE weights['dtype'] = 'BF16'"
             .to_string(),
-        "SELECT count(*) FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y) WHERE x + y < 0".to_string(),
+        "SELECT count(*) FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y) WHERE x + y > 0".to_string(),
         "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t".to_string(),
     ]
 }
