@@ -96,8 +96,10 @@ struct Lent<S> {
     back: Option<oneshot::Sender<S>>,
 }
 
+type Boxed<S> = Pin<Box<S>>;
+
 /// Lends a stream: what is left of it comes back once it is dropped.
-fn lent<S: Stream + Send + 'static>(stream: S) -> (Lent<Pin<Box<S>>>, oneshot::Receiver<Pin<Box<S>>>) {
+fn lent<S: Stream + Send + 'static>(stream: S) -> (Lent<Boxed<S>>, oneshot::Receiver<Boxed<S>>) {
     let (back, rest) = oneshot::channel();
     (Lent { stream: Some(Box::pin(stream)), back: Some(back) }, rest)
 }
