@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow_quant_bounds::QueryFault;
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
@@ -330,7 +331,7 @@ impl From<StoreError> for QuantError {
 impl From<DataFusionError> for QuantError {
     /// One of our own errors that passed through a query comes out as it went in.
     fn from(error: DataFusionError) -> Self {
-        match error {
+        match QueryFault::named(error) {
             DataFusionError::External(source) => match source.downcast::<Self>() {
                 Ok(own) => *own,
                 Err(source) => Self::Query(Box::new(DataFusionError::External(source))),

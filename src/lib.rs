@@ -57,7 +57,7 @@ pub use report::{
     LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
     ValidationReport, numbers,
 };
-pub use session::{register, register_model, service_session, session};
+pub use session::{model_name, register, register_model, service_session, session};
 pub use tables::AnyModel;
 pub use targets::TargetName;
 pub use threads::{Started, start_runtime};

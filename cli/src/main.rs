@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod progress;
 mod quantize;
+mod queries;
 mod readable;
 mod report;
 #[cfg(feature = "service")]

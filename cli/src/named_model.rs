@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use arrow_quant_v2::model_name;
+
 /// A model and the schema it becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NamedModel {
-    /// The schema, in lower case, as SQL reads names without quotes.
+    /// The schema: the name in lower case.
     pub name: String,
     /// The file or directory.
     pub path: PathBuf,
@@ -14,17 +16,13 @@ pub(crate) struct NamedModel {
 
 impl NamedModel {
     /// # Errors
-    /// If SQL cannot read the name without quotes, or the path is empty.
+    /// If the name is not allowed, or the path is empty.
     pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
-        let mut chars = name.chars();
-        let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!("the name '{name}' is not allowed: a letter or _, then letters, digits or _"));
-        }
+        let schema = model_name(name).map_err(|error| error.to_string())?;
         if path.is_empty() {
             return Err(format!("the path of '{name}' is empty"));
         }
-        Ok(Self { name: name.to_ascii_lowercase(), path: path.into() })
+        Ok(Self { name: schema, path: path.into() })
     }
 }
 
@@ -47,7 +45,8 @@ mod tests {
         let model = |name: &str, path: &str| Ok(NamedModel { name: name.to_string(), path: path.into() });
         assert_eq!("m=a/b=c".parse(), model("m", "a/b=c"));
         assert_eq!("_Flux1=x".parse(), model("_flux1", "x"));
-        for wrong in ["m", "=x", "1m=x", "a-b=x", "a b=x", "m="] {
+        assert_eq!("Qwen2.5-7B=x".parse(), model("qwen2.5-7b", "x"));
+        for wrong in ["m", "=x", "a b=x", "a/b=x", "m="] {
             assert!(wrong.parse::<NamedModel>().is_err(), "{wrong}");
         }
     }

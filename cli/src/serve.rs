@@ -1,16 +1,17 @@
 //! `arrow-quant serve`: models over Arrow Flight and Flight SQL; and what its credentials file needs.
 
+use std::convert::Infallible;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use arrow_quant_flight::{ServeError, Server, hash_password, logs, new_token};
+use arrow_quant_flight::{Credentials, Reloader, ServeError, Server, hash_password, logs, new_token};
 use arrow_quant_v2::config::{Field, Layered};
 
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
 use crate::flags::{Flagged, Flags};
-use crate::interrupt::Signals;
+use crate::interrupt::{Hangups, Signals};
 use crate::named_model::NamedModel;
 use crate::service::{ServiceConfig, ServiceLayers, bind, limit, not_started};
 use crate::{SHUTDOWN, cores, output, runtime};
@@ -106,7 +107,11 @@ fn serve(mut layered: Layered<ServiceConfig>) -> Result<(), Failure> {
         let signals = Signals::new().map_err(|error| Failure::Message(format!("signals cannot be taken: {error}")))?;
         let server = bind(&layered).await?;
         announce(&server, &layered.config)?;
-        until_stopped(server, signals, failed).await
+        let reloads = reload_on_hangup(server.reloader(), &layered);
+        tokio::select! {
+            ended = until_stopped(server, signals, failed) => ended,
+            never = reloads => match never {},
+        }
     });
     runtime.shutdown_timeout(SHUTDOWN);
     result
@@ -116,8 +121,25 @@ fn serve(mut layered: Layered<ServiceConfig>) -> Result<(), Failure> {
 fn announce(server: &Server, config: &ServiceConfig) -> Result<(), Failure> {
     let scheme = if config.is_encrypted() { "grpc+tls" } else { "grpc" };
     let mut lines = vec![format!("listening on {scheme}://{}", server.address())];
+    log::info!("{}", config.summary());
     lines.extend(server.metrics_address().map(|address| format!("metrics on http://{address}/metrics")));
     print(&lines)
+}
+
+/// Reads credentials and certificates anew whenever SIGHUP asks for it. What cannot be used is told, and changes nothing.
+async fn reload_on_hangup(reloader: Reloader, layered: &Layered<ServiceConfig>) -> Infallible {
+    let mut hangups = Hangups::new();
+    loop {
+        hangups.next().await;
+        let credentials = layered.config.credentials.as_deref().map(Credentials::read).transpose();
+        match credentials.and_then(|credentials| reloader.reload(credentials)) {
+            Ok(()) => log::info!("SIGHUP: credentials and certificates are those of the files now"),
+            Err(error) => {
+                let failure = not_started(error, layered);
+                log::error!("SIGHUP: credentials and certificates stay as they were: {failure}");
+            }
+        }
+    }
 }
 
 /// Serves until a signal and then for as long as queries need to end, or until a second signal.

@@ -5,18 +5,16 @@ use std::path::PathBuf;
 
 use arrow_quant_v2::{register_model, session};
 use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::DFParser;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
-use crate::interrupt::ctrl_c;
+use crate::interrupt::{ctrl_c, signal};
 use crate::named_model::NamedModel;
 use crate::output::{self, Format};
-use crate::runtime;
+use crate::queries::Queries;
 use crate::table::Table;
 
 /// The prompt for a statement's first line.
@@ -40,27 +38,26 @@ pub(crate) struct Arguments {
 
 /// Opens the models and runs the statements.
 pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
-    let runtime = &runtime(threads)?;
-    let ctx = session(threads)?;
+    let queries = Queries::new(session(threads)?, threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {
             let path = path.display();
             return Err(Failure::Message(format!("--model {name}={path}: another model has the name '{name}'")));
         }
-        runtime.block_on(register_model(&ctx, name, path))?;
+        queries.wait(register_model(queries.ctx(), name, path))?;
     }
     let text = match &arguments.query {
         Some(query) => query.clone(),
-        None if io::stdin().is_terminal() => return prompt(&ctx, runtime, arguments.format),
+        None if io::stdin().is_terminal() => return prompt(&queries, arguments.format),
         None => io::read_to_string(io::stdin())
             .map_err(|error| Failure::Message(format!("cannot read standard input: {error}")))?,
     };
-    runtime.block_on(execute(&ctx, &text, arguments.format))
+    queries.until(signal(), execute(&queries, &text, arguments.format))
 }
 
 /// Runs every statement of `text` and prints its rows. None is run if one cannot be parsed.
-async fn execute(ctx: &SessionContext, text: &str, format: Format) -> Result<(), Failure> {
-    let statements = DFParser::parse_sql(text)?;
+async fn execute(queries: &Queries, text: &str, format: Format) -> Result<(), Failure> {
+    let statements = queries.parse(text).await?;
     if statements.is_empty() {
         return Err(Failure::Message("there is no statement to run".to_string()));
     }
@@ -69,16 +66,14 @@ async fn execute(ctx: &SessionContext, text: &str, format: Format) -> Result<(),
         if index > 0 && format == Format::Table {
             writeln!(out)?;
         }
-        let plan = ctx.state().statement_to_plan(statement).await?;
-        let rows = ctx.execute_logical_plan(plan).await?.execute_stream().await?;
-        output::write_rows(rows, format, &mut out).await?;
+        output::write_rows(queries.rows(statement).await?, format, &mut out).await?;
     }
     out.flush()?;
     Ok(())
 }
 
 /// Reads statements at a prompt and runs each, until the user leaves. An error is told, and the prompt goes on.
-fn prompt(ctx: &SessionContext, runtime: &Runtime, format: Format) -> Result<(), Failure> {
+fn prompt(queries: &Queries, format: Format) -> Result<(), Failure> {
     let broken = |error: ReadlineError| Failure::Message(format!("cannot read from the terminal: {error}"));
     let mut editor = DefaultEditor::new().map_err(broken)?;
     let history = history_file();
@@ -92,14 +87,14 @@ fn prompt(ctx: &SessionContext, runtime: &Runtime, format: Format) -> Result<(),
         match editor.readline(if text.is_empty() { FIRST } else { NEXT }) {
             Ok(line) if text.is_empty() && line.trim().is_empty() => {}
             Ok(line) if text.is_empty() && is_leave(&line) => break,
-            Ok(line) if text.is_empty() && line.trim() == "\\d" => list_tables(ctx)?,
+            Ok(line) if text.is_empty() && line.trim() == "\\d" => list_tables(queries.ctx())?,
             Ok(line) => {
                 text.push_str(&line);
                 text.push('\n');
                 if is_complete(&text) {
                     let statement = std::mem::take(&mut text);
                     let _ = editor.add_history_entry(statement.trim_end());
-                    run_at_prompt(ctx, runtime, &statement, format);
+                    run_at_prompt(queries, &statement, format);
                 }
             }
             Err(ReadlineError::Interrupted) => text.clear(),
@@ -116,14 +111,13 @@ fn prompt(ctx: &SessionContext, runtime: &Runtime, format: Format) -> Result<(),
 }
 
 /// Runs statements until they end or Ctrl-C cancels them, and tells an error.
-fn run_at_prompt(ctx: &SessionContext, runtime: &Runtime, text: &str, format: Format) {
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = execute(ctx, text, format) => result,
-            () = ctrl_c() => Err(Failure::Message("the query was cancelled".to_string())),
-        }
-    });
-    if let Err(failure) = result {
+fn run_at_prompt(queries: &Queries, text: &str, format: Format) {
+    // SIGTERM ends the prompt by itself.
+    let interrupted = async {
+        ctrl_c().await;
+        130
+    };
+    if let Err(failure) = queries.until(interrupted, execute(queries, text, format)) {
         failure.print();
     }
 }

@@ -145,7 +145,7 @@ pub(crate) fn one_ahead(
         match receiver.recv().await {
             Some(message) => Some((message, Some((receiver, reading)))),
             // A stream that was not read to its end is not complete.
-            None => reading.await.err().map(|error| (Err(failed(&error)), None)),
+            None => reading.await.err().map(|error| (Err(failed(error)), None)),
         }
     })
 }

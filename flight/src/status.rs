@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use arrow::error::ArrowError;
+use arrow_quant_bounds::{QueryFault, TooLong};
 use datafusion::error::DataFusionError;
 use tonic::{Code, Status};
 
@@ -23,7 +24,7 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
     let (code, message) = classified(error, classify);
     let (code, message) = match code {
         _ if is_spill_limit(error) => (Code::ResourceExhausted, format!("spill_mb: {message}")),
-        Code::ResourceExhausted => (code, format!("memory_mb: {message}")),
+        Code::ResourceExhausted if !is_too_long(error) => (code, format!("memory_mb: {message}")),
         _ => (code, message),
     };
     let mut message = without_paths(&message, request);
@@ -69,6 +70,11 @@ fn carried(error: &DataFusionError) -> Option<Status> {
     None
 }
 
+/// Whether a statement was refused before it was planned.
+fn is_too_long(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::External(inner) if inner.is::<TooLong>())
+}
+
 fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => classified(inner, classify),
@@ -99,7 +105,10 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
             (Code::Internal, message) => (Code::InvalidArgument, message),
             known => known,
         },
-        other => (Code::Internal, other.strip_backtrace()),
+        other => {
+            let fault = QueryFault::of_error(other).map(|fault| fault.to_string());
+            (Code::Internal, fault.unwrap_or_else(|| other.strip_backtrace()))
+        }
     }
 }
 
@@ -107,6 +116,9 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
 fn foreign(error: &(dyn Error + 'static), classify: Classify) -> (Code, String) {
     if let Some(inner) = error.downcast_ref::<DataFusionError>() {
         return classified(inner, classify);
+    }
+    if error.is::<TooLong>() {
+        return (Code::ResourceExhausted, error.to_string());
     }
     if let Some(inner) = error.downcast_ref::<IngestError>() {
         return (inner.code(), inner.to_string());

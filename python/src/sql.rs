@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use arrow_quant_bounds::on_planning_thread;
 use arrow_quant_v2::{register_model, session};
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
+use futures::TryStreamExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyMapping};
 use pyo3_arrow::ffi::to_schema_pycapsule;
@@ -18,7 +20,7 @@ use tokio::sync::RwLock;
 use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
 use crate::errors::{Result, argument};
 use crate::import::batches;
-use crate::runtime::{Threads, cores};
+use crate::runtime::{Threads, cores, executed};
 
 /// Opens a session in which models are schemas and functions quantize.
 ///
@@ -131,13 +133,22 @@ impl Connection {
         let (ctx, replacing) = (self.ctx.clone(), Arc::clone(&self.replacing));
         let answer = self.threads.wait(py, async move {
             let planning = replacing.read().await;
-            let frame = ctx.sql(&query).await?;
+            let threads = tokio::runtime::Handle::current();
+            let planned = {
+                let ctx = ctx.clone();
+                on_planning_thread(&threads, async move {
+                    let plan = arrow_quant_bounds::plan(&ctx.state(), &query).await?;
+                    ctx.execute_logical_plan(plan).await
+                })
+            };
+            let frame = planned.await?;
             drop(planning);
             if !matches!(frame.logical_plan(), LogicalPlan::Dml(_) | LogicalPlan::Copy(_)) {
                 return Ok(Answer::Query(Box::new(frame)));
             }
             let schema = Arc::clone(frame.schema().inner());
-            Ok(Answer::Done(schema, frame.collect().await?))
+            let (rows, _stop) = executed(frame).await?;
+            Ok(Answer::Done(schema, rows.try_collect().await?))
         })?;
         Ok(QueryResult { answer, threads: Arc::clone(&self.threads) })
     }
@@ -175,8 +186,8 @@ impl QueryResult {
 
     fn stream(&self, py: Python<'_>, frame: &DataFrame) -> Result<crate::runtime::Batches> {
         let frame = frame.clone();
-        let stream = self.threads.wait(py, async move { Ok(frame.execute_stream().await?) })?;
-        Ok(self.threads.stream(stream)?)
+        let (rows, stop) = self.threads.wait(py, executed(frame))?;
+        Ok(self.threads.stream(rows, stop)?)
     }
 }
 

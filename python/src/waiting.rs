@@ -1,18 +1,19 @@
 //! How a thread of Python waits for the engine: without the lock, and still hearing Ctrl-C.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 use std::time::Duration;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 
 use crate::errors::Result;
 use crate::logging;
 
 /// How long a signal, or a cancellation, may go unheard.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 pyo3::create_exception!(_native, Cancelled, pyo3::exceptions::PyException, "A job was cancelled.");
 
@@ -61,10 +62,42 @@ pub(crate) fn next<T: Send>(
     }
 }
 
-/// What is said of a thread of the engine that ended without a word, which only a panic does.
-pub(crate) const PANICKED: &str = "the engine stopped unexpectedly; this is a defect, please report it";
+/// Looks for signals, if this is the thread that Python handles them on: no other thread may wait for the lock here, because
+/// its holder may be waiting for it.
+///
+/// # Errors
+/// The exception of a signal.
+pub(crate) fn signals_of_main_thread() -> PyResult<()> {
+    if MAIN.get().is_some_and(|main| *main == std::thread::current().id()) {
+        Python::attach(|py| {
+            let interrupted = py.check_signals();
+            if interrupted.as_ref().is_err_and(|error| error.is_instance_of::<PyKeyboardInterrupt>(py)) {
+                // The library that reads raises an exception of its own: Python hears of Ctrl-C once it is back.
+                py.import("_thread")?.call_method0("interrupt_main")?;
+            }
+            interrupted
+        })
+    } else {
+        Ok(())
+    }
+}
 
-/// The exception that says so.
+/// Python's main thread, as far as it imported the package.
+static MAIN: OnceLock<ThreadId> = OnceLock::new();
+
+/// Remembers Python's main thread.
+///
+/// # Errors
+/// If Python has no threads.
+pub(crate) fn remember_main_thread(py: Python<'_>) -> PyResult<()> {
+    let threading = py.import("threading")?;
+    if threading.call_method0("current_thread")?.is(&threading.call_method0("main_thread")?) {
+        MAIN.get_or_init(|| std::thread::current().id());
+    }
+    Ok(())
+}
+
+/// What is said of a job whose thread ended without a word, which only a panic does.
 pub(crate) fn panicked() -> PyErr {
-    PyRuntimeError::new_err(PANICKED)
+    PyRuntimeError::new_err("the engine stopped unexpectedly; this is a defect, please report it")
 }

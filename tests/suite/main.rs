@@ -22,6 +22,7 @@ mod resume;
 mod service;
 mod sources;
 mod sql;
+mod stopping;
 mod stored;
 mod target;
 mod words;

@@ -13,6 +13,8 @@ use arrow_quant_kernels::{Dtype, KernelError, Weights};
 use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
 use datafusion::error::DataFusionError;
 
+use crate::cancellation::Cancelled;
+
 /// The type of a tensor value: `Struct<dtype Utf8, row_length Int64, data BinaryView>`. `data` holds little-endian
 /// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do. All fields are
 /// nullable, so that the fields of a NULL value are NULL in every engine. A value whose `dtype` or `data` is NULL is read as
@@ -48,6 +50,9 @@ pub struct RowError {
 
 /// An error of a function, for a row.
 pub(crate) fn kernel_error(function: &'static str, row: usize, problem: KernelError) -> DataFusionError {
+    if problem == KernelError::Cancelled {
+        return DataFusionError::External(Box::new(Cancelled));
+    }
     DataFusionError::External(Box::new(RowError { function, row, problem }))
 }
 

@@ -85,6 +85,27 @@ impl ServiceConfig {
         }
     }
 
+    /// What the server starts with, in one line, for its log.
+    pub(crate) fn summary(&self) -> String {
+        let models: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        format!(
+            "arrow-quant {} starts: models [{}], {} threads, memory {} MB, spill {} MB, writes {}, credentials {}, TLS {}, \
+             client certificates {}, query_timeout {} s, {} queries at once",
+            env!("CARGO_PKG_VERSION"),
+            models.join(", "),
+            self.threads(),
+            self.memory_mb,
+            self.spill_mb,
+            yes(self.read_write),
+            yes(self.credentials.is_some()),
+            yes(self.is_encrypted()),
+            yes(self.tls_client_ca.is_some()),
+            self.limits.query_timeout.as_secs_f64(),
+            self.limits.concurrent_queries,
+        )
+    }
+
     /// Whether clients connect with TLS.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.tls_certificate.is_some()
@@ -114,6 +135,7 @@ impl ServiceConfig {
             threads: self.threads(),
             limits: self.limits.clone(),
             classify: super::classify,
+            interruptible: super::interruptible,
         })
     }
 }

@@ -14,7 +14,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_quant_flight::{Code, ServeError, Server};
+use arrow_quant_flight::{Code, Interrupt, ServeError, Server};
+use arrow_quant_udfs::Cancellation;
+use datafusion::common::config::ConfigOptions;
 
 pub(crate) use config::{ServiceConfig, ServiceLayers, limit};
 
@@ -60,6 +62,13 @@ pub(crate) async fn bind(layered: &Layered<ServiceConfig>) -> Result<Server, Fai
     }
     let server = config.server().map_err(|error| not_started(error, layered))?;
     Server::bind(ctx, server, actions::all(&models)).await.map_err(|error| not_started(error, layered))
+}
+
+/// Makes the functions of a query stop when it is not wanted any more.
+fn interruptible(options: &mut ConfigOptions) -> Interrupt {
+    let cancellation = Cancellation::default();
+    options.extensions.insert(cancellation.clone());
+    Arc::new(move || cancellation.cancel())
 }
 
 /// The names of settings, that of a list or mapping as the place has it that an entry is from.

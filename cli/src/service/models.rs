@@ -90,7 +90,7 @@ impl Models {
     /// If it is a path that is not allowed.
     pub(super) fn path(&self, model: &str) -> Result<PathBuf> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(served) = named.get(&model.to_ascii_lowercase()) {
+        if let Some(served) = named.get(&model.to_lowercase()) {
             return Ok(served.path.clone());
         }
         drop(named);

@@ -95,8 +95,23 @@ impl Quantized {
 /// # Errors
 /// [`KernelError::NotFinite`], [`KernelError::Range`], and importance of the wrong length or sign.
 pub fn quantize(isa: Isa, weights: Weights<'_>, settings: Settings, importance: Option<&[f32]>) -> Result<Quantized> {
+    quantize_while(isa, weights, settings, importance, || true)
+}
+
+/// [`quantize`] for as long as the result is wanted, which is asked before each block of about 64 Ki weights.
+///
+/// # Errors
+/// As [`quantize`], and [`KernelError::Cancelled`] once it is not wanted.
+pub fn quantize_while(
+    isa: Isa,
+    weights: Weights<'_>,
+    settings: Settings,
+    importance: Option<&[f32]>,
+    wanted: impl Fn() -> bool,
+) -> Result<Quantized> {
     with_stored_dtype(weights, settings, importance, |slice, blocks, stored| {
-        blocks.into_iter().map(|block| quantize_block(isa, slice, block, stored)).collect()
+        let quantized = |block| if wanted() { quantize_block(isa, slice, block, stored) } else { Err(Stop::Unwanted) };
+        blocks.into_iter().map(quantized).collect()
     })
 }
 
@@ -150,6 +165,7 @@ fn with_stored_dtype(
             }
             Err(Stop::F16) => {}
             Err(Stop::Invalid) => return Err(slice.first_invalid()),
+            Err(Stop::Unwanted) => return Err(KernelError::Cancelled),
         }
     }
     unreachable!("f32 parameters hold every finite range")
@@ -176,6 +192,8 @@ pub(crate) enum Stop {
     F16,
     /// Some weight is not finite, or some group's range is not.
     Invalid,
+    /// Nobody wants the result.
+    Unwanted,
 }
 
 /// What is to be quantized.

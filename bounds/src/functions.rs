@@ -13,7 +13,7 @@ use arrow::compute::kernels::length::length;
 use arrow::datatypes::{
     DataType, FieldRef, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
 };
-use datafusion::common::{Result, exec_err};
+use datafusion::common::{Result, exec_err, resources_err};
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool};
 use datafusion::logical_expr::{
@@ -21,7 +21,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::prelude::SessionContext;
 
-use crate::wire::value_bytes;
+use crate::sizes::value_bytes;
 
 /// The bytes that a result has at most, roughly.
 type Estimate = fn(&Arguments) -> Result<u64>;
@@ -56,12 +56,15 @@ const FUNCTIONS: [(&str, Estimate); 23] = [
 /// Results that are not counted, and that are computed while a statement is planned: asking the pool would take longer.
 const UNCOUNTED: u64 = 1 << 20;
 
+/// No result is larger, however much memory there is: the allocator would end the process.
+const LARGEST: u64 = 16 << 30;
+
 thread_local! {
     static PLANNING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Does work on this thread during which no large constants are computed.
-pub(crate) fn while_planning<T>(work: impl FnOnce() -> T) -> T {
+pub fn while_planning<T>(work: impl FnOnce() -> T) -> T {
     struct Planning;
     impl Drop for Planning {
         fn drop(&mut self) {
@@ -74,7 +77,7 @@ pub(crate) fn while_planning<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// The same session, in which these functions are bounded by its memory.
-pub(crate) fn bounded(ctx: &SessionContext) -> SessionContext {
+pub fn bounded(ctx: &SessionContext) -> SessionContext {
     let bounded = SessionContext::new_with_state(ctx.state());
     let pool = &ctx.runtime_env().memory_pool;
     for (name, estimate) in FUNCTIONS {
@@ -160,6 +163,9 @@ impl ScalarUDFImpl for Bounded {
         let bytes = (self.estimate)(&Arguments::of(&args))?;
         if bytes <= UNCOUNTED {
             return self.inner.invoke_with_args(args);
+        }
+        if bytes > LARGEST {
+            return resources_err!("'{}' would give {bytes} bytes, {LARGEST} are allowed", self.name());
         }
         if PLANNING.get() {
             // The optimizer leaves alone what fails.
