@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_accuracy_is_between_zero_and_one() {
-        assert_eq!(accuracy("0.95"), Ok(0.95));
+        assert_eq!(accuracy("0.95").unwrap(), 0.95);
         for wrong in ["-0.1", "1.1", "NaN", "high", ""] {
             assert!(accuracy(wrong).is_err(), "{wrong}");
         }
