@@ -21,7 +21,10 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
     if let Some(status) = carried(error) {
         return status;
     }
-    let (code, message) = classified(error, classify);
+    let (code, message) = match QueryFault::of_error(error) {
+        Some(fault) => (Code::Internal, fault.to_string()),
+        None => classified(error, classify),
+    };
     // By its text: this one comes as an I/O error among others.
     let (code, message) = match code {
         _ if message.contains("max_temp_directory_size") => (Code::ResourceExhausted, format!("spill_mb: {message}")),
@@ -87,10 +90,7 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
             (Code::Internal, message) => (Code::InvalidArgument, message),
             known => known,
         },
-        other => {
-            let fault = QueryFault::of_error(other).map(|fault| fault.to_string());
-            (Code::Internal, fault.unwrap_or_else(|| other.strip_backtrace()))
-        }
+        other => (Code::Internal, other.strip_backtrace()),
     }
 }
 

@@ -64,7 +64,13 @@ fn signals_end_queries_at_once_on_any_number_of_threads() {
 
 #[test]
 fn long_statements_are_refused_in_one_line() {
-    let refused = |sql: String| run(arrow_quant(&["sql", &sql])).error();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("statement.sql");
+    // An argument cannot be as long.
+    let refused = |sql: String| {
+        std::fs::write(&file, sql).unwrap();
+        run(arrow_quant(&["sql"]).stdin(std::fs::File::open(&file).unwrap())).error()
+    };
     for (operator, number) in [(" + 1", 6_000), (" OR true", 64_000), (" || 'a'", 3_000), (" AND NOT true", 3_000)] {
         contains(
             &refused(format!("SELECT 1{}", operator.repeat(number))),
