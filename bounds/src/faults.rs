@@ -31,16 +31,16 @@ impl QueryFault {
 
     /// The fault that an error tells of, if it came of a panic.
     pub fn of_error(error: &DataFusionError) -> Option<Self> {
-        match error.find_root() {
-            DataFusionError::ExecutionJoin(join) if join.is_panic() => {
-                // A borrowed error gives its message as text alone.
-                let text = join.to_string();
-                let message = text.split_once(" with message ").map_or(text.as_str(), |(_, message)| message);
-                let message = message.trim_matches('"').replace("\\n", " ").replace("\\\"", "\"");
-                Some(Self { message: message.split_whitespace().collect::<Vec<_>>().join(" ") })
-            }
+        let join = match error.find_root() {
+            DataFusionError::ExecutionJoin(join) => Some(join.as_ref()),
+            DataFusionError::External(inner) => inner.downcast_ref::<JoinError>(),
             _ => None,
-        }
+        };
+        // A borrowed error gives its message as text alone.
+        let text = join.filter(|join| join.is_panic())?.to_string();
+        let message = text.split_once(" with message ").map_or(text.as_str(), |(_, message)| message);
+        let message = message.trim_matches('"').replace("\\n", " ").replace("\\\"", "\"");
+        Some(Self { message: message.split_whitespace().collect::<Vec<_>>().join(" ") })
     }
 
     /// The same error, in which the panic of a task of the engine is a fault.
@@ -92,6 +92,8 @@ mod tests {
         );
         let nested = DataFusionError::ExecutionJoin(Box::new(panicked().await)).context("while sorting");
         assert_eq!(QueryFault::named(nested).find_root().strip_backtrace(), format!("External error: {fault}"));
+        let external = DataFusionError::External(Box::new(panicked().await));
+        assert_eq!(QueryFault::named(external).find_root().strip_backtrace(), format!("External error: {fault}"));
         let shared = std::sync::Arc::new(DataFusionError::ExecutionJoin(Box::new(panicked().await)));
         let other = std::sync::Arc::clone(&shared);
         let shared = QueryFault::named(DataFusionError::Shared(other)).find_root().strip_backtrace();

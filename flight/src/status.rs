@@ -21,7 +21,10 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
     if let Some(status) = carried(error) {
         return status;
     }
-    let (code, message) = classified(error, classify);
+    let (code, message) = match QueryFault::of_error(error) {
+        Some(fault) => (Code::Internal, fault.to_string()),
+        None => classified(error, classify),
+    };
     let (code, message) = match code {
         _ if is_spill_limit(error) => (Code::ResourceExhausted, format!("spill_mb: {message}")),
         Code::ResourceExhausted if !is_too_long(error) => (code, format!("memory_mb: {message}")),
@@ -105,10 +108,7 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
             (Code::Internal, message) => (Code::InvalidArgument, message),
             known => known,
         },
-        other => {
-            let fault = QueryFault::of_error(other).map(|fault| fault.to_string());
-            (Code::Internal, fault.unwrap_or_else(|| other.strip_backtrace()))
-        }
+        other => (Code::Internal, other.strip_backtrace()),
     }
 }
 

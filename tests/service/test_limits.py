@@ -375,8 +375,8 @@ BUSY = [
     "SELECT count(*) FROM generate_series(1, 1000000) AS a(x), generate_series(1, 1000000) AS b(y) WHERE x + y > 0",
 ]
 
-# What a busy machine may add to the 0.2 s that a query may go on.
-SLACK = 3
+# What a busy machine may add to the 0.2 s that a query may go on, and DataFusion, unoptimized, to make the row: that is one step.
+SLACK = 15
 
 
 @pytest.mark.parametrize("sql", BUSY)

@@ -64,7 +64,13 @@ fn signals_end_queries_at_once_on_any_number_of_threads() {
 
 #[test]
 fn long_statements_are_refused_in_one_line() {
-    let refused = |sql: String| run(arrow_quant(&["sql", &sql])).error();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("statement.sql");
+    // An argument cannot be as long.
+    let refused = |sql: String| {
+        std::fs::write(&file, sql).unwrap();
+        run(arrow_quant(&["sql"]).stdin(std::fs::File::open(&file).unwrap())).error()
+    };
     for (operator, number) in [(" + 1", 6_000), (" OR true", 64_000), (" || 'a'", 3_000), (" AND NOT true", 3_000)] {
         contains(
             &refused(format!("SELECT 1{}", operator.repeat(number))),
@@ -82,7 +88,7 @@ fn long_statements_are_refused_in_one_line() {
 fn statements_within_bounds_run() {
     let operators = format!("SELECT 1{} AS n", " + 1".repeat(1_999));
     assert_eq!(run(arrow_quant(&["sql", "--format", "csv", &operators])).printed(), "n\n2000\n");
-    let script = vec![operators.as_str(); 3].join(";");
+    let script = [operators.as_str(); 3].join(";");
     assert_eq!(run(arrow_quant(&["sql", "--format", "csv", &script])).printed(), "n\n2000\n".repeat(3));
     let names: Vec<_> = (0..5_000).map(|i| format!("'t{i}'")).collect();
     let list = format!("SELECT 't17' IN ({}) AS found", names.join(","));

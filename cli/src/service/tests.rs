@@ -79,14 +79,18 @@ fn a_file_is_refused_with_what_is_allowed() {
         ("limits: {sesions: 1}", "there is no field 'limits.sesions'; did you mean sessions?"),
         ("limits.sessions: 1", "there is no field 'limits.sessions'"),
         ("tls: {certificat: x}", "did you mean certificate?"),
-        ("listen: 50051", "listen is 50051, allowed: an IP address and a port, such as 127.0.0.1:50051"),
+        ("listen: 50051", "listen is 50051, allowed: a host and a port, such as 127.0.0.1:50051"),
         ("read_write: maybe", "read_write is 'maybe', allowed: true or false"),
         ("threads: 2000", "threads is 2000, allowed: 1 to 1024, or 0 for all cores"),
         ("limits: {query_timeout: -1}", "limits.query_timeout is -1, allowed: a number of seconds above 0"),
         ("limits: {concurrent_queries: 0}", "limits.concurrent_queries is 0, allowed: 1 to 1000000"),
         ("limits: 3", "limits is 3, allowed: names and values"),
         ("models: [a]", "models is [\"a\"], allowed: a mapping from names to paths"),
+<<<<<<< HEAD
         ("models: {a-b: x}", "models is refused: the name 'a-b' is not allowed"),
+=======
+        ("models: {a/b: x}", "models: the name 'a/b' of a model is not allowed"),
+>>>>>>> queries
         ("allow: /models", "allow is '/models', allowed: a list of paths and URLs"),
         ("tls: {certificate: c.pem}", "tls.key is missing"),
         ("tls: {client_ca: c.pem}", "tls.certificate is missing"),
