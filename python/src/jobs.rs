@@ -144,8 +144,15 @@ impl Asked {
             };
             let progress_interval = interval.min(TICK);
             let on_progress = Some(listener);
-            let options =
-                JobOptions { plan, calibration, resume, overwrite, on_progress, progress_interval, ..JobOptions::default() };
+            let options = JobOptions {
+                plan,
+                calibration,
+                resume,
+                overwrite,
+                on_progress,
+                progress_interval,
+                ..JobOptions::default()
+            };
             job(out, config, options).await
         };
         let report = run(py, threads, cancellation, work, |py| told.tell(py))?;

@@ -86,11 +86,7 @@ fn a_file_is_refused_with_what_is_allowed() {
         ("limits: {concurrent_queries: 0}", "limits.concurrent_queries is 0, allowed: 1 to 1000000"),
         ("limits: 3", "limits is 3, allowed: names and values"),
         ("models: [a]", "models is [\"a\"], allowed: a mapping from names to paths"),
-<<<<<<< HEAD
-        ("models: {a-b: x}", "models is refused: the name 'a-b' is not allowed"),
-=======
-        ("models: {a/b: x}", "models: the name 'a/b' of a model is not allowed"),
->>>>>>> queries
+        ("models: {a/b: x}", "the name 'a/b' of a model is not allowed"),
         ("allow: /models", "allow is '/models', allowed: a list of paths and URLs"),
         ("tls: {certificate: c.pem}", "tls.key is missing"),
         ("tls: {client_ca: c.pem}", "tls.certificate is missing"),
