@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic;
+use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
 use tokio::task::JoinError;
@@ -33,7 +34,10 @@ impl QueryFault {
     pub fn of_error(error: &DataFusionError) -> Option<Self> {
         let join = match error.find_root() {
             DataFusionError::ExecutionJoin(join) => Some(join.as_ref()),
-            DataFusionError::External(inner) => inner.downcast_ref::<JoinError>(),
+            // A repartition hands the panic of its input to each of its partitions.
+            DataFusionError::External(inner) => {
+                inner.downcast_ref::<JoinError>().or_else(|| inner.downcast_ref::<Arc<JoinError>>().map(Arc::as_ref))
+            }
             _ => None,
         };
         // A borrowed error gives its message as text alone.
@@ -94,8 +98,10 @@ mod tests {
         assert_eq!(QueryFault::named(nested).find_root().strip_backtrace(), format!("External error: {fault}"));
         let external = DataFusionError::External(Box::new(panicked().await));
         assert_eq!(QueryFault::named(external).find_root().strip_backtrace(), format!("External error: {fault}"));
-        let shared = std::sync::Arc::new(DataFusionError::ExecutionJoin(Box::new(panicked().await)));
-        let other = std::sync::Arc::clone(&shared);
+        let of_all = DataFusionError::External(Box::new(Arc::new(panicked().await))).context("Join Error");
+        assert_eq!(QueryFault::named(of_all).find_root().strip_backtrace(), format!("External error: {fault}"));
+        let shared = Arc::new(DataFusionError::ExecutionJoin(Box::new(panicked().await)));
+        let other = Arc::clone(&shared);
         let shared = QueryFault::named(DataFusionError::Shared(other)).find_root().strip_backtrace();
         assert_eq!(shared, format!("External error: {fault}"));
         let plan = DataFusionError::Plan("no such table".to_string());
