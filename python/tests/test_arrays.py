@@ -592,8 +592,6 @@ def test_bfloat16_rows_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> Non
 # Errors
 
 REFUSED = {
-    "integers": np.arange(3),
-    "booleans": np.zeros(3, bool),
     "complex numbers": np.zeros(3, np.complex64),
     "text": np.array(["a"]),
     "objects": np.array([None]),
@@ -618,10 +616,34 @@ def test_arrays_that_cannot_be_quantized_are_named(kind: str) -> None:
 
 def test_integers_are_told_what_is_allowed() -> None:
     allowed = "float32, bfloat16, float16, float64"
-    with pytest.raises(QuantizationError, match=f"^step is of int64, allowed: {allowed}; convert it, or leave it out$"):
-        quantize({"step": np.arange(3)})
-    with pytest.raises(QuantizationError, match="^weights is of int64, "):
+    with pytest.raises(QuantizationError, match=f"^weights is of int64, allowed: {allowed}; convert it, or leave it out$"):
         quantize(np.arange(3))
+
+
+def test_integers_of_a_mapping_are_kept() -> None:
+    buffers = {"step": np.arange(3), "flag": np.array(True), "count": np.int64(7), "empty": np.zeros(0, np.uint8)}
+    quantized = quantize({"a": weights(), **buffers, "b": weights()}, bit_width=8)
+    assert list(quantized) == ["a", *buffers, "b"]
+    assert quantized.kept == tuple(buffers)
+    assert all(quantized[name] is value for name, value in buffers.items())
+    assert quantized.elements == 2 * weights().size
+    assert repr(quantized).startswith("QuantizedTensors(2 tensors, 4 kept, ")
+    restored = dequantize(quantized)
+    assert list(restored) == list(quantized)
+    assert all(restored[name] is value for name, value in buffers.items())
+    assert dequantize(dict(quantized.items()))["step"] is buffers["step"]
+    # A table has no place for them.
+    assert pa.table(quantized)["tensor"].to_pylist().count("step") == 0
+
+
+def test_a_mapping_of_integers_alone_is_kept() -> None:
+    quantized = quantize({"step": np.arange(3)})
+    assert (len(quantized), quantized.kept, quantized.nbytes) == (1, ("step",), 0)
+
+
+def test_a_notebook_shows_names_as_text() -> None:
+    html = quantize({"<script>alert(1)</script>": weights()})._repr_html_()
+    assert "&lt;script&gt;" in html and "<script" not in html
 
 
 def test_what_is_no_tensor_has_no_rows_of_one_length() -> None:
