@@ -3,6 +3,7 @@
 //! An error is a value: [`QuantError::worded`] makes its sentence in the words of a front end, and `Display` that of YAML and
 //! Rust.
 
+mod about;
 mod problems;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use arrow_quant_kernels::KernelError;
 use arrow_quant_stores::StoreError;
 use datafusion::error::DataFusionError;
 
+pub use about::{About, Kind};
 use problems::write_shortfall;
 pub use problems::{Held, OutputProblem, SettingProblem};
 pub use words::{FieldNames, Words};

@@ -41,14 +41,14 @@ pub use calibration::Calibration;
 pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
-pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
+pub use error::{About, FieldNames, Held, Kind, OutputProblem, QuantError, Result, SettingProblem, Words};
 pub use job::{
-    JobOptions, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
+    JobOptions, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
 };
 pub use model::{Model, Tensor};
 pub use report::{
-    LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
-    ValidationReport, numbers,
+    Below, InspectedTensor, Inspection, LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
+    ValidationReport, numbers, readable,
 };
-pub use session::{register, register_model, service_session, session};
+pub use session::{plan_statement, register, register_model, service_session, session};
 pub use tables::AnyModel;

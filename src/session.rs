@@ -1,5 +1,7 @@
 //! DataFusion sessions in which models are tables.
 
+mod statements;
+
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use url::Url;
 use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
 use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
+
+pub use statements::plan_statement;
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.

@@ -150,7 +150,7 @@ impl fmt::Display for Refused {
                 write!(f, "{called} of '{entry}' is {}, allowed: {allowed}", shown(found))
             }
             Problem::Pattern { pattern, reason } => {
-                write!(f, "{called} is '{pattern}', which is no regular expression: {reason}")
+                write!(f, "{called} is '{pattern}', which is not a regular expression: {reason}")
             }
             Problem::Other(clause) => f.write_str(clause),
         }

@@ -128,7 +128,7 @@ fn a_field_set_in_rust_is_checked_as_well() {
     assert_eq!(message(|c| c.min_accuracy = 1.5), "min_accuracy is 1.5, allowed: 0.0 to 1.0");
     assert_eq!(message(|c| c.calibration_samples = -1), "calibration_samples is -1, allowed: 1 or more");
     assert_eq!(message(|c| c.num_threads = 1025), "num_threads is 1025, allowed: 1 to 1024, or 0 for all cores");
-    assert!(message(|c| c.tensors = Some("(".into())).starts_with("tensors is '(', which is no regular expression"));
+    assert!(message(|c| c.tensors = Some("(".into())).starts_with("--tensors is '(', which is not a regular expression"));
     assert!(message(|c| (c.target_bpw, c.target_model_size_mb) = (Some(3.0), Some(1.0))).contains("one of them"));
     let uniform = message(|c| {
         c.enable_mixed_precision = false;
@@ -177,7 +177,7 @@ fn a_yaml_file_that_is_wrong_is_refused_by_name() {
     assert_eq!(refusal("min_accuracy: .nan"), "c.yaml: min_accuracy is '.nan', allowed: 0.0 to 1.0");
     assert!(refusal("min_sqnr_db: .inf").starts_with("c.yaml: min_sqnr_db is '.inf', allowed: a number"));
     assert!(refusal("bit_width: 4\nbit_width: 8").contains("duplicate"), "{}", refusal("bit_width: 4\nbit_width: 8"));
-    assert!(refusal("a: [").starts_with("c.yaml: no YAML: "));
+    assert!(refusal("a: [").starts_with("c.yaml: not YAML: "));
     assert!(refusal("4").starts_with("c.yaml: expected fields"));
     assert!(refusal("1: 2").contains("put it in quotes"));
     assert!(refusal("target_bpw: 3\ntarget_model_size_mb: 1").contains("both set"));

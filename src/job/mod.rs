@@ -1,6 +1,7 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
 mod figures;
+mod inspect;
 mod journal;
 mod open;
 mod planned;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
+pub use inspect::inspect_model;
 pub use planned::plan_model;
 pub use source::{plan_query, quantize_query};
 pub use staging::unfinished_run;

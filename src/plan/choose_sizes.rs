@@ -6,7 +6,7 @@ use super::sample::{Cost, Sampled};
 use super::size::Allocation;
 use super::size_target::{SizeTarget, Sizing};
 use crate::report::Listener;
-use crate::{DiffusionQuantConfig, Result};
+use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
 
 /// Chooses bits and group sizes for the target size of a configuration from samples of the tensors; nothing if it has
 /// none. `overhead` is what is stored beside the tensors, more or less.
@@ -29,12 +29,16 @@ pub(crate) async fn choose_sizes(
         let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();
         (*index, above.chain([Cost::kept(&plan.model.tensors()[*index])]).collect())
     };
-    let costs = sampled.costs.iter().map(with_kept).collect();
+    let costs: Vec<_> = sampled.costs.iter().map(with_kept).collect();
+    let is_nothing_open = costs.is_empty();
     let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
     let beside = overhead + plan.fixed_bytes();
     let least = beside + allocation.least_bytes();
     // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
     if target.bytes + overhead / 8 < least {
+        if is_nothing_open {
+            return Err(QuantError::setting(target.field, SettingProblem::NothingToChoose));
+        }
         return Err(target.refused(least, weights));
     }
     let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());

@@ -191,7 +191,7 @@ fn wrong_arguments_are_refused_with_those_allowed() {
         assert_eq!(outcome.status, Some(2), "{outcome:?}");
         contains(&outcome.stderr, &[&format!("invalid value '{value}' for '{flag}"), allowed]);
     }
-    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["tensors is '(', which is no regular expression"]);
+    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["--tensors is '(', which is not a regular expression"]);
     for (variable, value, allowed) in
         [("ARROW_QUANT_NUM_THREADS", "many", "0 for all cores"), ("ARROW_QUANT_ISA", "sse9", "this CPU has: ")]
     {
