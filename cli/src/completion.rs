@@ -25,15 +25,17 @@ pub(crate) struct Completions {
     words: BTreeSet<String>,
     /// Columns of all tables: aliases hide which table a column is of.
     columns: BTreeSet<String>,
+    schemas: BTreeSet<String>,
 }
 
 impl Completions {
     /// The names that a session has now.
     pub(crate) async fn of(ctx: &SessionContext) -> Self {
-        let mut names = Self { words: KEYWORDS.map(str::to_string).into(), columns: BTreeSet::new() };
+        let mut names = Self { words: KEYWORDS.map(str::to_string).into(), ..Self::default() };
         for catalog in ctx.catalog_names().iter().filter_map(|name| ctx.catalog(name)) {
             for schema_name in catalog.schema_names() {
                 let Some(schema) = catalog.schema(&schema_name) else { continue };
+                names.schemas.insert(schema_name.clone());
                 for table in schema.table_names() {
                     names.words.insert(format!("{schema_name}.{table}"));
                     names.words.insert(table.clone());
@@ -71,7 +73,7 @@ impl Completions {
         let mut found: Vec<String> =
             self.words.iter().chain(&self.columns).filter(|name| starts(name, word)).cloned().collect();
         // Behind an alias or a table, a column.
-        if let Some((table, column)) = word.rsplit_once('.') {
+        if let Some((table, column)) = word.rsplit_once('.').filter(|(table, _)| !self.schemas.contains(*table)) {
             found.extend(self.columns.iter().filter(|name| starts(name, column)).map(|name| format!("{table}.{name}")));
         }
         found.sort_unstable();
@@ -119,6 +121,7 @@ mod tests {
         has("SELECT sqnr", "sqnr_agg");
         has("SELECT * FROM weig", "weights");
         has("sel", "SELECT");
+        assert_eq!(all("SELECT * FROM public.l"), (14, vec!["public.layers".to_string()]));
         assert_eq!(all("SELECT dequant").0, 7);
         assert_eq!(all("\\ti"), (0, vec!["\\timing".to_string()]));
         assert_eq!(all("SELECT ").1, Vec::<String>::new());

@@ -49,7 +49,8 @@ fn functions_query(filter: Option<&ShowStatementFilter>) -> Result<String> {
         }
     };
     Ok(format!(
-        "SELECT DISTINCT routine_name AS function_name, function_type, syntax_example, description \
+        "SELECT DISTINCT routine_name AS function_name, function_type, replace(syntax_example, '`', '') AS syntax_example, \
+         description \
          FROM information_schema.routines {condition} ORDER BY function_name, function_type"
     ))
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, names, refused, run, safetensors, text, write_model, write_tall_model,
+    DIGITS, Tensor, arrow_quant, contains, files, names, refused, refused_with, run, safetensors, text, write_model, write_tall_model,
 };
 use tempfile::TempDir;
 
@@ -252,7 +252,8 @@ fn a_job_that_fails_fast_leaves_nothing_however_often_it_is_run() {
     for _ in 0..20 {
         let arguments =
             ["--fail-fast", "--bits", "2", "--min-accuracy", "0.99", "--method", "minmax", "--threads", "3"];
-        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below --min-accuracy 0.99"]);
+        let message = refused_with(3, text(&model), &directory.path().join("out"), &arguments);
+        contains(&message, &["below --min-accuracy 0.99"]);
     }
 }
 

@@ -18,6 +18,7 @@ mod reference;
 mod relation;
 mod report;
 mod resume;
+mod screen;
 mod service;
 mod sql;
 mod stored;
