@@ -14,6 +14,8 @@ mod layers;
 mod plan;
 mod progress;
 mod query;
+#[cfg(unix)]
+mod readme;
 mod reference;
 mod relation;
 mod report;

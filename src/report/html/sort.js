@@ -1,7 +1,12 @@
 // Tables sort by the column whose heading is clicked: first the lowest, then the highest.
 for (const table of document.querySelectorAll("table.data")) {
   const body = table.tBodies[0], headings = [...table.tHead.rows].at(-1).cells;
-  const number = text => text === "exact" ? Infinity : text === "scalar" ? 1 : text.replaceAll(",", "").split("×").map(Number).reduce((a, b) => a * b, 1);
+  const units = { B: 1, kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12, million: 1e6, billion: 1e9, "%": 1 };
+  const factor = text => {
+    const [figure, unit = "B"] = text.replace(/^< |,/g, "").split(" ");
+    return Number(figure) * units[unit];
+  };
+  const number = text => text === "exact" ? Infinity : text === "scalar" ? 1 : text.split(" × ").map(factor).reduce((a, b) => a * b, 1);
   const value = (row, column) => {
     const cell = row.cells[column], text = cell.textContent.trim();
     return cell.className === "n" ? number(text) : text;
