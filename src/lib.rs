@@ -43,12 +43,13 @@ pub use config::{
 };
 pub use error::{About, FieldNames, Held, Kind, OutputProblem, QuantError, Result, SettingProblem, Words};
 pub use job::{
-    JobOptions, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
+    JobOptions, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model,
+    verify_model,
 };
 pub use model::{Model, Tensor};
 pub use report::{
-    Below, InspectedTensor, Inspection, LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
-    ValidationReport, numbers, readable,
+    Below, InspectedTensor, Inspection, LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress,
+    QuantizeReport, Stage, TensorQuality, ValidationReport, numbers, readable,
 };
 pub use session::{plan_statement, register, register_model, service_session, session};
 pub use tables::AnyModel;

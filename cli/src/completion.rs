@@ -13,9 +13,10 @@ use crate::prompt::COMMANDS;
 
 /// The keywords that statements over models have.
 const KEYWORDS: [&str; 40] = [
-    "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "CAST", "COPY", "COUNT", "CREATE", "DESC", "DESCRIBE", "DISTINCT", "ELSE",
-    "END", "EXPLAIN", "EXTERNAL", "FILTER", "FROM", "GROUP", "HAVING", "IN", "INSERT", "INTO", "IS", "JOIN", "LEFT", "LIKE",
-    "LIMIT", "NOT", "NULL", "OR", "ORDER", "SELECT", "SHOW", "TABLE", "UNION", "VALUES", "WHERE", "WITH",
+    "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "CAST", "COPY", "COUNT", "CREATE", "DESC", "DESCRIBE", "DISTINCT",
+    "ELSE", "END", "EXPLAIN", "EXTERNAL", "FILTER", "FROM", "GROUP", "HAVING", "IN", "INSERT", "INTO", "IS", "JOIN",
+    "LEFT", "LIKE", "LIMIT", "NOT", "NULL", "OR", "ORDER", "SELECT", "SHOW", "TABLE", "UNION", "VALUES", "WHERE",
+    "WITH",
 ];
 
 /// Names that a word at the prompt can become.
@@ -62,7 +63,8 @@ impl Completions {
             return (0, found.into_iter().map(str::to_string).collect());
         }
         let is_of_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
-        let start = before.char_indices().rev().take_while(|(_, c)| is_of_word(*c)).last().map_or(before.len(), |(at, _)| at);
+        let start =
+            before.char_indices().rev().take_while(|(_, c)| is_of_word(*c)).last().map_or(before.len(), |(at, _)| at);
         let word = &before[start..];
         if word.is_empty() {
             return (start, Vec::new());

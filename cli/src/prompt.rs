@@ -172,7 +172,8 @@ impl<'a> Prompt<'a> {
             Command::Describe(Some(name)) => self.describe(name, &mut out)?,
             Command::Functions(pattern) => {
                 drop(out);
-                let like = pattern.map_or_else(String::new, |pattern| format!(" LIKE '{}'", pattern.replace('\'', "''")));
+                let like =
+                    pattern.map_or_else(String::new, |pattern| format!(" LIKE '{}'", pattern.replace('\'', "''")));
                 self.execute(&format!("SHOW FUNCTIONS{like}"));
                 return Ok(());
             }
@@ -193,7 +194,8 @@ impl<'a> Prompt<'a> {
 
     /// Prints the columns of a table, or the tables of a schema.
     fn describe(&self, name: &str, out: &mut impl Write) -> Result<(), Failure> {
-        let is_schema = |catalog: &String| self.ctx.catalog(catalog).is_some_and(|catalog| catalog.schema(name).is_some());
+        let is_schema =
+            |catalog: &String| self.ctx.catalog(catalog).is_some_and(|catalog| catalog.schema(name).is_some());
         let provider = match self.runtime.block_on(self.ctx.table_provider(name)) {
             Ok(provider) => provider,
             Err(_) if self.ctx.catalog_names().iter().any(is_schema) => return list_tables(&self.ctx, Some(name), out),

@@ -103,10 +103,7 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
 }
 
 /// Writes a file through another beside it, so that a statement that fails leaves the file as it was.
-fn into_file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+fn into_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Failure::from(QuantError::Io { path, source })

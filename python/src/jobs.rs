@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
     DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, inspect_model as inspect,
-    plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session, unfinished_run as unfinished,
-    validate_model as validate,
+    plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session,
+    unfinished_run as unfinished, validate_model as validate,
 };
 use datafusion::prelude::SessionContext;
 use pyo3::prelude::*;

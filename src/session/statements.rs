@@ -45,7 +45,9 @@ fn functions_query(filter: Option<&ShowStatementFilter>) -> Result<String> {
         Some(ShowStatementFilter::Like(pattern)) => format!("WHERE routine_name LIKE '{}'", quoted(pattern)),
         Some(ShowStatementFilter::ILike(pattern)) => format!("WHERE routine_name ILIKE '{}'", quoted(pattern)),
         Some(ShowStatementFilter::Where(_) | ShowStatementFilter::NoKeyword(_)) => {
-            return Ok(plan_err!("SHOW FUNCTIONS takes LIKE or ILIKE and a pattern; for more, query information_schema.routines")?);
+            return Ok(plan_err!(
+                "SHOW FUNCTIONS takes LIKE or ILIKE and a pattern; for more, query information_schema.routines"
+            )?);
         }
     };
     Ok(format!(
@@ -113,7 +115,8 @@ fn renamed(plan: LogicalPlan, names: &[Option<String>]) -> Result<LogicalPlan> {
 
 /// Whether two names differ in case and spaces alone.
 fn is_alike(a: &str, b: &str) -> bool {
-    let letters = |name: &str| name.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect::<String>();
+    let letters =
+        |name: &str| name.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect::<String>();
     letters(a) == letters(b)
 }
 

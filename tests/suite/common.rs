@@ -142,7 +142,11 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
     // Paths of the project are relative to its root.
-    command.args(arguments).env_remove("ARROW_QUANT_ISA").env_remove("COLUMNS").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+        .args(arguments)
+        .env_remove("ARROW_QUANT_ISA")
+        .env_remove("COLUMNS")
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     for variable in FIELDS.iter().filter_map(|field| field.variable) {
         command.env_remove(variable);
     }

@@ -432,7 +432,10 @@ fn wrong_tables_are_refused_and_nothing_is_left() {
             with(|row| row.histogram = Some((vec![1.0, -2.0], -1.0, 1.0))),
             ["linear.weight", "timestep 80: its histogram has no width, or counts that are no numbers from 0 on"],
         ),
-        (renamed("linear.weigth"), ["linear.weigth", "which is not a tensor of the model; did you mean 'linear.weight'?"]),
+        (
+            renamed("linear.weigth"),
+            ["linear.weigth", "which is not a tensor of the model; did you mean 'linear.weight'?"],
+        ),
         (renamed("bias"), ["bias", "it is no weight of a linear or convolutional layer, leave it out"]),
         (vec![], ["wrong.parquet", "it has no rows"]),
     ] {

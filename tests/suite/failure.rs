@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, names, refused, refused_with, run, safetensors, text, write_model, write_tall_model,
+    DIGITS, Tensor, arrow_quant, contains, files, names, refused, refused_with, run, safetensors, text, write_model,
+    write_tall_model,
 };
 use tempfile::TempDir;
 

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, gaussian, manifest, names, quantized, refused, refused_with, run, tensor, tensors,
-    text, write_digits_with, write_large_model, write_model,
+    DIGITS, Tensor, arrow_quant, contains, files, gaussian, manifest, names, quantized, refused, refused_with, run,
+    tensor, tensors, text, write_digits_with, write_large_model, write_model,
 };
 
 /// A tensor of the example model that is made poor.

@@ -35,7 +35,8 @@ fn shell(directory: &Path, line: &str) -> String {
     let command = Path::new(env!("CARGO_BIN_EXE_arrow-quant")).parent().unwrap();
     let path = format!("{}:{}", command.display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("sh");
-    let output = shell.args(["-c", line]).current_dir(directory).env("PATH", path).env_remove("COLUMNS").output().unwrap();
+    let output =
+        shell.args(["-c", line]).current_dir(directory).env("PATH", path).env_remove("COLUMNS").output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -176,7 +176,8 @@ fn shells_complete_the_command_and_man_knows_it() {
 
 #[test]
 fn help_has_examples_defaults_and_variables() {
-    for command in ["quantize", "plan", "validate", "inspect", "report", "config", "sql", "serve", "completions", "man"] {
+    for command in ["quantize", "plan", "validate", "inspect", "report", "config", "sql", "serve", "completions", "man"]
+    {
         let help = run(arrow_quant(&[command, "--help"])).printed();
         contains(&help, &["Examples:\n  arrow-quant "]);
     }

@@ -13,7 +13,7 @@ use crate::{DeploymentProfile, DiffusionQuantConfig, FIELDS};
 pub(super) fn goals(report: &ModelReport) -> Markup {
     html! {
         dl.goals {
-            div { dt { "Command" } dd { code { (command(report)) } } }
+            div { dt { "Command" } dd { code { (command(report)) } @if !report.layers.is_empty() { ", with a calibration" } } }
             @if let Some((asked, reached)) = target(report) {
                 div { dt { "Target" } dd { (asked) ", reached " (reached) } }
             }
@@ -30,9 +30,8 @@ fn command(report: &ModelReport) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let profile = report.settings.get("deployment_profile").and_then(Value::as_str);
     let profile = DeploymentProfile::ALL.into_iter().find(|(_, name)| *name == profile.unwrap_or_default());
-    let defaults = profile.map_or_else(DiffusionQuantConfig::default, |(profile, _)| {
-        DiffusionQuantConfig::from_profile(profile)
-    });
+    let defaults =
+        profile.map_or_else(DiffusionQuantConfig::default, |(profile, _)| DiffusionQuantConfig::from_profile(profile));
     let mut words = vec!["arrow-quant".to_string(), "quantize".to_string(), quoted(&report.name), "OUT".to_string()];
     for field in FIELDS {
         let Some(value) = report.settings.get(field.name) else { continue };
@@ -57,9 +56,6 @@ fn command(report: &ModelReport) -> String {
             Shape::Switch => words.extend(values.iter().map(|value| format!("{flag}={value}"))),
             _ => words.extend(values.iter().flat_map(|value| [flag.clone(), quoted(value)])),
         }
-    }
-    if !report.layers.is_empty() {
-        words.extend([format!("--{}", "calibration"), "FILE".to_string()]);
     }
     words.join(" ")
 }
