@@ -636,6 +636,14 @@ def test_integers_of_a_mapping_are_kept() -> None:
     assert pa.table(quantized)["tensor"].to_pylist().count("step") == 0
 
 
+def test_buffers_of_a_module_are_kept() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    quantized = quantize(module.state_dict(), bit_width=8)
+    assert quantized.kept == ("1.num_batches_tracked",)
+    module.load_state_dict(dequantize(quantized))
+
+
 def test_a_mapping_of_integers_alone_is_kept() -> None:
     quantized = quantize({"step": np.arange(3)})
     assert (len(quantized), quantized.kept, quantized.nbytes) == (1, ("step",), 0)
