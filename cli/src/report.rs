@@ -80,7 +80,7 @@ pub(crate) fn write_report(report: &ModelReport, more: &[(&str, String)], out: &
         ("time-aware", time_aware(report)),
     ];
     facts.extend(target(report).map(|target| ("target", target)));
-    write_facts(&[&facts, more].concat(), out)?;
+    write_facts(&[facts.as_slice(), more].concat(), out)?;
     writeln!(out, "\n{}", numbers::DECIBELS)
 }
 

@@ -60,7 +60,7 @@ def keywords() -> None:
 def calibrated() -> None:
     quantizer = ArrowQuantV2()
     quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration="calibration.parquet")
-    table = arrow_quant_v2.connect().sql("SELECT * FROM 'calibration.parquet'")
+    table = arrow_quant_v2.connect().sql("SELECT * FROM calibration")
     quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration=table.collect())
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=Path("calibration.parquet"))
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=3)  # type: ignore[arg-type]

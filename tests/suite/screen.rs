@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{DIGITS, Tensor, arrow_quant, contains, names, quantized, run, text, write_model};
@@ -37,20 +37,21 @@ fn the_status_tells_below_the_floor_from_cannot_and_from_wrong_arguments() {
 fn a_validation_as_json_says_whether_it_passed_and_what_is_below() {
     let directory = TempDir::new().unwrap();
     let (out, _) = quantized(DIGITS, directory.path(), "out", &[]);
-    let validate = |more: &[&str]| run(arrow_quant(&[&["validate", DIGITS, text(&out), "--json"], more].concat()));
+    let validate =
+        |more: &[&str]| run(arrow_quant(&[["validate", DIGITS, text(&out), "--json"].as_slice(), more].concat()));
     // The floor that is recorded.
     let passed = validate(&[]).json();
-    assert_eq!((&passed["passed"], &passed["min_accuracy"]), (&true.into(), &0.85.into()));
+    assert_eq!((&passed["passed"], &passed["min_accuracy"]), (&json!(true), &json!(0.85)));
     assert_eq!(passed["below"], Value::Array(vec![]));
     let failed = validate(&["--min-accuracy", "0.995"]);
     assert_eq!(failed.status, Some(3));
     let report: Value = serde_json::from_str(&failed.stdout).unwrap();
-    assert_eq!((&report["passed"], &report["min_accuracy"]), (&false.into(), &0.995.into()));
+    assert_eq!((&report["passed"], &report["min_accuracy"]), (&json!(false), &json!(0.995)));
     let below: Vec<_> = report["below"].as_array().unwrap().iter().map(|tensor| &tensor["tensor"]).collect();
     assert_eq!(below, ["pos_embed", "blocks.0.fc2.weight"]);
     assert_eq!(report["tensors"].as_array().unwrap().len(), 52);
     let error = told(&failed.stderr);
-    assert_eq!((&error["kind"], &error["status"]), (&"validation".into(), &3.into()));
+    assert_eq!((&error["kind"], &error["status"]), (&json!("validation"), &json!(3)));
 }
 
 #[test]
@@ -74,7 +75,7 @@ fn errors_are_json_where_results_are() {
         let outcome = run(arrow_quant(&[arguments, &["--json"]].concat()));
         assert_eq!((outcome.status, outcome.stdout.as_str()), (Some(status), ""), "{arguments:?}: {outcome:?}");
         let error = told(&outcome.stderr);
-        assert_eq!((&error["kind"], &error[about.0]), (&kind.into(), &about.1.into()), "{error}");
+        assert_eq!((&error["kind"], &error[about.0]), (&json!(kind), &json!(about.1)), "{error}");
         assert!(error["message"].as_str().is_some_and(|message| !message.contains('\n')), "{error}");
     }
 }
@@ -86,7 +87,8 @@ fn a_model_without_weights_is_told_so_where_a_size_is_asked_for() {
     for tensors in [vec![Tensor::counting("w", "F32", &[0, 64])], vec![Tensor::counting("step", "I64", &[4])]] {
         write_model(&model, &tensors);
         for target in [["--target-bpw", "4"], ["--target-size", "10B"]] {
-            let message = run(arrow_quant(&[&["quantize", text(&model), text(&out)], &target[..]].concat())).error();
+            let message =
+                run(arrow_quant(&[["quantize", text(&model), text(&out)].as_slice(), &target].concat())).error();
             contains(&message, &["the model has no weights that can be quantized to meet it", "--target-"]);
             assert!(!message.contains("NaN") && !message.contains("inf "), "{message}");
         }
@@ -122,7 +124,7 @@ fn statements_come_from_a_file_and_rows_go_into_one() {
     let directory = TempDir::new().unwrap();
     let (statements, rows) = (directory.path().join("q.sql"), |name: &str| directory.path().join(name));
     fs::write(&statements, "SELECT 1 AS n, 'a|b' AS s\nUNION ALL SELECT 2, NULL\nORDER BY n;\n").unwrap();
-    let sql = |more: &[&str]| run(arrow_quant(&[&["sql", "-f", text(&statements)], more].concat()));
+    let sql = |more: &[&str]| run(arrow_quant(&[["sql", "-f", text(&statements)].as_slice(), more].concat()));
     assert_eq!(sql(&["--format", "csv"]).printed(), "n,s\n1,a|b\n2,\n");
     assert_eq!(sql(&["--format", "markdown"]).printed(), "| n | s |\n| ---: | --- |\n| 1 | a\\|b |\n| 2 | NULL |\n");
     // The name says the format, and what is there is replaced.
@@ -130,7 +132,10 @@ fn statements_come_from_a_file_and_rows_go_into_one() {
     assert_eq!(sql(&["-o", text(&rows("r.json"))]).printed(), "");
     assert_eq!(fs::read_to_string(rows("r.json")).unwrap(), "{\"n\":1,\"s\":\"a|b\"}\n{\"n\":2,\"s\":null}\n");
     assert_eq!(sql(&["-o", text(&rows("r.parquet"))]).printed(), "");
-    let query = format!("SELECT sum(n) AS n, count(s) AS s FROM '{}'", text(&rows("r.parquet")));
+    let query = format!(
+        "CREATE EXTERNAL TABLE r STORED AS PARQUET LOCATION '{}'; SELECT sum(n) AS n, count(s) AS s FROM r",
+        text(&rows("r.parquet"))
+    );
     assert_eq!(run(arrow_quant(&["sql", "--format", "csv", &query])).printed(), "n,s\n3,1\n");
     // Nothing is left of what failed.
     fs::write(&statements, "SELECT 1; SELECT * FROM nothing").unwrap();
@@ -163,7 +168,7 @@ fn shells_complete_the_command_and_man_knows_it() {
         contains(&script, &["arrow-quant", "target-bpw", "validate"]);
     }
     assert_eq!(run(arrow_quant(&["completions", "sh"])).status, Some(2));
-    contains(&run(arrow_quant(&["man"])).printed(), &[".TH arrow-quant", "EXIT STATUS", "validate"]);
+    contains(&run(arrow_quant(&["man"])).printed(), &[".TH arrow-quant", "Exit status", "validate"]);
     let directory = TempDir::new().unwrap();
     assert_eq!(run(arrow_quant(&["man", "--output", text(directory.path())])).printed(), "");
     let pages = names(directory.path());

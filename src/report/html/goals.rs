@@ -89,7 +89,7 @@ fn floor(report: &ModelReport) -> Option<(String, Markup)> {
     let fell_back = report.tensors.iter().filter(|tensor| !tensor.fallbacks.is_empty()).count();
     let reached = html! {
         @match lowest {
-            Some((cosine, tensor)) => { "lowest " (measure(Some(cosine), 6)) " of " (figures::name(tensor)) }
+            Some((cosine, tensor)) => { "lowest " (measure(Some(cosine), 6)) " of " (figures::name(tensor)) },
             None => "no tensor was quantized",
         }
         @if fell_back > 0 { "; " (figures::tensors(fell_back)) " fell back to more bits" }
