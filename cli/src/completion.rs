@@ -9,7 +9,7 @@ use rustyline::hint::Hinter;
 use rustyline::validate::Validator;
 use rustyline::{Context, Helper};
 
-use crate::prompt::COMMANDS;
+use crate::prompt_commands::COMMANDS;
 
 /// The keywords that statements over models have.
 const KEYWORDS: [&str; 40] = [

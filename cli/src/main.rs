@@ -18,6 +18,7 @@ mod parquet_rows;
 mod plan;
 mod progress;
 mod prompt;
+mod prompt_commands;
 mod quantize;
 mod report;
 #[cfg(feature = "service")]
@@ -26,6 +27,7 @@ mod serve;
 mod service;
 mod source;
 mod sql;
+mod statements;
 mod table;
 mod validate;
 

@@ -128,9 +128,7 @@ fn a_field_set_in_rust_is_checked_as_well() {
     assert_eq!(message(|c| c.min_accuracy = 1.5), "min_accuracy is 1.5, allowed: 0.0 to 1.0");
     assert_eq!(message(|c| c.calibration_samples = -1), "calibration_samples is -1, allowed: 1 or more");
     assert_eq!(message(|c| c.num_threads = 1025), "num_threads is 1025, allowed: 1 to 1024, or 0 for all cores");
-    assert!(
-        message(|c| c.tensors = Some("(".into())).starts_with("--tensors is '(', which is not a regular expression")
-    );
+    assert!(message(|c| c.tensors = Some("(".into())).starts_with("tensors is '(', which is not a regular expression"));
     assert!(message(|c| (c.target_bpw, c.target_model_size_mb) = (Some(3.0), Some(1.0))).contains("one of them"));
     let uniform = message(|c| {
         c.enable_mixed_precision = false;

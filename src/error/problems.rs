@@ -26,7 +26,7 @@ pub enum SettingProblem {
         /// About the smallest size there is.
         least: f64,
     },
-    /// A target size is asked of a model without a tensor that can be quantized.
+    /// A target size is asked of a model without weights.
     NothingToChoose,
     /// The files turned out larger than the target size.
     NotMet {

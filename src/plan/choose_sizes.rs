@@ -29,14 +29,13 @@ pub(crate) async fn choose_sizes(
         let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();
         (*index, above.chain([Cost::kept(&plan.model.tensors()[*index])]).collect())
     };
-    let costs: Vec<_> = sampled.costs.iter().map(with_kept).collect();
-    let is_nothing_open = costs.is_empty();
+    let costs = sampled.costs.iter().map(with_kept).collect();
     let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
     let beside = overhead + plan.fixed_bytes();
     let least = beside + allocation.least_bytes();
     // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
     if target.bytes + overhead / 8 < least {
-        if is_nothing_open {
+        if weights == 0 {
             return Err(QuantError::setting(target.field, SettingProblem::NothingToChoose));
         }
         return Err(target.refused(least, weights));
