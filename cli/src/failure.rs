@@ -62,6 +62,8 @@ impl Failure {
     pub(crate) fn report(self, as_json: bool) -> ExitCode {
         match &self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            // Who interrupts it is there to read it.
+            Self::Interrupted { .. } => self.print(),
             _ if as_json => {
                 // Nobody is left to hear that standard error is closed.
                 let _ = writeln!(io::stderr(), "{}", self.json());

@@ -145,10 +145,7 @@ impl Command {
 }
 
 /// Shows the library's warnings.
-struct Warnings {
-    /// Whether each is a line of JSON.
-    as_json: bool,
-}
+struct Warnings;
 
 impl log::Log for Warnings {
     fn enabled(&self, record: &log::Metadata) -> bool {
@@ -158,13 +155,8 @@ impl log::Log for Warnings {
 
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
-            let message = record.args().to_string();
             // Nobody is left to hear that standard error is closed.
-            let _ = if self.as_json {
-                writeln!(io::stderr(), "{}", serde_json::json!({ "warning": message }))
-            } else {
-                writeln!(io::stderr(), "warning: {message}")
-            };
+            let _ = writeln!(io::stderr(), "warning: {}", record.args());
         }
     }
 
@@ -178,9 +170,8 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let as_json = cli.command.is_json();
-    let warnings = if as_json { &Warnings { as_json: true } } else { &Warnings { as_json: false } };
     // It fails only where a logger is set already.
-    if !cli.command.has_log() && log::set_logger(warnings).is_ok() {
+    if !cli.command.has_log() && log::set_logger(&Warnings).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
     match run(&cli) {
