@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::directory::is_weights_of_any_format;
 
-use crate::targets::{UNFINISHED, TargetName};
+use crate::targets::{TargetName, UNFINISHED};
 use crate::{OutputProblem, QuantError, Result};
 
 /// What is in a directory; nothing where it cannot be read.
