@@ -164,7 +164,10 @@ impl Prompt {
             130
         };
         let mut out = BufWriter::new(io::stdout());
-        if let Err(failure) = self.queries.until(interrupted, execute(&self.queries, text, style, &mut out)) {
+        let result = self.queries.until(interrupted, execute(&self.queries, text, style, &mut out));
+        // Rows that were cancelled come before the word that they were.
+        drop(out);
+        if let Err(failure) = result {
             failure.print();
         }
         if self.has_timing {

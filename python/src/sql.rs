@@ -149,8 +149,8 @@ impl Connection {
 
 /// A statement, planned; what defines tables and sets variables has run.
 async fn planned(ctx: &SessionContext, query: String) -> arrow_quant_v2::Result<DataFrame> {
-    let ctx = ctx.clone();
-    let planned = on_planning_thread(&tokio::runtime::Handle::current(), async move {
+    let (ctx, threads) = (ctx.clone(), tokio::runtime::Handle::current());
+    let planned = on_planning_thread(&threads, async move {
         let plan = plan_statement(&ctx, parse_one(&ctx.state(), &query)?).await?;
         ctx.execute_logical_plan(plan).await
     });
