@@ -3,6 +3,7 @@
 //! An error is a value: [`QuantError::worded`] makes its sentence in the words of a front end, and `Display` that of YAML and
 //! Rust.
 
+mod about;
 mod literals;
 mod mismatches;
 mod problems;
@@ -23,6 +24,7 @@ use arrow_quant_kernels::KernelError;
 use arrow_quant_stores::{Change, StoreError};
 use datafusion::error::DataFusionError;
 
+pub use about::{About, Kind};
 pub use literals::Literals;
 pub use mismatches::{ShapeProblem, ValidationProblem};
 pub use problems::{Held, OutputProblem, SettingProblem};

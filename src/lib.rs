@@ -46,18 +46,19 @@ pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
 pub use error::{
-    FieldNames, Held, Literals, OutputProblem, QuantError, Result, SettingProblem, ShapeProblem, ValidationProblem,
-    Words,
+    About, FieldNames, Held, Kind, Literals, OutputProblem, QuantError, Result, SettingProblem, ShapeProblem,
+    ValidationProblem, Words,
 };
 pub use job::{
-    JobOptions, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
+    JobOptions, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model,
+    verify_model,
 };
 pub use model::{Model, Tensor};
 pub use report::{
-    LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
-    ValidationReport, numbers,
+    Below, InspectedTensor, Inspection, LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress,
+    QuantizeReport, Stage, TensorQuality, ValidationReport, numbers, readable,
 };
-pub use session::{model_name, register, register_model, service_session, session};
+pub use session::{model_name, plan_statement, register, register_model, service_session, session};
 pub use tables::AnyModel;
 pub use targets::TargetName;
 pub use threads::{Started, start_runtime};

@@ -18,5 +18,5 @@ pub use faults::{QueryFault, quiet_panics};
 pub use functions::{bounded, while_planning};
 pub use planning::{on_planning_thread, streamed};
 pub use sizes::value_bytes;
-pub use statements::{NODES, TooLong, bytes, check_plan, check_statement, count, parse, placeholders, plan};
+pub use statements::{NODES, TooLong, bytes, check_plan, check_statement, count, parse, parse_one, placeholders, plan};
 pub use yields::YieldOften;

@@ -54,12 +54,21 @@ pub fn parse(sql: &str) -> Result<VecDeque<Statement>> {
 /// # Errors
 /// [`TooLong`], and what the parser and the planner say.
 pub async fn plan(state: &SessionState, sql: &str) -> Result<LogicalPlan> {
-    check_text(sql)?;
-    let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
-    check_statement(&statement)?;
+    let statement = parse_one(state, sql)?;
     let plan = state.statement_to_plan(statement).await?;
     check_plan(&plan)?;
     Ok(plan)
+}
+
+/// The statement of a text that is one, within bounds.
+///
+/// # Errors
+/// [`TooLong`], and what the parser says.
+pub fn parse_one(state: &SessionState, sql: &str) -> Result<Statement> {
+    check_text(sql)?;
+    let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+    check_statement(&statement)?;
+    Ok(statement)
 }
 
 /// Refuses a text of which a statement would be planned for too long.

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use arrow::error::ArrowError;
 use arrow_quant_v2::config::{Configuration, Field, Layered};
-use arrow_quant_v2::{FIELDS, Literals, Origin, QuantError, RecordedReason, Words};
+use arrow_quant_v2::{About, FIELDS, Kind, Literals, Origin, QuantError, RecordedReason, Words};
 use datafusion::error::DataFusionError;
+use serde_json::{Map, Value};
 
 /// Why the command ends without success.
 #[derive(Debug)]
@@ -25,8 +26,10 @@ pub(crate) enum Failure {
     Output(io::Error),
     /// The command itself has something to say.
     Message(String),
-    /// Arguments that do not go together.
+    /// Arguments that are not understood, or do not go together.
     Usage(String),
+    /// The models could be compared, and the quantized one is not good enough.
+    BelowFloor(String),
     /// A signal ended the work.
     Interrupted {
         /// 128 and the signal's number.
@@ -56,19 +59,63 @@ impl Failure {
         let _ = writeln!(io::stderr(), "error: {self}");
     }
 
-    /// Tells it on standard error, and the status to exit with. A closed pipe (`| head`) is not a failure.
-    pub(crate) fn report(self) -> ExitCode {
+    /// Tells it on standard error, as one line of JSON if results are JSON, and the status to exit with. A closed pipe
+    /// (`| head`) is not a failure.
+    pub(crate) fn report(self, as_json: bool) -> ExitCode {
         match &self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            // Who interrupts it is there to read it.
+            Self::Interrupted { .. } => self.print(),
+            _ if as_json => {
+                // Nobody is left to hear that standard error is closed.
+                let _ = writeln!(io::stderr(), "{}", self.json());
+            }
             _ => self.print(),
         }
+        ExitCode::from(self.status())
+    }
+
+    /// The exit status; `docs/command.md` lists them.
+    fn status(&self) -> u8 {
         match self {
-            Self::Interrupted { status, .. } => ExitCode::from(status),
-            Self::Usage(_) => ExitCode::from(2),
-            _ => ExitCode::FAILURE,
+            Self::Interrupted { status, .. } => *status,
+            Self::Usage(_) => 2,
+            Self::BelowFloor(_)
+            | Self::Job(QuantError::BelowFloor { .. })
+            | Self::Configured { error: QuantError::BelowFloor { .. }, .. } => BELOW_FLOOR,
+            Self::Job(_) | Self::Configured { .. } | Self::Output(_) | Self::Message(_) => 1,
+        }
+    }
+
+    /// `{"error": {"kind", "message", "status"}}`, with the tensor, the field and the path that it is about, where it is about one.
+    fn json(&self) -> Value {
+        let mut error = Map::new();
+        error.insert("kind".to_string(), self.kind().into());
+        error.insert("message".to_string(), self.to_string().into());
+        error.insert("status".to_string(), self.status().into());
+        if let Self::Job(job) | Self::Configured { error: job, .. } = self {
+            let About { kind: _, tensor, field, path } = job.about();
+            let path = path.map(|path| path.to_string_lossy().into_owned());
+            let about = [("tensor", tensor), ("field", field), ("path", path.as_deref())];
+            error.extend(about.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?.into()))));
+        }
+        serde_json::json!({ "error": error })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Job(error) | Self::Configured { error, .. } => error.about().kind.name(),
+            Self::Output(_) => "output",
+            Self::Message(_) => "failed",
+            Self::Usage(_) => "usage",
+            Self::BelowFloor(_) => Kind::Validation.name(),
+            Self::Interrupted { .. } => "interrupted",
         }
     }
 }
+
+/// The exit status if the work could be done and its result is below the floor.
+const BELOW_FLOOR: u8 = 3;
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,7 +123,10 @@ impl fmt::Display for Failure {
             Self::Job(error) => told(error, &Names::default()),
             Self::Configured { error, names } => told(error, names),
             Self::Output(error) => format!("cannot write to standard output: {error}"),
-            Self::Message(message) | Self::Usage(message) | Self::Interrupted { message, .. } => message.clone(),
+            Self::Message(message)
+            | Self::Usage(message)
+            | Self::BelowFloor(message)
+            | Self::Interrupted { message, .. } => message.clone(),
         };
         f.write_str(&one_line(&message))
     }
@@ -85,6 +135,15 @@ impl fmt::Display for Failure {
 impl From<QuantError> for Failure {
     fn from(error: QuantError) -> Self {
         Self::Job(error)
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// The arguments are not understood. What help to ask for is left to the text form.
+    fn from(error: clap::Error) -> Self {
+        let text = error.to_string();
+        let message = text.strip_prefix("error: ").unwrap_or(&text);
+        Self::Usage(message.split("\n\nUsage:").next().unwrap_or(message).to_string())
     }
 }
 
@@ -234,6 +293,22 @@ mod tests {
     #[test]
     fn a_message_is_one_clean_line() {
         assert_eq!(one_line("first\n  second\n\n\x1b[31mthird"), "first second  [31mthird");
+    }
+
+    #[test]
+    fn an_error_as_json_says_what_it_is_about() {
+        let error = QuantError::Weights {
+            tensor: "w".to_string(),
+            problem: arrow_quant_kernels::KernelError::NotFinite { index: 3, value: f64::NAN },
+        };
+        let failure = Failure::from(error);
+        let json = failure.json();
+        let expected = serde_json::json!({
+            "kind": "quantization", "message": failure.to_string(), "status": 1, "tensor": "w",
+        });
+        assert_eq!(json["error"], expected);
+        let below = Failure::BelowFloor("poor".to_string());
+        assert_eq!((below.kind(), below.status()), ("validation", 3));
     }
 
     #[test]

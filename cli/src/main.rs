@@ -1,21 +1,27 @@
 //! `arrow-quant`: quantize, validate, inspect and query model weights from the command line.
 //!
 //! A thin face of the crate `arrow_quant_v2`: it parses arguments, starts the runtime, shows results and turns errors
-//! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 130 and 143 an interruption.
+//! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 3 a result below the floor, 130 and 143 an
+//! interruption.
 
 mod calibration;
+mod completion;
 mod config;
 mod failure;
 mod flags;
 mod inspect;
 mod interrupt;
+mod manual;
+mod markdown;
 mod named_model;
 mod output;
+mod parquet_rows;
 mod plan;
 mod progress;
+mod prompt;
+mod prompt_commands;
 mod quantize;
 mod queries;
-mod readable;
 mod report;
 #[cfg(feature = "service")]
 mod serve;
@@ -23,6 +29,7 @@ mod serve;
 mod service;
 mod source;
 mod sql;
+mod statements;
 mod table;
 mod validate;
 
@@ -61,11 +68,22 @@ const MAX_THREADS: u16 = 1024;
 /// Time for cancelled tasks to end and clean up behind themselves.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// What help says after the commands.
+const MORE: &str = "\
+Examples:
+  arrow-quant quantize dream-7b dream-7b-int4
+  arrow-quant plan dream-7b --target-bpw 3.5
+  arrow-quant validate dream-7b dream-7b-int4 --min-accuracy 0.99
+  arrow-quant sql --model m=dream-7b \"SELECT tensor, dtype, shape FROM m.tensors\"
+
+Exit status: 0 success, 1 it cannot be done, 2 wrong arguments, 3 below the quality floor,
+130 and 143 interrupted. With --json, an error is one line of JSON on standard error.";
+
 /// Quantize model weights, validate the result, and query both with SQL.
 #[derive(Parser)]
-#[command(name = "arrow-quant", version, color = clap::ColorChoice::Never)]
+#[command(name = "arrow-quant", version, color = clap::ColorChoice::Never, max_term_width = 120, after_help = MORE)]
 struct Cli {
-    /// Cores to use at most, 0 for all [default: $ARROW_QUANT_NUM_THREADS, or all]
+    /// Cores to use at most, 0 for all [default: all] [env: ARROW_QUANT_NUM_THREADS]
     #[arg(
         long,
         global = true,
@@ -99,9 +117,27 @@ enum Command {
     /// Serve models over Arrow Flight and Flight SQL
     #[cfg(feature = "service")]
     Serve(Box<serve::Arguments>),
+    /// Print a script that completes commands and flags in a shell
+    Completions(manual::CompletionArguments),
+    /// Print the manual page, or write those of all commands
+    Man(manual::ManArguments),
 }
 
 impl Command {
+    /// Whether it prints its result as JSON, and so its errors.
+    fn is_json(&self) -> bool {
+        match self {
+            Self::Quantize(arguments) => arguments.shown.json,
+            Self::Plan(arguments) => arguments.shown.json,
+            Self::Validate(arguments) => arguments.shown.json,
+            Self::Inspect(arguments) => arguments.json,
+            Self::Report(arguments) => arguments.json,
+            Self::Config(_) | Self::Sql(_) | Self::Completions(_) | Self::Man(_) => false,
+            #[cfg(feature = "service")]
+            Self::Serve(_) => false,
+        }
+    }
+
     /// Whether it writes a log of its own, in which warnings are.
     fn has_log(&self) -> bool {
         #[cfg(feature = "service")]
@@ -132,15 +168,25 @@ impl log::Log for Warnings {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json() => return Failure::from(error).report(true),
+        Err(error) => error.exit(),
+    };
+    let as_json = cli.command.is_json();
     // It fails only where a logger is set already.
     if !cli.command.has_log() && log::set_logger(&Warnings).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(as_json),
     }
+}
+
+/// Whether arguments that are not understood have `--json` among them.
+fn asks_for_json() -> bool {
+    std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
 /// Runs the command. Those that have a configuration take the number of threads from there.
@@ -150,6 +196,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Plan(arguments) => plan::run(arguments, cli.threads),
         Command::Config(arguments) => config::run(arguments, cli.threads),
         Command::Report(arguments) => report::run(arguments),
+        Command::Completions(arguments) => manual::complete(arguments),
+        Command::Man(arguments) => manual::man(arguments),
         Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),
         Command::Inspect(arguments) => inspect::run(arguments, cores(cli.threads)?),
         Command::Sql(arguments) => sql::run(arguments, cores(cli.threads)?),

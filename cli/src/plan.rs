@@ -14,13 +14,21 @@ use crate::failure::{Failure, Names};
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::report::{Because, decibels, write_unlisted};
+use crate::report::{Because, decibels, per_weight, write_unlisted};
 use crate::source::Source;
 use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant plan dream-7b --target-size 3.3GB
+  arrow-quant plan dream-7b --output plan.csv                     edit it, then
+  arrow-quant quantize dream-7b dream-7b-mine --plan plan.csv";
+
 /// Arguments of `arrow-quant plan`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline
     #[arg(required_unless_present = "query")]
@@ -34,7 +42,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     calibration: CalibrationArgument,
     #[command(flatten)]
-    shown: Shown,
+    pub shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
@@ -122,27 +130,34 @@ fn write_plan(plan: &PlanReport, because: Because<'_>, out: &mut impl Write) -> 
         &[
             ("weights", numbers::count(plan.weights)),
             ("size", format!("{} → {}", sizes.0, sizes.1)),
-            ("compression ratio", format!("{:.2}", plan.compression_ratio)),
-            ("bits per weight", format!("{:.2}", plan.bits_per_weight)),
+            ("compression ratio", per_weight(plan.compression_ratio, plan.weights)),
+            ("bits per weight", per_weight(plan.bits_per_weight, plan.weights)),
             ("SQNR", format!("{}, from a sample", decibels(plan.sqnr_db))),
             ("time", format!("about {:.1} s", plan.estimated_time_s)),
-            ("memory", format!("at most {} MB", plan.estimated_memory_mb)),
+            ("memory", format!("at most {}", numbers::bytes(plan.estimated_memory_mb * 1_000_000))),
         ],
         out,
     )
 }
 
 fn tensor_table(tensors: &[&PlannedTensor], because: Because<'_>) -> Table {
-    let mut table =
-        Table::new().text("tensor").text("shape").number("bits").number("group").number("SQNR dB").text("because");
+    let mut table = Table::new()
+        .names("tensor")
+        .number("SQNR dB")
+        .number("cosine")
+        .number("bits")
+        .number("group")
+        .text("because")
+        .text("shape");
     for tensor in tensors {
         table.row([
             tensor_label(&tensor.component, &tensor.tensor),
-            format!("{:?}", tensor.shape),
+            numbers::measure(tensor.sqnr_db, 2),
+            numbers::measure(tensor.cosine_similarity, 6),
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
             tensor.group_size.map_or_else(String::new, |size| size.to_string()),
-            numbers::measure(tensor.sqnr_db, 2),
             because(&tensor.because),
+            format!("{:?}", tensor.shape),
         ]);
     }
     table

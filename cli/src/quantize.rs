@@ -18,8 +18,18 @@ use crate::report::{Because, write_report};
 use crate::source::Source;
 use crate::{in_runtime, plan};
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant quantize dream-7b dream-7b-int4                     4 bits in groups of 128
+  arrow-quant quantize dream-7b dream-7b-3bpw --target-bpw 3.5    the least error at a size
+  arrow-quant quantize dream-7b dream-7b-int2 --profile edge --min-accuracy 0.9
+  arrow-quant quantize dream-7b dream-7b-int4 --resume            goes on after an interruption
+  arrow-quant quantize --query \"SELECT * FROM weights('dream-7b') WHERE tensor LIKE 'model.%'\" part";
+
 /// Arguments of `arrow-quant quantize`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
@@ -42,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
     #[command(flatten)]
-    shown: Shown,
+    pub shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,

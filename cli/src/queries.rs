@@ -5,8 +5,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use arrow_quant_bounds::{check_plan, check_statement, on_planning_thread, parse, quiet_panics, streamed};
+use arrow_quant_bounds::{on_planning_thread, parse, quiet_panics, streamed};
 use arrow_quant_udfs::Cancellation;
+use arrow_quant_v2::plan_statement;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
@@ -106,20 +107,15 @@ impl Queries {
     pub(crate) async fn rows(&self, statement: Statement) -> Result<SendableRecordBatchStream, Failure> {
         let (threads, ctx) = (self.handle(), self.ctx.clone());
         let rows = on_planning_thread(&threads, async move {
-            check_statement(&statement)?;
-            let plan = ctx.state().statement_to_plan(statement).await?;
-            check_plan(&plan)?;
+            let plan = plan_statement(&ctx, statement).await?;
             ctx.execute_logical_plan(plan).await?.execute_stream().await
         });
         Ok(streamed(&threads, rows.await?))
     }
 
     /// Waits for what a session needs, on the threads that compute.
-    ///
-    /// # Errors
-    /// What the work says.
-    pub(crate) fn wait<T>(&self, work: impl Future<Output = arrow_quant_v2::Result<T>>) -> Result<T, Failure> {
-        Ok(self.computing.borrow().runtime().block_on(work)?)
+    pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.computing.borrow().runtime().block_on(work)
     }
 }
 

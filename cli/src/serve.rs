@@ -19,9 +19,15 @@ use crate::{SHUTDOWN, cores, output, runtime};
 /// Threads that take and answer requests; queries have their own.
 const NETWORK_THREADS: usize = 2;
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant serve --model dream=dream-7b
+  arrow-quant serve --config service.yaml --limit query_timeout=60";
+
 /// Arguments of `arrow-quant serve`.
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,

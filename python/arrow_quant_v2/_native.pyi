@@ -32,6 +32,9 @@ __all__ = [
     "connect",
     "from_quantized_rows",
     "import_arrow",
+    "inspect_model",
+    "model_report",
+    "plan_model",
     "quantize_arrow",
     "quantize_buffer",
     "quantize_model",
@@ -334,7 +337,7 @@ def quantize_model(
     ``"requantizing"``. What it raises cancels the job.
 
     Raises:
-        ArrowQuantError: one of its six subclasses.
+        ArrowQuantError: one of its subclasses.
         Cancelled: after ``cancellation.cancel()``.
     """
 
@@ -357,8 +360,49 @@ def quantize_query(
     The query names models by their paths, ``weights('dream-7b/')``, and those of ``connection`` by their names.
 
     Raises:
-        ArrowQuantError: one of its six subclasses.
+        ArrowQuantError: one of its subclasses.
         Cancelled: after ``cancellation.cancel()``.
+    """
+
+def plan_model(
+    model: _Path,
+    config: DiffusionQuantConfig,
+    *,
+    output: _Path | None = None,
+    calibration: str | _ArrowTable | None = None,
+    on_progress: _OnProgress | None = None,
+    progress_interval_s: float = 5.0,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """What would become of a model. With ``output``, the plan is written to a table, ``.parquet`` or ``.csv``.
+
+    Raises:
+        ArrowQuantError: one of its subclasses.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+def inspect_model(
+    model: _Path,
+    *,
+    variant: str | None = None,
+    num_threads: int | None = None,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """A model's tensors, from its headers alone; of weights with variants, those of ``variant``.
+
+    Raises:
+        ModelNotFoundError: if there is no model at the path.
+        MetadataError: if a file contradicts itself.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+def model_report(quantized: _Path, *, html: _Path | None = None) -> dict[str, Any]:
+    """What a quantized model says of itself. With ``html``, the same is written as a page.
+
+    Raises:
+        ModelNotFoundError: if there is no quantized model at the path.
+        MetadataError: if its manifest is damaged.
+        QuantizationError: if the page cannot be written.
     """
 
 def unfinished_run(out: _Path) -> Path | None:
@@ -437,6 +481,7 @@ class QuantizedTensor:
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
     def __arrow_c_schema__(self) -> object: ...
+    def _repr_html_(self) -> str: ...
 
 def quantize_buffer(
     name: str,
@@ -500,6 +545,7 @@ class Table:
     @property
     def column_names(self) -> list[str]: ...
     def __len__(self) -> int: ...
+    def _repr_html_(self) -> str: ...
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
     def __arrow_c_schema__(self) -> object: ...
     def to_pyarrow(self) -> pyarrow.Table:
@@ -585,6 +631,9 @@ class Result:
 
     @property
     def column_names(self) -> list[str]: ...
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them: the query runs until it has given them."""
+
     def collect(self) -> Table:
         """All rows, in memory.
 

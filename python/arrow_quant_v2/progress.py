@@ -202,7 +202,8 @@ class Bar(Listener):
 
     def _tell(self, progress: Progress) -> None:
         self._bar.n = progress.progress
-        self._bar.set_postfix_str(progress.message, refresh=False)
+        # Not the message, whose percentage is that of the stage.
+        self._bar.set_postfix_str(f"{progress.stage} {progress.tensor}".rstrip(), refresh=False)
         self._bar.refresh()
 
 

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, QuantizeReport,
-    quantize_model as quantize, quantize_query as quantize_sql, session, unfinished_run as unfinished,
-    validate_model as validate,
+    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, inspect_model as inspect,
+    plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session,
+    unfinished_run as unfinished, validate_model as validate,
 };
 use datafusion::prelude::SessionContext;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::calibration::CalibrationTable;
@@ -55,10 +56,10 @@ fn quantize_model<'py>(
         on_progress,
         progress_interval_s,
     };
-    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
         quantize(&model, &out, &config, &options).await
     };
-    asked.run(py, out, config, cancellation.as_ref(), job)
+    asked.run(py, config, cancellation.as_ref(), job)
 }
 
 /// Quantizes what a query gives into a new directory. The query may name the models and tables of a connection.
@@ -88,17 +89,73 @@ fn quantize_query<'py>(
         progress_interval_s,
     };
     let ctx: Option<SessionContext> = connection.map(|connection| connection.get().context());
-    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
         let ctx = match ctx {
             Some(ctx) => ctx,
             None => session(config.threads())?,
         };
         quantize_sql(&ctx, &query, &out, &config, &options).await
     };
-    asked.run(py, out, config, cancellation.as_ref(), job)
+    asked.run(py, config, cancellation.as_ref(), job)
 }
 
-/// What a job that quantizes was asked for in Python.
+/// What would become of a model. With `output`, the plan is written to a table.
+#[pyfunction]
+#[pyo3(signature = (model, config, *, output = None, calibration = None, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
+fn plan_model<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    config: &Config,
+    output: Option<PathBuf>,
+    calibration: Option<&Bound<'_, PyAny>>,
+    on_progress: Option<Py<PyAny>>,
+    progress_interval_s: f64,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let calibration = CalibrationTable::of(calibration)?;
+    let asked = Asked { plan: None, calibration, resume: false, overwrite: false, on_progress, progress_interval_s };
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
+        let planned = plan(&model, &config, &options).await?;
+        if let Some(output) = output {
+            planned.write(&output)?;
+        }
+        Ok(planned)
+    };
+    asked.run(py, config, cancellation.as_ref(), job)
+}
+
+/// A model's tensors, from its headers alone.
+#[pyfunction]
+#[pyo3(signature = (model, *, variant = None, num_threads = None, cancellation = None))]
+fn inspect_model<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    variant: Option<String>,
+    num_threads: Option<&Bound<'_, PyAny>>,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let threads = cores(num_threads)?;
+    let job = async move { inspect(&model, variant.as_deref(), threads).await };
+    let inspection = run(py, threads, cancellation.as_ref(), job, |_| Ok(()))?;
+    Ok(to_object(py, &inspection)?)
+}
+
+/// What a quantized model says of itself. With `html`, the same is written as a page.
+#[pyfunction]
+#[pyo3(signature = (quantized, *, html = None))]
+fn model_report<'py>(py: Python<'py>, quantized: PathBuf, html: Option<PathBuf>) -> Result<Bound<'py, PyAny>> {
+    let report = py.detach(|| {
+        let report = ModelReport::open(&quantized)?;
+        if let Some(path) = html {
+            std::fs::write(&path, report.to_html()).map_err(|source| QuantError::Io { path, source })?;
+        }
+        Ok::<_, QuantError>(report)
+    })?;
+    Ok(to_object(py, &report)?)
+}
+
+/// What a job that quantizes or plans was asked for in Python.
 struct Asked {
     plan: Option<PathBuf>,
     calibration: Option<CalibrationTable>,
@@ -110,16 +167,16 @@ struct Asked {
 
 impl Asked {
     /// Runs a job on threads of its own; its report.
-    fn run<'py, F>(
+    fn run<'py, F, T>(
         self,
         py: Python<'py>,
-        out: PathBuf,
         config: &Config,
         cancellation: Option<&Cancellation>,
-        job: impl FnOnce(PathBuf, DiffusionQuantConfig, JobOptions) -> F + Send + 'static,
+        job: impl FnOnce(DiffusionQuantConfig, JobOptions) -> F + Send + 'static,
     ) -> Result<Bound<'py, PyAny>>
     where
-        F: Future<Output = arrow_quant_v2::Result<QuantizeReport>> + Send,
+        F: Future<Output = arrow_quant_v2::Result<T>> + Send,
+        T: Serialize + Send + 'static,
     {
         let Self { plan, calibration: table, resume, overwrite, on_progress, progress_interval_s } = self;
         let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
@@ -153,7 +210,7 @@ impl Asked {
                 progress_interval,
                 ..JobOptions::default()
             };
-            job(out, config, options).await
+            job(config, options).await
         };
         let report = run(py, threads, cancellation, work, |py| told.tell(py))?;
         Ok(to_object(py, &report)?)
@@ -266,6 +323,9 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Cancellation>()?;
     module.add_function(wrap_pyfunction!(quantize_model, module)?)?;
     module.add_function(wrap_pyfunction!(quantize_query, module)?)?;
+    module.add_function(wrap_pyfunction!(plan_model, module)?)?;
+    module.add_function(wrap_pyfunction!(inspect_model, module)?)?;
+    module.add_function(wrap_pyfunction!(model_report, module)?)?;
     module.add_function(wrap_pyfunction!(unfinished_run, module)?)?;
     module.add_function(wrap_pyfunction!(validate_model, module)?)
 }

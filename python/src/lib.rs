@@ -9,6 +9,7 @@ mod calibration;
 mod config;
 mod errors;
 mod functions;
+mod html;
 mod import;
 mod jobs;
 mod logging;

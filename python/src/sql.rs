@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use arrow_quant_bounds::on_planning_thread;
-use arrow_quant_v2::{register_model, session};
+use arrow_quant_bounds::{on_planning_thread, parse_one};
+use arrow_quant_v2::{plan_statement, register_model, session};
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
@@ -19,6 +19,7 @@ use tokio::sync::RwLock;
 
 use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
 use crate::errors::{Result, argument};
+use crate::html;
 use crate::import::batches;
 use crate::runtime::{Threads, cores, executed};
 
@@ -133,15 +134,7 @@ impl Connection {
         let (ctx, replacing) = (self.ctx.clone(), Arc::clone(&self.replacing));
         let answer = self.threads.wait(py, async move {
             let planning = replacing.read().await;
-            let threads = tokio::runtime::Handle::current();
-            let planned = {
-                let ctx = ctx.clone();
-                on_planning_thread(&threads, async move {
-                    let plan = arrow_quant_bounds::plan(&ctx.state(), &query).await?;
-                    ctx.execute_logical_plan(plan).await
-                })
-            };
-            let frame = planned.await?;
+            let frame = planned(&ctx, query).await?;
             drop(planning);
             if !matches!(frame.logical_plan(), LogicalPlan::Dml(_) | LogicalPlan::Copy(_)) {
                 return Ok(Answer::Query(Box::new(frame)));
@@ -152,6 +145,16 @@ impl Connection {
         })?;
         Ok(QueryResult { answer, threads: Arc::clone(&self.threads) })
     }
+}
+
+/// A statement, planned; what defines tables and sets variables has run.
+async fn planned(ctx: &SessionContext, query: String) -> arrow_quant_v2::Result<DataFrame> {
+    let (ctx, threads) = (ctx.clone(), tokio::runtime::Handle::current());
+    let planned = on_planning_thread(&threads, async move {
+        let plan = plan_statement(&ctx, parse_one(&ctx.state(), &query)?).await?;
+        ctx.execute_logical_plan(plan).await
+    });
+    Ok(planned.await?)
 }
 
 /// What a query gives.
@@ -249,6 +252,24 @@ impl QueryResult {
     /// Runs the query; as a polars.DataFrame.
     fn to_polars<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
         Ok(to_polars(Bound::new(py, self.collect(py)?)?.as_any())?)
+    }
+
+    /// The first rows, as a notebook shows them: the query runs until it has given them.
+    fn _repr_html_(&self, py: Python<'_>) -> Result<String> {
+        let frame = match &self.answer {
+            Answer::Query(frame) => frame,
+            Answer::Done(schema, batches) => {
+                let rows = batches.iter().map(RecordBatch::num_rows).sum();
+                return Ok(html::table(schema, batches, Some(rows))?);
+            }
+        };
+        let first = DataFrame::clone(frame).limit(0, Some(html::ROWS + 1))?;
+        let mut stream = self.stream(py, &first)?;
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.wait(py)? {
+            batches.push(batch);
+        }
+        Ok(html::table(&self.schema(), &batches, None)?)
     }
 
     fn __repr__(&self) -> String {

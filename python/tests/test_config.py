@@ -314,7 +314,7 @@ def test_a_yaml_file_is_over_the_profile_that_it_names(tmp_path: Path) -> None:
         ("bit_width: 3", "bit_width is 3, allowed: 2, 4 or 8", "bit_width"),
         ("min_acuracy: 0.9", "there is no field 'min_acuracy'; did you mean min_accuracy?", "min_acuracy"),
         ("deployment_profile: phone", "deployment_profile is 'phone', allowed: ", "deployment_profile"),
-        ("a: [", "no YAML: ", None),
+        ("a: [", "not YAML: ", None),
         ("4", "expected fields and their values", None),
     ],
 )

@@ -306,7 +306,7 @@ fn read(path: &Path) -> Result<Map<String, Value>> {
     // A configuration that is not there is one that is wrong, not a failing disk.
     let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
     let text = fs::read_to_string(path).map_err(missing)?;
-    let yaml = serde_yaml::from_str(&text).map_err(|e| Refused::file(path, format_args!("no YAML: {e}")))?;
+    let yaml = serde_yaml::from_str(&text).map_err(|e| Refused::file(path, format_args!("not YAML: {e}")))?;
     match json(yaml).map_err(|message| Refused::file(path, message))? {
         Value::Object(fields) => Ok(fields),
         Value::Null => Ok(Map::new()),

@@ -177,7 +177,7 @@ fn a_yaml_file_that_is_wrong_is_refused_by_name() {
     assert_eq!(refusal("min_accuracy: .nan"), "c.yaml: min_accuracy is '.nan', allowed: 0.0 to 1.0");
     assert!(refusal("min_sqnr_db: .inf").starts_with("c.yaml: min_sqnr_db is '.inf', allowed: a number"));
     assert!(refusal("bit_width: 4\nbit_width: 8").contains("duplicate"), "{}", refusal("bit_width: 4\nbit_width: 8"));
-    assert!(refusal("a: [").starts_with("c.yaml: no YAML: "));
+    assert!(refusal("a: [").starts_with("c.yaml: not YAML: "));
     assert!(refusal("4").starts_with("c.yaml: expected fields"));
     assert!(refusal("1: 2").contains("put it in quotes"));
     assert!(refusal("target_bpw: 3\ntarget_model_size_mb: 1").contains("both set"));

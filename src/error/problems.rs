@@ -31,6 +31,8 @@ pub enum SettingProblem {
         /// About the smallest size there is.
         least: f64,
     },
+    /// A target size is asked of a model without weights.
+    NothingToChoose,
     /// The files turned out larger than the target size.
     NotMet {
         /// The target size in 10⁶ bytes.
@@ -114,6 +116,11 @@ impl SettingProblem {
                 let unit = if field == "target_model_size_mb" { " MB" } else { "" };
                 write!(f, "{setting} is {asked:.3}{unit}, allowed for this model: about {least:.3}{unit} or more")
             }
+            Self::NothingToChoose => write!(
+                f,
+                "{setting} is set, but the model has no weights that can be quantized to meet it: leave it out, or see {}",
+                words.list_of_tensors()
+            ),
             Self::NotMet { target_mb, below_floor: 0 } => {
                 write!(f, "the target size of {target_mb:.6} MB ({setting}) cannot be met: allow a little more")
             }
@@ -124,7 +131,7 @@ impl SettingProblem {
                 words.setting("min_accuracy")
             ),
             Self::UnknownName { name, nearest } => {
-                write!(f, "{setting} has '{name}', which is no tensor or module of the model; ")?;
+                write!(f, "{setting} has '{name}', which is not a tensor or module of the model; ")?;
                 match nearest {
                     Some(near) => write!(f, "did you mean '{near}'?"),
                     None => write!(f, "see {}", words.list_of_tensors()),

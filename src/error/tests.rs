@@ -70,7 +70,7 @@ fn settings_are_named_by_the_front_end() {
         (setting("target_bpw", SettingProblem::NotMet { target_mb: 2.0, below_floor: 3 }), "or lower <min_accuracy>"),
         (
             setting("tensors", unknown(Some("y"))),
-            "<tensors> has 'x', which is no tensor or module of the model; did you",
+            "<tensors> has 'x', which is not a tensor or module of the model; did you",
         ),
         (setting("tensors", unknown(None)), "see <list>"),
         (

@@ -2,6 +2,7 @@
 
 mod figures;
 mod finished;
+mod inspect;
 mod journal;
 mod open;
 mod place;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
+pub use inspect::inspect_model;
 pub use planned::plan_model;
 pub use source::{plan_query, quantize_query};
 pub use staging::unfinished_run;

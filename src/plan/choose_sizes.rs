@@ -38,6 +38,9 @@ pub(crate) async fn choose_sizes(
     let least = beside + allocation.least_bytes();
     // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
     if target.bytes + overhead / 8 < least {
+        if weights == 0 {
+            return Err(QuantError::setting(target.field, SettingProblem::NothingToChoose));
+        }
         return Err(target.refused(least, weights));
     }
     let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());

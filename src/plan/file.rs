@@ -124,7 +124,7 @@ pub(super) fn read(path: &Path, model: &Model, settings: Settings, allowed: &All
     if let Some((component, tensor)) = rows.into_keys().min() {
         let near = nearest(&tensor, model.tensors().iter().map(|t| t.name.as_str()));
         let advice = near.map_or("remove the row".to_string(), |near| format!("did you mean '{near}'?"));
-        return Err(defect(format!("{} is no tensor of the model; {advice}", full_name(&component, &tensor))));
+        return Err(defect(format!("{} is not a tensor of the model; {advice}", full_name(&component, &tensor))));
     }
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)
@@ -153,7 +153,7 @@ fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(
                 // Tools that know no NULL among integers write 4.0.
                 Some(text) => match text.trim().parse::<f64>() {
                     Ok(number) if number.fract() == 0.0 => Ok(Some(number as i64)),
-                    _ => Err(defect(format!("{name}: {field} is '{text}', which is no whole number"))),
+                    _ => Err(defect(format!("{name}: {field} is '{text}', which is not a whole number"))),
                 },
             };
             let (bits, sizes) = (whole(&bits, "bits")?, whole(&sizes, "group_size")?);

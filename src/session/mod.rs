@@ -1,7 +1,7 @@
 //! DataFusion sessions in which models are tables.
 
 mod names;
-
+mod statements;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
 use names::AnyCase;
 pub use names::model_name;
+
+pub use statements::plan_statement;
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.

@@ -145,7 +145,11 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
     // Paths of the project are relative to its root.
-    command.args(arguments).env_remove("ARROW_QUANT_ISA").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+        .args(arguments)
+        .env_remove("ARROW_QUANT_ISA")
+        .env_remove("COLUMNS")
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     for variable in FIELDS.iter().filter_map(|field| field.variable) {
         command.env_remove(variable);
     }
@@ -163,9 +167,16 @@ pub(crate) fn quantized(model: &str, directory: &Path, name: &str, arguments: &[
 /// The message of a `quantize` that must fail, after which the directory holds what it held before.
 #[track_caller]
 pub(crate) fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
+    refused_with(1, model, out, arguments)
+}
+
+/// The same with another status.
+#[track_caller]
+pub(crate) fn refused_with(status: i32, model: &str, out: &Path, arguments: &[&str]) -> String {
     let parent = out.parent().unwrap();
     let before = parent.is_dir().then(|| names(parent));
-    let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
+    let outcome = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat()));
+    let message = outcome.error_with(status);
     assert_eq!(parent.is_dir().then(|| names(parent)), before, "{message}");
     message
 }
@@ -225,7 +236,13 @@ impl Outcome {
     /// The message of its error: one line that starts with `error: `, and status 1.
     #[track_caller]
     pub(crate) fn error(self) -> String {
-        assert_eq!(self.status, Some(1), "{self:?}");
+        self.error_with(1)
+    }
+
+    /// The same with another status.
+    #[track_caller]
+    pub(crate) fn error_with(self, status: i32) -> String {
+        assert_eq!(self.status, Some(status), "{self:?}");
         let message = self.stderr.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
         let message = message.unwrap_or_else(|| panic!("{self:?}"));
         assert!(!message.contains('\n'), "{message}");

@@ -193,8 +193,8 @@ fn files_that_are_wrong() {
         ("tensors: (\n", "tensors is '(', which is not a regular expression"),
         ("layer_bit_widths: {a: 5}\n", "layer_bit_widths of 'a' is 5, allowed: 2, 4, 8, or 16 to keep it"),
         ("target_bpw: 3\ntarget_model_size_mb: 4\n", "target_model_size_mb and target_bpw are both set"),
-        ("bit_width: 4\nbit_width: 8\n", "no YAML: duplicate entry with key \"bit_width\""),
-        ("bit_width: [\n", "no YAML: "),
+        ("bit_width: 4\nbit_width: 8\n", "not YAML: duplicate entry with key \"bit_width\""),
+        ("bit_width: [\n", "not YAML: "),
         ("- bit_width\n", "expected fields and their values, one `field: value` a line"),
     ] {
         fs::write(&path, content).unwrap();

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, names, refused, run, safetensors, text, write_model, write_tall_model,
+    DIGITS, Tensor, arrow_quant, contains, files, names, refused, refused_with, run, safetensors, text, write_model,
+    write_tall_model,
 };
 use tempfile::TempDir;
 
@@ -193,7 +194,7 @@ fn wrong_arguments_are_refused_with_those_allowed() {
         assert_eq!(outcome.status, Some(2), "{outcome:?}");
         contains(&outcome.stderr, &[&format!("invalid value '{value}' for '{flag}"), allowed]);
     }
-    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["tensors is '(', which is not a regular expression"]);
+    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["--tensors is '(', which is not a regular expression"]);
     for (variable, value, allowed) in
         [("ARROW_QUANT_NUM_THREADS", "many", "0 for all cores"), ("ARROW_QUANT_ISA", "sse9", "this CPU has: ")]
     {
@@ -254,7 +255,8 @@ fn a_job_that_fails_fast_leaves_nothing_however_often_it_is_run() {
     for _ in 0..20 {
         let arguments =
             ["--fail-fast", "--bits", "2", "--min-accuracy", "0.99", "--method", "minmax", "--threads", "3"];
-        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below --min-accuracy 0.99"]);
+        let message = refused_with(3, text(&model), &directory.path().join("out"), &arguments);
+        contains(&message, &["below --min-accuracy 0.99"]);
     }
 }
 

@@ -80,7 +80,7 @@ fn names_that_are_no_layers() {
     let unknown = message(&widths(&["block.0.fc1.weight=8"]));
     contains(
         &unknown,
-        &["--layer-bit-widths has 'block.0.fc1.weight', which is no tensor", "did you mean 'blocks.0.fc1.weight'?"],
+        &["--layer-bit-widths has 'block.0.fc1.weight', which is not a tensor", "did you mean 'blocks.0.fc1.weight'?"],
     );
     let unknown = message(&["--sensitive-layer-names", "pos_embed,label_embd.weight"]);
     contains(&unknown, &["--sensitive-layer-names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);

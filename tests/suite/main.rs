@@ -15,10 +15,13 @@ mod places;
 mod plan;
 mod progress;
 mod query;
+#[cfg(unix)]
+mod readme;
 mod reference;
 mod relation;
 mod report;
 mod resume;
+mod screen;
 mod service;
 mod sources;
 mod sql;

@@ -226,6 +226,6 @@ fn a_target_goes_with_nothing_that_decides_otherwise() {
     let outcome = run(arrow_quant(&["quantize", DIGITS, text(&out), "--target-size", "500"]));
     contains(
         &outcome.stderr,
-        &["invalid value '500' for '--target-size", "expected a size with its unit, such as 1.9GB"],
+        &["invalid value '500' for '--target-size", "the unit is missing: write a size such as 1.9GB"],
     );
 }

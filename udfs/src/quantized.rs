@@ -298,7 +298,7 @@ impl QuantizedColumn {
         let count = |name, array| {
             let value = int(name, array)?;
             usize::try_from(value)
-                .map_err(|_| exec_datafusion_err!("{}, row {row}: {value} is no count of weights", self.function))
+                .map_err(|_| exec_datafusion_err!("{}, row {row}: {value} is not a count of weights", self.function))
         };
         let scheme = text("scheme", &heads.scheme)?.parse().map_err(error)?;
         Ok(Some(QuantizedRef {
@@ -381,8 +381,8 @@ impl ErrorColumn {
             return exec_err!("{function}, row {row}: errors is NULL in a quantized value that is not NULL");
         }
         let n = required(function, row, COUNT, &self.n)?;
-        let n =
-            u64::try_from(n).map_err(|_| exec_datafusion_err!("{function}, row {row}: {n} is no count of weights"))?;
+        let n = u64::try_from(n)
+            .map_err(|_| exec_datafusion_err!("{function}, row {row}: {n} is not a count of weights"))?;
         let mut sums = [0.0; 5];
         for ((sum, name), array) in sums.iter_mut().zip(SUMS).zip(&self.sums) {
             *sum = required(function, row, name, array)?;

@@ -155,7 +155,7 @@ impl TensorColumn {
             DataType::List(_) => from_list::<i32>(array.as_list())?,
             DataType::LargeList(_) => from_list::<i64>(array.as_list())?,
             DataType::FixedSizeList(_, _) => from_fixed_size_list(array.as_fixed_size_list())?,
-            other => return exec_err!("{function}: {other} is no tensor value"),
+            other => return exec_err!("{function}: {other} is not a tensor value"),
         };
         Ok(Self { function, nulls: array.logical_nulls(), values })
     }
@@ -256,7 +256,7 @@ fn from_elements(values: &ArrayRef, offsets: Offsets) -> Result<Values> {
         DataType::Float16 => (Dtype::F16, values.as_primitive::<Float16Type>().values().inner().clone()),
         DataType::Float32 => (Dtype::F32, values.as_primitive::<Float32Type>().values().inner().clone()),
         DataType::Float64 => (Dtype::F64, values.as_primitive::<Float64Type>().values().inner().clone()),
-        other => return exec_err!("a list of {other} is no list of floats"),
+        other => return exec_err!("a list of {other} is not a list of floats"),
     };
     let element_nulls = values.nulls().filter(|nulls| nulls.null_count() > 0).cloned();
     Ok(Values::Lists { dtype, offsets, bytes, element_nulls })
