@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
@@ -15,7 +14,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class ConfigFields(TypedDict, total=False):
-    """The fields of a `DiffusionQuantConfig`, for ``quantize_model(…, bit_width=4)`` and for dicts as configuration."""
+    """The fields of a `DiffusionQuantConfig`, for ``quantize_model(…, bit_width=4)`` and for dicts as configuration.
+
+    Example:
+        >>> from arrow_quant_v2 import ConfigFields, plan
+        >>> small: ConfigFields = {"bit_width": 2, "group_size": 256}
+        >>> plan("dream-7b/", small)["tensors"][1]["bits"]
+        2
+    """
 
     deployment_profile: str
     modality: str | None
@@ -78,7 +84,11 @@ def configuration(
     return own
 
 
-@functools.cache
+def _written(annotation: Any) -> str:
+    """A type as it stands in the code."""
+    return str(getattr(annotation, "__forward_arg__", annotation))
+
+
 def _parameters() -> tuple[inspect.Parameter, ...]:
     """The fields as keywords, with the defaults of the profile ``"local"``."""
     defaults, types = DiffusionQuantConfig(), ConfigFields.__annotations__
@@ -92,18 +102,16 @@ def _parameters() -> tuple[inspect.Parameter, ...]:
     return tuple(map(parameter, FIELDS))
 
 
-def _written(annotation: Any) -> str:
-    """A type as it stands in the code."""
-    return str(getattr(annotation, "__forward_arg__", annotation))
+_PARAMETERS = _parameters()
 
 
 def takes_fields(function: _Function) -> _Function:
     """Has `inspect.signature`, and so editors and ``help``, show the fields that a function takes as ``**fields``."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    function.__signature__ = signature.replace(parameters=[*own, *_parameters()])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=[*own, *_PARAMETERS])  # type: ignore[attr-defined]
     return function
 
 
 # The class takes its fields in Rust, where keywords have no names.
-DiffusionQuantConfig.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]
+DiffusionQuantConfig.__signature__ = inspect.Signature(list(_PARAMETERS))  # type: ignore[attr-defined]

@@ -67,7 +67,14 @@ class LayerQuality(TypedDict):
 
 
 class QuantizeResult(TypedDict):
-    """What a job that quantized a model did; `ArrowQuantV2.quantize_model` says what each is."""
+    """What a job that quantized a model did; `ArrowQuantV2.quantize_model` says what each is.
+
+    Example:
+        >>> from arrow_quant_v2 import QuantizeResult, quantize_model
+        >>> result: QuantizeResult = quantize_model("dream-7b/", "dream-7b-int8/", bit_width=8)
+        >>> result["bit_width"]
+        8
+    """
 
     quantized_path: str
     compression_ratio: float
@@ -89,7 +96,15 @@ class QuantizeResult(TypedDict):
 
 
 class QualityResult(TypedDict):
-    """How like its original a quantized model is; `ArrowQuantV2.validate_quality` says what each is."""
+    """How like its original a quantized model is; `ArrowQuantV2.validate_quality` says what each is.
+
+    Example:
+        >>> from arrow_quant_v2 import ArrowQuantV2, QualityResult, quantize_model
+        >>> path = quantize_model("dream-7b/", "dream-7b-int8/", bit_width=8)["quantized_path"]
+        >>> quality: QualityResult = ArrowQuantV2().validate_quality("dream-7b/", path)
+        >>> quality["passed"]
+        True
+    """
 
     cosine_similarity: float
     sqnr_db: float
@@ -119,7 +134,14 @@ class PlannedTensor(TypedDict):
 
 
 class Plan(TypedDict):
-    """What a job would do: what ``arrow-quant plan --json`` prints."""
+    """What a job would do: what ``arrow-quant plan --json`` prints.
+
+    Example:
+        >>> from arrow_quant_v2 import Plan, plan
+        >>> planned: Plan = plan("dream-7b/", bit_width=8)
+        >>> planned["weights"]
+        1257988
+    """
 
     model: str
     modality: str | None
@@ -150,7 +172,14 @@ class InspectedTensor(TypedDict):
 
 
 class Inspection(TypedDict):
-    """A model's tensors and their totals: what ``arrow-quant inspect --json`` prints."""
+    """A model's tensors and their totals: what ``arrow-quant inspect --json`` prints.
+
+    Example:
+        >>> from arrow_quant_v2 import Inspection, inspect
+        >>> found: Inspection = inspect("dream-7b/")
+        >>> found["tensors"][0]["dtype"]
+        'BF16'
+    """
 
     model: str
     weights: int
@@ -162,7 +191,15 @@ class Inspection(TypedDict):
 
 
 class ModelReport(TypedDict):
-    """What a quantized model says of itself: what ``arrow-quant report --json`` prints."""
+    """What a quantized model says of itself: what ``arrow-quant report --json`` prints.
+
+    Example:
+        >>> from arrow_quant_v2 import ModelReport, quantize_model, report
+        >>> path = quantize_model("dream-7b/", "dream-7b-int8/", bit_width=8)["quantized_path"]
+        >>> said: ModelReport = report(path)
+        >>> said["settings"]["bit_width"]
+        8
+    """
 
     name: str
     created_by: str

@@ -111,14 +111,14 @@ def test_signatures_have_every_field() -> None:
 
 
 def test_notebooks_show_results_and_names_stay_text(digits_dit: Path, tmp_path: Path) -> None:
-    result = arrow_quant_v2.quantize_model(digits_dit, tmp_path / "<b>out</b>")
+    result = arrow_quant_v2.quantize_model(digits_dit, tmp_path / "<b>out")
     html = result._repr_html_()  # type: ignore[typeddict-item,attr-defined]
     assert "&lt;b&gt;out" in html and "<b>out" not in html
     assert "pos_embed" in html and "sqnr_db" in html
     assert "<table" in result["tensors"]._repr_html_()
-    for shown in (arrow_quant_v2.plan(digits_dit), arrow_quant_v2.inspect(digits_dit), arrow_quant_v2.report(tmp_path / "<b>out</b>")):
+    for shown in (arrow_quant_v2.plan(digits_dit), arrow_quant_v2.inspect(digits_dit), arrow_quant_v2.report(tmp_path / "<b>out")):
         assert "blocks.0.fc1.weight" in shown._repr_html_()  # type: ignore[attr-defined]
-    quality = ArrowQuantV2().validate_quality(digits_dit, tmp_path / "<b>out</b>")
+    quality = ArrowQuantV2().validate_quality(digits_dit, tmp_path / "<b>out")
     assert "per_layer_accuracy" not in quality._repr_html_() and "pos_embed" in quality._repr_html_()  # type: ignore[attr-defined]
 
 
