@@ -244,7 +244,7 @@ fn share<W: Send, E: Send>(
     };
     // Threads of its own, not a pool's: a pool's do not outlive a fork, which Python's multiprocessing does.
     std::thread::scope(|scope| {
-        let start = |_| std::thread::Builder::new().spawn_scoped(scope, &run).ok();
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
         let others: Vec<_> = (1..threads).map_while(start).collect();
         let own = run();
         let others = others.into_iter().try_for_each(joined);
