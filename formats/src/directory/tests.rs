@@ -195,7 +195,9 @@ fn shards_without_an_index_are_counted() {
         let files: Vec<(&str, &str)> = files.iter().map(|file| (*file, "")).collect();
         match layout(&InMemory::new(&files), None) {
             Ok(layout) => Ok(layout.components[0].files.len()),
-            Err(DirectoryError::Missing(missing @ Missing::Shards { .. })) => Err(missing.at(Path::new("m"))),
+            Err(DirectoryError::Missing(missing @ Missing::Shards { .. })) => {
+                Err(format!("{}", missing.at(Path::new("m"))))
+            }
             Err(other) => panic!("{other:?}"),
         }
     };
