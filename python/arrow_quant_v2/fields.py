@@ -25,6 +25,7 @@ class ConfigFields(TypedDict, total=False):
 
     deployment_profile: str
     modality: str | None
+    variant: str | None
     bit_width: int
     group_size: int
     scheme: str

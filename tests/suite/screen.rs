@@ -89,7 +89,7 @@ fn a_model_without_weights_is_told_so_where_a_size_is_asked_for() {
     write_model(&model, &[Tensor::counting("w", "F32", &[0, 64]), Tensor::counting("b", "F32", &[0])]);
     for target in [["--target-bpw", "4"], ["--target-size", "10B"]] {
         let message = run(arrow_quant(&[["quantize", text(&model), text(&out)].as_slice(), &target].concat())).error();
-        contains(&message, &["the model has no weights that can be quantized to meet it", "--target-"]);
+        contains(&message, &["the model has no weights", "--target-"]);
         assert!(!message.contains("NaN") && !message.contains("inf "), "{message}");
     }
     let plan = run(arrow_quant(&["plan", text(&model)])).printed();
@@ -110,7 +110,7 @@ fn a_report_fits_the_terminal_and_shows_the_figures() {
         let printed = run(arrow_quant(arguments).env("COLUMNS", "80")).printed();
         let table: Vec<&str> = printed.lines().take(3).collect();
         assert!(table.iter().all(|line| line.chars().count() <= 80), "{printed}");
-        assert!(table[2].contains('…') && table[2].contains("qkv_projection.weight"), "{printed}");
+        assert!(table[2].contains('…') && table[2].contains("projection.weight"), "{printed}");
         if arguments[0] != "inspect" {
             contains(table[0], &["SQNR dB", "cosine"]);
         }
