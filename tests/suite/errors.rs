@@ -24,9 +24,11 @@ async fn every_kind_of_error_is_met() {
     let wrong = DiffusionQuantConfig { num_time_groups: 101, ..config.clone() };
     let error = quantized(digits, &path("out"), &wrong).await.unwrap_err();
     assert!(
-        matches!(&error, QuantError::Configuration { field: Some(field), message, .. } if field == "num_time_groups" && message.starts_with("num_time_groups is 101")),
+        matches!(&error, QuantError::Refused(refused) if refused.field.as_deref() == Some("num_time_groups")),
         "{error}"
     );
+
+    assert!(error.to_string().starts_with("num_time_groups is 101, allowed: "), "{error}");
 
     let error = Model::open(&path("none")).unwrap_err();
     assert!(matches!(&error, QuantError::ModelNotFound { path: named, .. } if *named == path("none")), "{error}");

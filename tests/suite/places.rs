@@ -130,8 +130,8 @@ fn settings_of_a_server_are_named_by_their_place() {
     starts(&tls, &[&format!("tls.certificate in {file}: /none.pem: no such file")]);
     starts(&serve(&["--credentials", file], &[]), &[&format!("--credentials: {file}: unknown field `tls`")]);
 
-    starts(&serve(&["--model", "m=/none"], &[]), &["--model: m: /none: "]);
-    starts(&of_file("models: {m: /none}", &[]), &[&format!("models in {file}: m: /none: ")]);
+    starts(&serve(&["--model", "m=/none"], &[]), &["--model: m: no model at `/none`: "]);
+    starts(&of_file("models: {m: /none}", &[]), &[&format!("models in {file}: m: no model at `/none`: ")]);
     starts(&of_file("models: {a-b: /none}", &[]), &[&format!("{file}: models is refused: the name 'a-b' is not")]);
     starts(&serve(&["--model", "m=a", "--model", "M=b"], &[]), &["--model m=b has a name that another model has"]);
     starts(&serve(&["--limit", "sesions=1"], &[]), &["--limit sesions=1 names no limit 'sesions'; did you mean"]);

@@ -186,7 +186,7 @@ fn a_plan_goes_with_nothing_that_decides_otherwise() {
     let message = refused(DIGITS, &out, &["--plan", text(&plan), "--config", text(&config)]);
     // The setting has its name in the file, since no flag gave it.
     assert!(!message.contains("--target-bpw"), "{message}");
-    contains(&message, &["target_bpw is set beside a plan", "leave one out"]);
+    contains(&message, &["target_bpw in ", "c.yaml is set beside a plan", "leave one out"]);
 }
 
 #[test]
