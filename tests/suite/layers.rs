@@ -86,7 +86,7 @@ fn names_that_are_no_layers() {
     contains(&unknown, &["--sensitive-layer-names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);
     contains(&message(&widths(&["zzz=8"])), &["--layer-bit-widths has 'zzz'", "see arrow-quant inspect"]);
     contains(&message(&widths(&["pos_embed=3"])), &["--layer-bit-widths of 'pos_embed' is 3, allowed: 2, 4, 8, or 16"]);
-    contains(&message(&["--sensitive-layer-patterns", "("]), &["sensitive_layer_patterns is '('"]);
+    contains(&message(&["--sensitive-layer-patterns", "("]), &["--sensitive-layer-patterns is '('"]);
     let contradiction = message(&[&widths(&["pos_embed=8"])[..], &["--enable-mixed-precision=false"]].concat());
     contains(&contradiction, &["--layer-bit-widths is set but --enable-mixed-precision is false"]);
 }
