@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use crate::service::failed;
+use crate::queries::failed;
 use crate::status::status_of;
 
 /// How much larger a batch may become than the message it came in, by decompression.

@@ -22,6 +22,7 @@ use futures::future::{BoxFuture, WeakShared};
 use futures::{FutureExt, StreamExt};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use uuid::Uuid;
@@ -411,5 +412,16 @@ impl Admission {
                 queue_timeout.as_secs_f64()
             ))),
         }
+    }
+}
+
+/// What is said of work that panicked, or was stopped.
+pub(crate) fn failed(error: JoinError) -> Status {
+    match bounds::QueryFault::of_task(error) {
+        Some(fault) => {
+            tracing::error!(%fault, "a query failed");
+            Status::internal(fault.to_string())
+        }
+        None => cancelled(),
     }
 }

@@ -21,7 +21,6 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::MetadataValue;
@@ -35,7 +34,7 @@ use crate::framing::{Aside, Sent};
 use crate::interrupt::Interruptible;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::queries::{Admission, cancelled};
+use crate::queries::{Admission, cancelled, failed};
 use crate::session::{Session, Sessions};
 use crate::status::{Classify, status_of};
 use crate::stream::{Messages, too_late};
@@ -164,17 +163,6 @@ impl State {
         });
         self.count(method, result.as_ref().err());
         result
-    }
-}
-
-/// What is said of work that panicked, or was stopped.
-pub(crate) fn failed(error: JoinError) -> Status {
-    match QueryFault::of_task(error) {
-        Some(fault) => {
-            tracing::error!(%fault, "a query failed");
-            Status::internal(fault.to_string())
-        }
-        None => cancelled(),
     }
 }
 

@@ -25,8 +25,8 @@ use tracing::Instrument;
 
 use crate::encoding::Encoder;
 use crate::metrics::Metrics;
+use crate::queries::failed;
 use crate::queries::{Permit, cancelled};
-use crate::service::failed;
 use crate::status::{Classify, status_of};
 use crate::wire::Pieces;
 

@@ -98,6 +98,7 @@ pub enum Held {
 
 impl SettingProblem {
     /// Writes the sentence about a setting.
+    // Long because: it has one sentence for each problem, and they are found best beside one another.
     pub(super) fn write(&self, field: &str, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setting = words.setting(field);
         match self {

@@ -8,14 +8,19 @@
 mod allowed;
 mod change;
 mod error;
-#[cfg_attr(not(unix), path = "no_faults.rs")]
+#[cfg(unix)]
 mod faults;
 mod guarded;
 mod location;
 mod mapping;
 mod memory;
+#[cfg(not(unix))]
+mod no_faults;
 mod ranges;
 mod store;
+
+#[cfg(not(unix))]
+use no_faults as faults;
 
 pub use allowed::AllowedPaths;
 pub use change::check_listed;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use argon2::password_hash::PasswordHashString;
 use chrono::{DateTime, Utc};
-use serde_yaml::{Mapping, Value};
+use serde::Deserialize;
 
 use super::secret::{Sum, parse_password_hash, parse_sum};
 use crate::error::ServeError;
@@ -48,52 +48,32 @@ pub(crate) struct Token {
     pub write: bool,
 }
 
-/// A mapping of the file. No message shows a value, for any may be a secret in the wrong place; so the file is read as a tree
-/// of values, where serde's messages would quote what does not fit a type.
-struct Entry<'a> {
-    fields: Option<&'a Mapping>,
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    users: Vec<UserEntry>,
+    #[serde(default)]
+    tokens: Vec<TokenEntry>,
 }
 
-impl<'a> Entry<'a> {
-    /// Reads a mapping that has no other fields than these.
-    fn new(value: &'a Value, known: &[&str]) -> Result<Self, String> {
-        let expected = || known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        if value.is_null() {
-            return Ok(Self { fields: None });
-        }
-        let fields = value.as_mapping().ok_or_else(|| format!("expected a mapping of {}", expected()))?;
-        match fields.keys().find(|name| !name.as_str().is_some_and(|name| known.contains(&name))) {
-            Some(Value::String(name)) => Err(format!("unknown field `{name}`, expected {}", expected())),
-            Some(_) => Err(format!("a name is not text, expected {}", expected())),
-            None => Ok(Self { fields: Some(fields) }),
-        }
-    }
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UserEntry {
+    name: String,
+    password: String,
+    #[serde(default)]
+    write: bool,
+}
 
-    /// The value of a field; `None` if it is not there, or null.
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.fields?.get(name).filter(|value| !value.is_null())
-    }
-
-    fn list(&self, name: &str) -> Result<&'a [Value], String> {
-        match self.get(name) {
-            Some(value) => value.as_sequence().map(Vec::as_slice).ok_or_else(|| format!("`{name}` is not a list")),
-            None => Ok(&[]),
-        }
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>, String> {
-        let text = |value: &'a Value| value.as_str().ok_or_else(|| format!("`{name}` is not text: put it in quotes"));
-        self.get(name).map(text).transpose()
-    }
-
-    fn required(&self, name: &str) -> Result<&'a str, String> {
-        self.text(name)?.ok_or_else(|| format!("`{name}` is missing"))
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, String> {
-        let flag = |value: &Value| value.as_bool().ok_or_else(|| format!("`{name}` is not true or false"));
-        self.get(name).map_or(Ok(false), flag)
-    }
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenEntry {
+    user: String,
+    sha256: String,
+    expires: Option<String>,
+    #[serde(default)]
+    write: bool,
 }
 
 impl Credentials {
@@ -108,24 +88,24 @@ impl Credentials {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let file: Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
-        let file = Entry::new(&file, &["users", "tokens"])?;
-        let (user_entries, token_entries) = (file.list("users")?, file.list("tokens")?);
-        if user_entries.is_empty() && token_entries.is_empty() {
+        let file: File = serde_yaml::from_str(text).map_err(|error| without_value(&error.to_string()))?;
+        if file.users.is_empty() && file.tokens.is_empty() {
             return Err("it has neither `users` nor `tokens`: nobody could connect".to_string());
         }
         let mut names = HashMap::new();
-        let mut users = Vec::with_capacity(user_entries.len());
-        for (at, entry) in user_entries.iter().enumerate() {
-            let user = parse_user(entry).map_err(|reason| format!("users[{at}]{reason}"))?;
-            if let Some(first) = names.insert(Arc::clone(&user.name), at) {
-                return Err(format!("users[{at}]: `name` '{}' is that of users[{first}] already", user.name));
+        let mut users = Vec::with_capacity(file.users.len());
+        for (at, entry) in file.users.into_iter().enumerate() {
+            let name = valid_name(&entry.name).map_err(|reason| format!("users[{at}]: `name` {reason}"))?;
+            if let Some(first) = names.insert(Arc::clone(&name), at) {
+                return Err(format!("users[{at}]: `name` '{name}' is that of users[{first}] already"));
             }
-            users.push(user);
+            let password = parse_password_hash(&entry.password)
+                .map_err(|reason| format!("users[{at}] ('{name}'): `password` {reason}"))?;
+            users.push(User { name, password, write: entry.write });
         }
         let mut sums = HashMap::new();
-        let mut tokens = Vec::with_capacity(token_entries.len());
-        for (at, entry) in token_entries.iter().enumerate() {
+        let mut tokens = Vec::with_capacity(file.tokens.len());
+        for (at, entry) in file.tokens.into_iter().enumerate() {
             let token = parse_token(entry).map_err(|reason| format!("tokens[{at}]{reason}"))?;
             if let Some(first) = sums.insert(token.sum, at) {
                 return Err(format!("tokens[{at}]: `sha256` is that of tokens[{first}] already"));
@@ -145,43 +125,21 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// A user, or else what follows its place in a message.
-fn parse_user(entry: &Value) -> Result<User, String> {
-    let entry = Entry::new(entry, &["name", "password", "write"]).map_err(after_place)?;
-    let name =
-        valid_name(entry.required("name").map_err(after_place)?).map_err(|reason| format!(": `name` {reason}"))?;
-    let of_user = |reason: String| format!(" ('{name}'): {reason}");
-    let password = parse_password_hash(entry.required("password").map_err(of_user)?)
-        .map_err(|reason| of_user(format!("`password` {reason}")))?;
-    let write = entry.flag("write").map_err(of_user)?;
-    Ok(User { name, password, write })
-}
-
 /// A token, or else what follows its place in a message.
-fn parse_token(entry: &Value) -> Result<Token, String> {
-    let entry = Entry::new(entry, &["user", "sha256", "expires", "write"]).map_err(after_place)?;
-    let user =
-        valid_name(entry.required("user").map_err(after_place)?).map_err(|reason| format!(": `user` {reason}"))?;
-    let of_user = |reason: String| format!(" ('{user}'): {reason}");
-    let sum = parse_sum(entry.required("sha256").map_err(of_user)?).ok_or_else(|| {
-        of_user(
-            "`sha256` is not 64 hexadecimal digits: put the SHA-256 that `arrow-quant serve new-token` prints here, never the \
-             token itself"
-                .to_string(),
+fn parse_token(entry: TokenEntry) -> Result<Token, String> {
+    let user = valid_name(&entry.user).map_err(|reason| format!(": `user` {reason}"))?;
+    let sum = parse_sum(&entry.sha256).ok_or_else(|| {
+        format!(
+            " ('{user}'): `sha256` is not 64 hexadecimal digits: put the SHA-256 that `arrow-quant serve new-token` \
+             prints here, never the token itself"
         )
     })?;
-    let expires = entry.text("expires").map_err(of_user)?.map(|text| {
-        DateTime::parse_from_rfc3339(text)
-            .map(|at| at.to_utc())
-            .map_err(|error| of_user(format!("`expires` is not a time like 2027-01-31T00:00:00Z (RFC 3339): {error}")))
+    let expires = entry.expires.map(|text| {
+        DateTime::parse_from_rfc3339(&text).map(|at| at.to_utc()).map_err(|error| {
+            format!(" ('{user}'): `expires` is not a time like 2027-01-31T00:00:00Z (RFC 3339): {error}")
+        })
     });
-    let (expires, write) = (expires.transpose()?, entry.flag("write").map_err(of_user)?);
-    Ok(Token { user: Arc::clone(&user), sum, expires, write })
-}
-
-/// A problem of an entry that has no name, behind its place.
-fn after_place(reason: String) -> String {
-    format!(": {reason}")
+    Ok(Token { user: Arc::clone(&user), sum, expires: expires.transpose()?, write: entry.write })
 }
 
 fn valid_name(name: &str) -> Result<Arc<str>, String> {
@@ -191,4 +149,19 @@ fn valid_name(name: &str) -> Result<Arc<str>, String> {
         return Ok(Arc::from(name));
     }
     Err(format!("{name:?} is not allowed: 1 to 64 ASCII letters, digits and `_.@-`, and not dots alone"))
+}
+
+/// A message of serde without the value it shows: that may be a secret in the wrong place. No type tells it: the error of the
+/// YAML parser is a text and a place. A file read as a tree of values has other messages, but there a hash of digits alone is a
+/// number, whose text is lost.
+fn without_value(message: &str) -> String {
+    for kind in ["invalid type: ", "invalid value: "] {
+        if let (Some(start), Some(end)) = (message.find(kind), message.rfind(", expected")) {
+            let start = start + kind.len();
+            if start <= end {
+                return format!("{}another value{}", &message[..start], &message[end..]);
+            }
+        }
+    }
+    message.to_string()
 }
