@@ -44,7 +44,7 @@ pub fn start_runtime(threads: usize, stack: usize) -> Result<Started> {
     let Some(source) = refused else {
         return Ok(Started { runtime: build(builder.worker_threads(threads))?, is_short: false });
     };
-    // One is left for whoever called to start.
+    // One is left for the caller to start.
     let (workers, blocking) = match possible {
         0 | 1 => return Err(QuantError::Threads { source }),
         2 | 3 => (1, 1),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use datafusion::error::DataFusionError;
 use tokio::task::JoinError;
 
-/// A query ended with a panic. It is a fault of the query engine, not of the data or of whoever asked.
+/// A query ended with a panic. The query engine is at fault, neither the data nor the statement.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the query engine failed: {message}; this is a fault in the query engine, not in the statement: please report it"
@@ -69,8 +69,8 @@ impl From<QueryFault> for DataFusionError {
     }
 }
 
-/// Keeps panics of threads whose names `is_query` accepts from being printed: they become errors, and those are told. They are
-/// still in the log, for whoever asks for it.
+/// Keeps panics of threads whose names `is_query` accepts from being printed: they become errors, which are reported.
+/// The panic itself is logged at the level `debug`.
 pub fn quiet_panics(is_query: fn(Option<&str>) -> bool) {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

@@ -42,11 +42,11 @@ where
     }
 }
 
-/// Batches that wait for whoever reads them.
+/// Batches that are computed before the reader asks for them.
 const AHEAD: usize = 2;
 
-/// Rows that are computed on the threads of a runtime, a little ahead of whoever reads them. Dropped, they stop what computes
-/// them, at its next step. A panic is an error of the stream.
+/// Computes rows on the threads of a runtime, a little ahead of their reader. When the stream is dropped, the computation stops
+/// at its next step. A panic becomes an error of the stream.
 pub fn streamed(threads: &Handle, mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
     let schema = rows.schema();
     let (sender, receiver) = mpsc::channel(AHEAD);

@@ -17,7 +17,9 @@ use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskCo
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
-use datafusion::physical_plan::execution_plan::{CardinalityEffect, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::execution_plan::{
+    CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
+};
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::Stream;
@@ -62,7 +64,7 @@ impl PhysicalOptimizerRule for YieldOften {
 /// Whether a node may give many batches for one that it takes, or takes many and gives none.
 fn gives_much(plan: &Arc<dyn ExecutionPlan>) -> bool {
     if plan.children().is_empty() {
-        // A few constant rows are none of these.
+        // A leaf of one row, such as that of `SELECT 1`, is done at once.
         let statistics = plan.statistics_from_inputs(&[], &StatisticsArgs::new());
         return !statistics.is_ok_and(|statistics| statistics.num_rows == Precision::Exact(1));
     }
@@ -119,15 +121,14 @@ impl ExecutionPlan for YieldExec {
         mut children: Vec<Arc<dyn ExecutionPlan>>,
         _: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = children.swap_remove(0);
-        Ok(Arc::new(Self { properties: Arc::clone(input.properties()), input }))
+        Ok(match children.pop() {
+            Some(input) => Arc::new(Self { properties: Arc::clone(input.properties()), input }),
+            None => self,
+        })
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = children.as_slice() else {
-            return datafusion::common::internal_err!("YieldExec has one input, not {}", children.len());
-        };
-        Ok(Arc::new(Self { properties: Arc::clone(input.properties()), input: Arc::clone(input) }))
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -64,7 +64,7 @@ impl Failure {
     pub(crate) fn report(self, as_json: bool) -> ExitCode {
         match &self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-            // Who interrupts it is there to read it.
+            // A person interrupted it, so the message is for a person.
             Self::Interrupted { .. } => self.print(),
             _ if as_json => {
                 // Nobody is left to hear that standard error is closed.

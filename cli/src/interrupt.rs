@@ -37,7 +37,7 @@ pub(crate) fn file_size_signal() -> Option<tokio::signal::unix::Signal> {
     tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(FILE_SIZE)).ok()
 }
 
-/// There is no such signal here.
+/// Only Unix sends SIGXFSZ.
 #[cfg(not(unix))]
 pub fn file_size_signal() {}
 
@@ -128,7 +128,7 @@ impl Hangups {
     }
 }
 
-/// There is no such signal here.
+/// Only Unix sends SIGHUP, so this never yields one.
 #[cfg(all(not(unix), feature = "service"))]
 pub struct Hangups;
 

@@ -99,7 +99,7 @@ impl Shown {
     }
 }
 
-/// Standard output, buffered and locked: whoever writes to it flushes it, and learns whether anybody reads.
+/// Standard output, buffered and locked. The caller flushes it, and so learns whether the other end still reads.
 pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
 }

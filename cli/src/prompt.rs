@@ -53,7 +53,7 @@ impl Prompt {
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let history = history_file();
         if let Some(path) = &history {
-            // There is none the first time.
+            // The first time, the file does not exist.
             let _ = self.editor.load_history(path);
         }
         writeln!(io::stdout(), "end a statement with ;  \\? lists commands, \\q leaves")?;

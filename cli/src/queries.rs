@@ -1,5 +1,5 @@
-//! Statements on threads of their own. A query that computes keeps its thread, so whoever waits for a signal waits elsewhere,
-//! and a query that was cancelled is left behind: it ends by itself soon after.
+//! Statements on threads of their own. A query that computes keeps its thread, so the main thread waits for signals. The
+//! threads of a query that was cancelled are not waited for: it ends by itself soon after.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -90,7 +90,7 @@ impl State {
     }
 }
 
-/// A stream that is given back by whoever drops it.
+/// A stream that is given back when this is dropped.
 struct Lent<S> {
     stream: Option<S>,
     back: Option<oneshot::Sender<S>>,

@@ -62,7 +62,7 @@ impl State {
         self.progress(&query, descriptor).await
     }
 
-    /// Computes a query to its end, for whoever fetches it later.
+    /// Computes a query to its end, so that its result can be fetched later.
     async fn compute(self: Arc<Self>, query: Arc<Query>, spool: Arc<Spool>) {
         let work = async {
             let place = query.admit(&self.admission).await?;

@@ -246,7 +246,7 @@ async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<(Arc<dy
     Ok((if feeds_itself(&plan) { gathered(plan) } else { plan }, bytes))
 }
 
-/// Whether partitions depend on each other's being read: whoever reads them one after the other would make the server hold
+/// Whether partitions can only be read together. A client that read them one after the other would make the server hold
 /// all the others.
 fn feeds_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.output_partitioning().partition_count() > 1

@@ -104,7 +104,7 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
         DataFusionError::ObjectStore(inner) => of_store(inner, classify),
         DataFusionError::IoError(inner) => foreign(inner, classify),
         DataFusionError::ParquetError(inner) => match foreign(inner.as_ref(), classify) {
-            // The file is to blame, whoever wrote it.
+            // The file is at fault, even if this server wrote it.
             (Code::Internal, message) => (Code::InvalidArgument, message),
             known => known,
         },

@@ -189,7 +189,7 @@ struct Received {
     /// `None` once it has ended.
     task: Option<JoinHandle<()>>,
     limits: BoxFuture<'static, Status>,
-    /// Why it ended early, for whoever counts.
+    /// Why it ended early, for the metrics.
     ended_early: Arc<OnceLock<Code>>,
     stop: Box<dyn Fn(Early) + Send + Sync>,
 }

@@ -16,7 +16,7 @@ from .progress import TICK_S, Callback, Progress
 from .quantizer import ArrowQuantV2
 
 if TYPE_CHECKING:
-    # It takes long to import, and whoever awaits something has it.
+    # It takes long to import, and a program that awaits something has imported it.
     import asyncio
 
 

@@ -194,7 +194,7 @@ class Bar(Listener):
         self._bar = tqdm(total=1.0, desc=name, bar_format=layout)
 
     def close(self) -> None:
-        """Leaves the bar as it is, and the line to whoever writes next."""
+        """Leaves the bar as it is, and begins a new line."""
         try:
             self._bar.close()
         except Exception as error:

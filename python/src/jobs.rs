@@ -257,9 +257,9 @@ fn run<T: Send + 'static>(
                 result = job => Some(result),
             }
         });
-        // Before it is told: whoever hears of it may look at what is left.
+        // Before the end is reported, because the caller may then look at what the job left.
         runtime.shutdown_timeout(SHUTDOWN);
-        // Nobody listens any more only after an exception, which then is what happened.
+        // Sending fails if an exception ended the waiting; then the exception is reported.
         drop(done.send(result));
     });
     let thread = thread.map_err(|source| QuantError::Threads { source })?;

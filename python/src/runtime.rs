@@ -31,7 +31,7 @@ const STACK: usize = 256 << 20;
 /// The name of all threads of the engine.
 pub(crate) const THREADS: &str = "arrow-quant";
 
-/// Batches that wait for whoever reads a result.
+/// Batches that are computed before the reader of a result asks for them.
 const AHEAD: usize = 2;
 
 /// All cores.
@@ -112,7 +112,7 @@ impl Threads {
         }
     }
 
-    /// Lets a query run ahead of whoever reads its batches.
+    /// Lets a query run ahead of the reader of its batches.
     ///
     /// # Errors
     /// If the process was forked.
@@ -217,7 +217,7 @@ impl Batches {
 impl Iterator for Batches {
     type Item = std::result::Result<RecordBatch, ArrowError>;
 
-    /// Whoever reads may be a thread of any kind, with Python's lock or without: nothing here depends on it.
+    /// Any thread may call this, with Python's lock or without it.
     fn next(&mut self) -> Option<Self::Item> {
         if let Err(error) = self.threads.runtime() {
             return Some(Err(ArrowError::ComputeError(error.to_string())));

@@ -134,7 +134,7 @@ def values(config: DiffusionQuantConfig) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of whoever runs the tests has no part in them."""
+    """Variables of the environment have no part in the tests."""
     for name in os.environ:
         if name.startswith("ARROW_QUANT_") and name != "ARROW_QUANT_ISA":
             monkeypatch.delenv(name)

@@ -22,7 +22,7 @@ import sys
 
 from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
 
-# Where whoever started the tests ignores Ctrl-C, they would not be interrupted.
+# The process that started the tests may ignore Ctrl-C; then the tests could not be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -55,7 +55,7 @@ pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
         "`{}` is the name of a .{} file, and what is written is a directory ({}): choose a name without the extension",
         out.display(),
         extension.display(),
-        TargetName::all().collect::<Vec<_>>().join(", ")
+        TargetName::directories().collect::<Vec<_>>().join(", ")
     );
     Err(QuantError::configuration(message).at(out))
 }

@@ -11,6 +11,7 @@ use datafusion::datasource::listing::ListingTable;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 
+use super::rooted::Root;
 use crate::model::QuantizedDirectory;
 
 /// The rows of all parts.
@@ -18,6 +19,8 @@ use crate::model::QuantizedDirectory;
 pub(super) struct PartFiles {
     pub directory: Arc<QuantizedDirectory>,
     pub rows: ListingTable,
+    /// The directory's own store, where its path needs one.
+    pub root: Option<Root>,
 }
 
 #[async_trait]
@@ -46,6 +49,10 @@ impl TableProvider for PartFiles {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         self.directory.check_sizes()?;
+        // Until the table is scanned, no session is known.
+        if let Some(root) = &self.root {
+            root.register(state);
+        }
         self.rows.scan(state, projection, filters, limit).await
     }
 }

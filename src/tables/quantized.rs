@@ -20,7 +20,7 @@ use datafusion::logical_expr::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::part_files::PartFiles;
-use super::rooted::{Root, Rooted};
+use super::rooted::Root;
 use super::shapes::shape_type;
 use super::table_of;
 use crate::model::QuantizedDirectory;
@@ -114,11 +114,7 @@ impl QuantizedModel {
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());
-        let table = PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)? };
-        Ok(match root {
-            Some(root) => Arc::new(Rooted { root, table }),
-            None => Arc::new(table),
-        })
+        Ok(Arc::new(PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)?, root }))
     }
 
     /// The rows of all parts, and those of tensors that are stored under another name.

@@ -1,17 +1,10 @@
-//! Tables of files below a directory whose path the file system's object store cannot spell: it refuses control characters,
-//! such as a line end.
+//! Directories whose paths the file system's object store cannot spell: it refuses control characters, such as a line end.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
 use arrow_quant_formats::ContentHash;
-use async_trait::async_trait;
-use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::Result;
-use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, TableType};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::catalog::Session;
 use object_store::local::LocalFileSystem;
 use url::Url;
 
@@ -52,42 +45,9 @@ impl Root {
             .join(relative)
             .map_err(|error| QuantError::configuration(format!("`{relative}` cannot be read: {error}")))
     }
-}
 
-/// A table of files of a root.
-#[derive(Debug)]
-pub(super) struct Rooted<T> {
-    pub root: Root,
-    pub table: T,
-}
-
-#[async_trait]
-impl<T: TableProvider> TableProvider for Rooted<T> {
-    fn schema(&self) -> SchemaRef {
-        self.table.schema()
-    }
-
-    fn table_type(&self) -> TableType {
-        self.table.table_type()
-    }
-
-    fn get_logical_plan(&self) -> Option<Cow<'_, LogicalPlan>> {
-        self.table.get_logical_plan()
-    }
-
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        self.table.supports_filters_pushdown(filters)
-    }
-
-    /// The session learns of the store when the table is looked at: until then no session is known.
-    async fn scan(
-        &self,
-        state: &dyn Session,
-        projection: Option<&Vec<usize>>,
-        filters: &[Expr],
-        limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        state.runtime_env().register_object_store(&self.root.url, Arc::<LocalFileSystem>::clone(&self.root.store));
-        self.table.scan(state, projection, filters, limit).await
+    /// Makes the directory known to a session, so that its queries can read the files.
+    pub(super) fn register(&self, state: &dyn Session) {
+        state.runtime_env().register_object_store(&self.url, Arc::<LocalFileSystem>::clone(&self.store));
     }
 }

@@ -15,8 +15,8 @@ use crate::StoreError;
 /// A file whose ranges of bytes can be read.
 ///
 /// Bytes that were read stay as they are for as long as they are held, save for those of a
-/// [`LocalMapping`](crate::LocalMapping), which are the file itself. So whoever used bytes calls [`check`](Self::check)
-/// before the result counts: a store of a file that changed fails then, instead of mixing two versions.
+/// [`LocalMapping`](crate::LocalMapping), which are the file itself. Code that used bytes therefore calls
+/// [`check`](Self::check) before the result counts: a store of a file that changed fails then, instead of mixing two versions.
 pub trait Store: fmt::Debug + Send + Sync {
     /// Where it lies, its length and its version, as of its opening.
     fn identity(&self) -> &Identity;

@@ -86,7 +86,7 @@ fn reports_name_the_settings_that_decided() {
     let out = directory.path().join("out");
     let printed = run(&mut arrow_quant(&["quantize", DIGITS, text(&out), "--config", text(&path)])).printed();
     crate::common::contains(&printed, &[&format!("sensitive_layer_names in {} 'pos_embed' 1", path.display())]);
-    // The model says what it was made with in the names of fields, whoever reads it.
+    // A report of a model uses the names of fields, because its reader need not have made the model.
     crate::common::contains(
         &run(&mut arrow_quant(&["report", text(&out)])).printed(),
         &["sensitive_layer_names 'pos_embed' 1"],

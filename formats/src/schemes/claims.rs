@@ -36,7 +36,8 @@ pub struct Claim {
     pub sign: Sign,
 }
 
-/// What a file of [`CLAIMING_FILES`] claims. A text that is not JSON claims nothing: whoever needs it will say so.
+/// What a file of [`CLAIMING_FILES`] claims. A text that is not JSON claims nothing; the code that
+/// needs its fields reports the error.
 pub fn claim_of_config(file: &Path, text: &[u8]) -> Option<Claim> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let json: Map<String, Value> = serde_json::from_slice(text).ok()?;
