@@ -66,20 +66,22 @@ pub(crate) fn next<T: Send>(
 /// its holder may be waiting for it.
 ///
 /// # Errors
-/// The exception of a signal.
-pub(crate) fn signals_of_main_thread() -> PyResult<()> {
-    if MAIN.get().is_some_and(|main| *main == std::thread::current().id()) {
-        Python::attach(|py| {
-            let interrupted = py.check_signals();
-            if interrupted.as_ref().is_err_and(|error| error.is_instance_of::<PyKeyboardInterrupt>(py)) {
-                // The library that reads raises an exception of its own: Python hears of Ctrl-C once it is back.
-                py.import("_thread")?.call_method0("interrupt_main")?;
-            }
-            interrupted
-        })
-    } else {
-        Ok(())
+/// What the exception of a signal says. The library that reads raises an exception of its own, and Python hears of Ctrl-C once
+/// it is back.
+pub(crate) fn signals_of_main_thread() -> std::result::Result<(), String> {
+    if MAIN.get().is_none_or(|main| *main != std::thread::current().id()) {
+        return Ok(());
     }
+    Python::attach(|py| {
+        let Err(error) = py.check_signals() else { return Ok(()) };
+        // Showing an exception looks for signals too, and would swallow the one that is raised below.
+        let said = error.to_string();
+        if error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            let again = py.import("_thread").and_then(|thread| thread.call_method0("interrupt_main"));
+            again.map_err(|error| error.to_string())?;
+        }
+        Err(said)
+    })
 }
 
 /// Python's main thread, as far as it imported the package.

@@ -78,14 +78,15 @@ def send():
 timer = threading.Timer(0.7, send)
 timer.start()
 try:
-    pa.table(result) if read == "stream" else result.to_pyarrow()
+    # Where a library reads, Python hears of Ctrl-C after the library's own error.
+    try:
+        pa.table(result) if read == "stream" else result.to_pyarrow()
+    except Exception as error:
+        first = error
+        time.sleep(0.01)
+        raise first
 except BaseException as error:
     took = time.monotonic() - sent
-    try:
-        # Where a library reads, Python hears of Ctrl-C after the library's own error.
-        time.sleep(0.01)
-    except KeyboardInterrupt as late:
-        error = late
     print(type(error).__name__, took, flush=True)
 assert connection.sql("SELECT 1 AS one").to_pyarrow()["one"].to_pylist() == [1]
 print(time.monotonic() - sent, flush=True)
