@@ -3,7 +3,11 @@
 //! An error is a value: [`QuantError::worded`] makes its sentence in the words of a front end, and `Display` that of YAML and
 //! Rust.
 
+mod about;
+mod literals;
+mod mismatches;
 mod problems;
+mod refused;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -12,22 +16,28 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow_quant_bounds::QueryFault;
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
-use arrow_quant_stores::StoreError;
+use arrow_quant_stores::{Change, StoreError};
 use datafusion::error::DataFusionError;
 
-use problems::write_shortfall;
+pub use about::{About, Kind};
+pub use literals::Literals;
+pub use mismatches::{ShapeProblem, ValidationProblem};
 pub use problems::{Held, OutputProblem, SettingProblem};
+pub use refused::{Allowed, Origin, Problem, Refused};
 pub use words::{FieldNames, Words};
 
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantError {
-    /// A setting or argument is not allowed.
+    /// A setting is refused, whatever the model.
+    Refused(Refused),
+    /// An argument is not allowed.
     Configuration {
         /// The field of the configuration, where it is one that is wrong.
         field: Option<String>,
@@ -71,19 +81,19 @@ pub enum QuantError {
         /// The model.
         path: PathBuf,
     },
-    /// Two models that should hold the same tensors do not.
+    /// Two models that should hold the same tensors do not, or values are not those of a tensor.
     ShapeMismatch {
-        /// The tensor.
-        tensor: String,
-        /// Both shapes.
-        message: String,
+        /// The tensor, if it has a name.
+        tensor: Option<String>,
+        /// What does not fit.
+        problem: Box<ShapeProblem>,
     },
-    /// Quality below the floor.
+    /// A quantized model cannot be validated as was asked.
     Validation {
         /// The tensor, where it is one alone.
         tensor: Option<String>,
-        /// Which tensors, and their figures.
-        message: String,
+        /// What is wrong with it.
+        problem: Box<ValidationProblem>,
     },
     /// A tensor is below the floor in a job that fails fast.
     BelowFloor {
@@ -115,11 +125,22 @@ pub enum QuantError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file cannot be read or written in a job; the parts that are finished are kept for another run.
+    /// A job failed, and another run can go on from the parts that are finished.
     Unfinished {
+        /// Why it failed.
+        #[source]
+        problem: Box<QuantError>,
+    },
+    /// A file was modified while it was read, so what was made of it is of no use.
+    Changed {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// How it changed.
+        change: Change,
+    },
+    /// The system starts no threads.
+    Threads {
+        /// What it said.
         source: std::io::Error,
     },
     /// A file or store is not one that clients of this server may reach.
@@ -147,10 +168,12 @@ impl fmt::Display for Worded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = self.words;
         match self.error {
-            QuantError::Configuration { message, .. }
-            | QuantError::ShapeMismatch { message, .. }
-            | QuantError::Validation { message, .. }
-            | QuantError::Quantization { message, .. } => f.write_str(message),
+            QuantError::Configuration { message, .. } | QuantError::Quantization { message, .. } => {
+                f.write_str(message)
+            }
+            QuantError::ShapeMismatch { tensor, problem } => problem.write(tensor.as_deref(), f),
+            QuantError::Validation { tensor, problem } => problem.write(tensor.as_deref(), words, f),
+            QuantError::Refused(refused) => refused.write(words, f),
             QuantError::Setting { field, problem } => problem.write(field, words, f),
             QuantError::Output { path, problem } => problem.write(path, words, f),
             QuantError::ModelNotFound { path, missing } => missing.at(path).fmt(f),
@@ -165,22 +188,30 @@ impl fmt::Display for Worded<'_> {
                 words.advised("modality")
             ),
             QuantError::BelowFloor { tensor, bits, shortfall } => {
-                write!(f, "{tensor} quantized to {bits} bits ")?;
-                write_shortfall(shortfall, words, f)?;
-                write!(f, ": give it more bits, or leave out {} to have that done", words.setting("fail_fast"))
+                let shortfall = shortfall.worded(&|field| words.setting(field));
+                write!(f, "{tensor} quantized to {bits} bits has {shortfall}: give it more bits, or leave out ")?;
+                write!(f, "{} to have that done", words.setting("fail_fast"))
             }
             QuantError::Weights { tensor, problem } => write!(
                 f,
-                "{tensor}: {problem}; repair the model, or leave the tensor out with {}",
-                words.advised("tensors")
+                "{tensor}: {problem}; repair the model, or keep the tensor as it is: name it in {}",
+                words.advised("sensitive_layer_names")
             ),
             QuantError::Io { path, source } => write!(f, "{}: {}", path.display(), io_message(source)),
-            QuantError::Unfinished { path, source } => write!(
+            QuantError::Unfinished { problem } => {
+                write!(f, "{}; the finished parts are kept: continue with ", problem.worded(words))?;
+                f.write_str(&words.switched("resume", true))
+            }
+            QuantError::Changed { path, change } => write!(
                 f,
-                "{}: {}; the finished parts are kept: continue with {}",
-                path.display(),
-                io_message(source),
-                words.switched("resume", true)
+                "{}: {change}, so what was read of it cannot be trusted: open it again once it stays as it is, and replace files by \
+                 renaming",
+                path.display()
+            ),
+            QuantError::Threads { source } => write!(
+                f,
+                "threads cannot be started ({source}): allow more processes (ulimit -u, or the limit of the container), or more \
+                 memory (ulimit -v)"
             ),
             QuantError::Access(error) => error.fmt(f),
             QuantError::Query(error) => f.write_str(&query_message(error)),
@@ -221,20 +252,38 @@ impl QuantError {
 
     /// The same, about the path that was asked for instead of the one it led to.
     pub(crate) fn asked_as(mut self, real: &Path, asked: &Path) -> Self {
+        if let Self::Unfinished { problem } = self {
+            return Self::Unfinished { problem: Box::new(problem.asked_as(real, asked)) };
+        }
+        if let Self::Setting { problem, .. } = &mut self {
+            if let SettingProblem::Variant { path, .. } = &mut **problem {
+                *path = as_asked(path, real, asked);
+            }
+            return self;
+        }
         let (Self::Configuration { path: Some(path), .. }
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
         | Self::UnknownModality { path }
         | Self::Output { path, .. }
-        | Self::Unfinished { path, .. }
+        | Self::Changed { path, .. }
         | Self::Io { path, .. }) = &mut self
         else {
             return self;
         };
-        if let Ok(rest) = path.strip_prefix(real) {
-            *path = if rest.as_os_str().is_empty() { asked.to_path_buf() } else { asked.join(rest) };
-        }
+        *path = as_asked(path, real, asked);
         self
+    }
+
+    /// That values are not those of a tensor, which may have a name.
+    pub fn shape(tensor: Option<&str>, problem: ShapeProblem) -> Self {
+        let tensor = tensor.filter(|name| !name.is_empty()).map(str::to_string);
+        Self::ShapeMismatch { tensor, problem: Box::new(problem) }
+    }
+
+    /// That a quantized model cannot be validated, because of one tensor or as a whole.
+    pub(crate) fn validation(tensor: Option<&str>, problem: ValidationProblem) -> Self {
+        Self::Validation { tensor: tensor.map(str::to_string), problem: Box::new(problem) }
     }
 
     /// That there is no readable model at a path.
@@ -272,8 +321,10 @@ impl From<StoreError> for QuantError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Io { path, source } => Self::Io { path, source },
+            StoreError::Changed { path, change } => Self::Changed { path, change },
             StoreError::Allow { .. } => Self::setting("allow", SettingProblem::Allow(error)),
             StoreError::Outside { .. } | StoreError::TooManyDirectories { .. } => Self::Access(error),
+            StoreError::NotALocation { ref text } => Self::configuration(error.to_string()).at(Path::new(text)),
             other => Self::configuration(other.to_string()),
         }
     }
@@ -282,7 +333,7 @@ impl From<StoreError> for QuantError {
 impl From<DataFusionError> for QuantError {
     /// One of our own errors that passed through a query comes out as it went in.
     fn from(error: DataFusionError) -> Self {
-        match error {
+        match QueryFault::named(error) {
             DataFusionError::External(source) => match source.downcast::<Self>() {
                 Ok(own) => *own,
                 Err(source) => Self::Query(Box::new(DataFusionError::External(source))),
@@ -313,6 +364,15 @@ impl From<arrow::error::ArrowError> for QuantError {
     }
 }
 
+/// A path below `real` as one below the path that was asked for.
+fn as_asked(path: &Path, real: &Path, asked: &Path) -> PathBuf {
+    match path.strip_prefix(real) {
+        Ok(rest) if rest.as_os_str().is_empty() => asked.to_path_buf(),
+        Ok(rest) => asked.join(rest),
+        Err(_) => path.to_path_buf(),
+    }
+}
+
 /// `tensor 'x': `, where there is one.
 fn of_tensor(tensor: Option<&str>) -> String {
     tensor.map_or_else(String::new, |tensor| format!("tensor '{}': ", shown(tensor)))
@@ -334,6 +394,7 @@ fn io_message(error: &std::io::Error) -> String {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "permission denied: check who may read and write it"
         }
+        ErrorKind::StaleNetworkFileHandle => "it is not on its server any more (stale file handle): open it again",
         ErrorKind::NotFound => "no such file or directory",
         ErrorKind::NotADirectory => "not a directory",
         ErrorKind::IsADirectory => "is a directory",

@@ -23,6 +23,7 @@
 mod arrays;
 mod calibration;
 pub mod config;
+mod disk;
 mod error;
 mod job;
 mod model;
@@ -31,24 +32,34 @@ mod report;
 mod session;
 mod tables;
 mod targets;
+mod threads;
 mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
+pub use arrow_quant_formats::directory::{LeftOut, Why};
 pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
+pub use arrow_quant_formats::schemes::{QuantizationScheme, QuantizedSource, Sign};
 pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 pub use arrow_quant_stores::AllowedPaths;
 pub use calibration::Calibration;
 pub use config::{
     ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
 };
-pub use error::{FieldNames, Held, OutputProblem, QuantError, Result, SettingProblem, Words};
+pub use error::{
+    About, FieldNames, Held, Kind, Literals, OutputProblem, QuantError, Result, SettingProblem, ShapeProblem,
+    ValidationProblem, Words,
+};
 pub use job::{
-    JobOptions, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model, verify_model,
+    JobOptions, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run, validate_model,
+    verify_model,
 };
 pub use model::{Model, Tensor};
 pub use report::{
-    LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress, QuantizeReport, Stage, TensorQuality,
-    ValidationReport, numbers,
+    Below, InspectedTensor, Inspection, LayerQuality, ModelReport, OnProgress, PlanReport, PlannedTensor, Progress,
+    QuantizeReport, Stage, TensorQuality, ValidationReport, numbers, readable,
 };
-pub use session::{register, register_model, service_session, session};
+pub use session::{model_name, plan_statement, register, register_model, service_session, session};
 pub use tables::AnyModel;
+pub use targets::TargetName;
+pub use threads::{Started, start_runtime};
+pub use workers::blocking;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::{QuantError, Result};
 
@@ -13,11 +14,22 @@ use crate::{QuantError, Result};
 ///
 /// # Errors
 /// That of the work.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ended_early(&error))?
 }
 
-/// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads. The threads end
+/// Runs work that waits, where it must be done before the function returns. Where the runtime has several threads, its other
+/// tasks go on meanwhile.
+pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // On a runtime of one thread nothing else could go on. There is no other flavor today.
+        Ok(_) | Err(_) => work(),
+    }
+}
+
+/// What `work` makes of each number below `count`, in their order, computed by a pool of so many threads,
+/// or by one where the system refuses them. The threads end
 /// soon after the future was dropped, or `work` failed for one of the numbers.
 ///
 /// # Errors
@@ -30,9 +42,13 @@ pub(crate) async fn on_threads<T: Send + 'static>(
     let stopped = StopOnDrop(Arc::new(AtomicBool::new(false)));
     let stop = Arc::clone(&stopped.0);
     blocking(move || {
-        let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).build().map_err(|error| ended_early(&error))?;
+        let goes_on = |_: &usize| !stop.load(Ordering::Relaxed);
+        let Ok(pool) = ThreadPoolBuilder::new().num_threads(threads.max(1)).build() else {
+            // The system refuses so many threads. This one can do the work.
+            return (0..count).take_while(goes_on).map(work).collect();
+        };
         // Numbers differ a lot in the work that they are, so each is taken by itself.
-        let numbers = (0..count).into_par_iter().with_max_len(1).take_any_while(|_| !stop.load(Ordering::Relaxed));
+        let numbers = (0..count).into_par_iter().with_max_len(1).take_any_while(goes_on);
         pool.install(|| numbers.map(work).collect())
     })
     .await

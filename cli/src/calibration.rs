@@ -35,11 +35,11 @@ pub(crate) fn write_layers(layers: &[LayerReport], out: &mut impl Write) -> io::
         return Ok(());
     }
     let mut table = Table::new()
-        .text("inputs of")
-        .number("groups")
-        .number("alpha")
+        .names("inputs of")
         .number("SQNR dB")
         .number("worst dB")
+        .number("groups")
+        .number("alpha")
         .number("clipping +dB")
         .number("groups +dB")
         .number("worst +dB")
@@ -51,10 +51,10 @@ pub(crate) fn write_layers(layers: &[LayerReport], out: &mut impl Write) -> io::
         let decibels = |figure: f64| format!("{figure:.2}");
         table.row([
             label(&layer.tensor, &layer.state),
-            layer.time_groups.to_string(),
-            numbers::measure(layer.smoothing_alpha, 2),
             decibels(layer.activation_sqnr_db),
             decibels(layer.worst_activation_sqnr_db),
+            layer.time_groups.to_string(),
+            numbers::measure(layer.smoothing_alpha, 2),
             decibels(layer.clipping_gain_db),
             decibels(layer.time_groups_gain_db),
             decibels(layer.worst_time_groups_gain_db),
@@ -71,29 +71,29 @@ pub(crate) fn write_qualities(layers: &[LayerQuality], out: &mut impl Write) -> 
         return Ok(());
     }
     let mut table = Table::new()
-        .text("inputs of")
-        .number("groups")
+        .names("inputs of")
+        .number("output dB")
+        .number("worst output dB")
         .number("SQNR dB")
         .number("worst dB")
+        .number("groups")
         .number("loss dB")
         .number("worst loss dB")
-        .number("smoothing error")
-        .number("output dB")
-        .number("worst output dB");
+        .number("smoothing error");
     let mut worst: Vec<&LayerQuality> = layers.iter().collect();
     worst.sort_by(|a, b| a.worst_output_sqnr_db.total_cmp(&b.worst_output_sqnr_db));
     for layer in worst.iter().take(LISTED) {
         let decibels = |figure: f64| format!("{figure:.2}");
         table.row([
             label(&layer.tensor, &layer.state),
-            layer.time_groups.to_string(),
+            decibels(layer.output_sqnr_db),
+            decibels(layer.worst_output_sqnr_db),
             decibels(layer.activation_sqnr_db),
             decibels(layer.worst_activation_sqnr_db),
+            layer.time_groups.to_string(),
             decibels(layer.loss_db),
             decibels(layer.worst_loss_db),
             layer.smoothing_error.map_or_else(|| "-".to_string(), |error| format!("{error:.1e}")),
-            decibels(layer.output_sqnr_db),
-            decibels(layer.worst_output_sqnr_db),
         ]);
     }
     write_table(&table, layers.len(), out)

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use arrow_quant_v2::config::Field;
-use arrow_quant_v2::{ConfigLayers, DiffusionQuantConfig, FIELDS, LayeredConfig};
+use arrow_quant_v2::config::{Configuration, Field};
+use arrow_quant_v2::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig};
 use clap::ArgGroup;
 
 use crate::failure::Failure;
-use crate::flags::{Flagged, Flags};
+use crate::flags::{Flagged, Flags, in_words};
 use crate::output;
 
 /// The flags that make a configuration: one for every field, a file of fields, and a target size with a unit.
@@ -38,6 +38,21 @@ impl Flagged for DiffusionQuantConfig {
         // All commands have the number of threads.
         field.name != "num_threads"
     }
+
+    /// The default of the profile local, and those of the others where they differ.
+    fn default_in_words(field: &Field<Self>) -> Option<String> {
+        let of = |profile| in_words(&field.get(&Self::from_profile(profile)));
+        let local = of(DeploymentProfile::Local)?;
+        if Some(field.name) == Self::PROFILE {
+            return Some(local);
+        }
+        let others = [DeploymentProfile::Edge, DeploymentProfile::Cloud].map(|profile| (profile, of(profile)));
+        let others: Vec<String> = others
+            .into_iter()
+            .filter_map(|(profile, default)| Some(format!("{profile} {}", default.filter(|d| *d != local)?)))
+            .collect();
+        Some(if others.is_empty() { local } else { format!("{local}; {}", others.join(", ")) })
+    }
 }
 
 impl ConfigArguments {
@@ -47,10 +62,12 @@ impl ConfigArguments {
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }
-        let size = self.target_size.map(|size| ("target_model_size_mb", size.into()));
         let threads = threads.map(|threads| ("num_threads", threads.into()));
-        for (field, value) in self.fields.given()?.into_iter().chain(size).chain(threads) {
-            layers = layers.explicit(field, value);
+        for (field, value) in self.fields.given()?.into_iter().chain(threads) {
+            layers = layers.flag(field, value);
+        }
+        if let Some(size) = self.target_size {
+            layers = layers.another_flag("--target-size", "target_model_size_mb", size.into());
         }
         layers.load()
     }
@@ -71,14 +88,27 @@ fn megabytes(text: &str) -> Result<f64, String> {
     ];
     let text = text.trim();
     let unit = UNITS.iter().find(|(unit, _)| text.to_lowercase().ends_with(&unit.to_lowercase()));
-    let Some((unit, bytes)) = unit else { return Err("expected a size with its unit, such as 1.9GB".to_string()) };
+    let Some((unit, bytes)) = unit else {
+        return Err("the unit is missing: write a size such as 1.9GB, 700MB or 650MiB".to_string());
+    };
     let number = text[..text.len() - unit.len()].trim();
-    let size: f64 = number.parse().map_err(|_| format!("'{number}' is no number, expected a size such as 1.9GB"))?;
-    if size > 0.0 && size.is_finite() { Ok(size * bytes / 1e6) } else { Err("expected a size above 0".to_string()) }
+    let size: f64 = number.parse().map_err(|_| format!("'{number}' is not a number: write a size such as 1.9GB"))?;
+    if size > 0.0 && size.is_finite() {
+        Ok(size * bytes / 1e6)
+    } else {
+        Err("the size must be above 0: write a size such as 1.9GB".to_string())
+    }
 }
+
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant config show --config job.yaml --min-accuracy 0.9
+  arrow-quant config validate --config job.yaml";
 
 /// Arguments of `arrow-quant config`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,

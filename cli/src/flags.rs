@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use arrow_quant_v2::Literals;
 use arrow_quant_v2::config::{Configuration, Field, Problem, Refused, Shape, number, value_of};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
@@ -11,6 +12,11 @@ use serde_json::{Map, Value};
 pub(crate) trait Flagged: Configuration {
     /// Whether the table makes the flag of a field. Others are written by hand.
     fn has_flag(field: &Field<Self>) -> bool;
+
+    /// What a field is if nothing sets it, in words; `None` if that is nothing.
+    fn default_in_words(field: &Field<Self>) -> Option<String> {
+        in_words(&field.get(&Self::default()))
+    }
 
     /// What help puts above the flags.
     const HEADING: Option<&'static str> = None;
@@ -63,7 +69,7 @@ impl<C: Flagged> Flags<C> {
 }
 
 /// The flag of a field. Its help is that of the table, with what is allowed.
-fn flag<C: Configuration>(field: &Field<C>) -> Arg {
+fn flag<C: Flagged>(field: &Field<C>) -> Arg {
     let aliases = field.flags.iter().skip(1).copied();
     let flag = Arg::new(field.name).long(field.flag()).aliases(aliases).help(help(field));
     let (hint, flag) = match field.shape {
@@ -87,18 +93,39 @@ fn flag<C: Configuration>(field: &Field<C>) -> Arg {
     flag.value_name(field.hint.unwrap_or(hint))
 }
 
-/// What a flag's help says: what the field is for, what it may hold if `clap` does not list it, and how often it may be given.
-fn help<C: Configuration>(field: &Field<C>) -> String {
-    let help = field.help().trim_end_matches('.').replace('`', "");
+/// What a flag's help says: what the field is for, its default and variable, what it may hold if `clap` does not list it, and
+/// how often it may be given.
+fn help<C: Flagged>(field: &Field<C>) -> String {
+    let mut help = field.help().trim_end_matches('.').replace('`', "");
+    let mut add = |what: &str, text: &str| help.push_str(&format!(" [{what}: {text}]"));
     match field.shape {
-        Shape::Switch | Shape::Choice(_) => help,
+        Shape::Switch | Shape::Choice(_) => {}
         Shape::Whole | Shape::Real | Shape::Text | Shape::Names => {
-            format!("{help} [allowed: {}]", field.allowed_in_flag())
+            add("allowed", &field.allowed.spelled(Literals::Flag));
         }
         Shape::Texts | Shape::Mapping => {
-            format!("{help} [allowed: {}; may be given more than once]", field.allowed_in_flag())
+            add("allowed", &format!("{}; may be given more than once", field.allowed.spelled(Literals::Flag)));
         }
     }
+    if let Some(default) = C::default_in_words(field) {
+        add("default", &default);
+    }
+    if let Some(variable) = field.variable {
+        add("env", variable);
+    }
+    help
+}
+
+/// A value as help shows it; `None` for one that says nothing: null, and what is empty.
+pub(crate) fn in_words(value: &Value) -> Option<String> {
+    let is_empty = match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    (!is_empty).then(|| text(value))
 }
 
 /// The value that a field's flag was given.
@@ -119,8 +146,8 @@ fn given<C: Configuration>(field: &Field<C>, matches: &ArgMatches) -> Result<Opt
             let mut all = Map::new();
             for (name, value) in entries {
                 if all.insert(name.clone(), value.clone()).is_some() {
-                    let message = format!("{} has '{name}' twice: give it once", field.name);
-                    return Err(Refused::new(field.name, Problem::Other(message)));
+                    let problem = Problem::Twice { entry: name.clone() };
+                    return Err(Refused::new(field.name, problem).at(field.as_flag()));
                 }
             }
             Some(all.into())
@@ -155,11 +182,22 @@ mod tests {
             let (help, said) = (help(field), flag.get_help().unwrap().to_string());
             assert_eq!(help, said);
             assert!(said.starts_with(&field.help().trim_end_matches('.').replace('`', "")), "{said}");
-            let allowed: Vec<_> = field.allowed.split([' ', ',']).collect();
+            let words = field.allowed.spelled(Literals::Flag);
+            let allowed: Vec<_> = words.split([' ', ',']).collect();
             let possible = flag.get_possible_values();
             assert!(possible.iter().all(|value| allowed.contains(&value.get_name())), "{}", field.name);
-            assert!(!possible.is_empty() || said.contains(field.allowed_in_flag()), "{said}");
+            assert!(!possible.is_empty() || said.contains(&words), "{said}");
+            assert!(field.variable.is_none_or(|variable| said.contains(&format!("[env: {variable}]"))), "{said}");
         }
+    }
+
+    #[test]
+    fn help_tells_the_default_of_each_profile() {
+        let help_of = |name| help(DiffusionQuantConfig::FIELDS.iter().find(|field| field.name == name).unwrap());
+        assert!(help_of("bit_width").contains("[default: 4; edge 2, cloud 8] [env: ARROW_QUANT_BIT_WIDTH]"));
+        assert!(help_of("deployment_profile").ends_with("[default: local]"));
+        assert!(help_of("fail_fast").contains("[default: false]"));
+        assert!(!help_of("tensors").contains("[default"), "{}", help_of("tensors"));
     }
 
     #[test]

@@ -2,61 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use arrow::array::RecordBatch;
-use arrow::json::ArrayWriter;
-use arrow_quant_v2::{register_model, session};
-use serde::{Deserialize, Serialize};
+use arrow_quant_v2::{Inspection, inspect_model};
 
 use crate::failure::Failure;
 use crate::report::tensors_of;
-use crate::table::{Table, tensor_label, write_facts};
+use crate::table::{Table, clean, tensor_label, write_facts};
 use crate::{in_runtime, numbers, output};
 
-/// What is shown of the table `tensors`.
-const QUERY: &str = "SELECT component, tensor, dtype, shape, elements, bytes FROM m.tensors";
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant inspect dream-7b
+  arrow-quant inspect dream-7b-int4 --json";
 
 /// Arguments of `arrow-quant inspect`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model, quantized or not
-    model: String,
+    model: PathBuf,
+    /// Which of its weights to look at, where it has them in several variants: fp16 of model.fp16.safetensors
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
     /// Print tensors and totals as JSON
     #[arg(long)]
-    json: bool,
-}
-
-/// A row of the table `tensors`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Tensor {
-    #[serde(default)]
-    component: String,
-    tensor: String,
-    dtype: String,
-    #[serde(default)]
-    shape: Vec<i64>,
-    elements: u64,
-    bytes: u64,
-}
-
-/// A model's tensors and their totals.
-#[derive(Serialize)]
-struct Inspection<'a> {
-    model: &'a str,
-    weights: u64,
-    bytes: u64,
-    tensors: Vec<Tensor>,
+    pub json: bool,
 }
 
 /// Shows the model's tensors.
 pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
-    let tensors = tensors(&in_runtime(threads, query(&arguments.model, threads))?)?;
-    let inspection = Inspection {
-        model: &arguments.model,
-        weights: tensors.iter().map(|tensor| tensor.elements).sum(),
-        bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
-        tensors,
-    };
+    let Arguments { model, variant, .. } = arguments;
+    let inspection = in_runtime(threads, async { Ok(inspect_model(model, variant.as_deref(), threads).await?) })?;
     if arguments.json {
         return output::write_json(&inspection);
     }
@@ -66,26 +44,9 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
     Ok(())
 }
 
-async fn query(model: &str, threads: usize) -> Result<Vec<RecordBatch>, Failure> {
-    let ctx = session(threads)?;
-    register_model(&ctx, "m", model).await?;
-    Ok(ctx.sql(QUERY).await?.collect().await?)
-}
-
-/// The rows, by way of JSON: whatever encodings Arrow has for them.
-fn tensors(batches: &[RecordBatch]) -> Result<Vec<Tensor>, Failure> {
-    let mut writer = ArrayWriter::new(Vec::new());
-    for batch in batches {
-        writer.write(batch)?;
-    }
-    writer.finish()?;
-    serde_json::from_slice(&writer.into_inner())
-        .map_err(|error| Failure::Message(format!("the table of tensors is not as expected: {error}")))
-}
-
 /// The tensors as the model orders them, and the totals.
-fn write_inspection(inspection: &Inspection<'_>, out: &mut impl Write) -> io::Result<()> {
-    let mut table = Table::new().text("tensor").text("dtype").text("shape").number("weights").number("size");
+fn write_inspection(inspection: &Inspection, out: &mut impl Write) -> io::Result<()> {
+    let mut table = Table::new().names("tensor").text("dtype").text("shape").number("weights").number("size");
     let mut dtypes: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for tensor in &inspection.tensors {
         table.row([
@@ -104,53 +65,56 @@ fn write_inspection(inspection: &Inspection<'_>, out: &mut impl Write) -> io::Re
     let dtypes = dtypes
         .iter()
         .map(|(dtype, (tensors, bytes))| format!("{dtype}: {}, {}", tensors_of(*tensors), numbers::bytes(*bytes)));
-    write_facts(
-        &[
-            ("tensors", inspection.tensors.len().to_string()),
-            ("weights", numbers::count(inspection.weights)),
-            ("size", numbers::bytes(inspection.bytes)),
-            ("dtypes", dtypes.collect::<Vec<_>>().join("; ")),
-        ],
-        out,
-    )
+    let mut facts = vec![
+        ("tensors", inspection.tensors.len().to_string()),
+        ("weights", numbers::count(inspection.weights)),
+        ("size", numbers::bytes(inspection.bytes)),
+        ("dtypes", dtypes.collect::<Vec<_>>().join("; ")),
+    ];
+    if !inspection.files.is_empty() {
+        facts.push(("files", inspection.files.join(", ")));
+    }
+    facts.extend(inspection.quantized_by.iter().map(|scheme| ("quantized by", scheme.clone())));
+    write_facts(&facts, out)?;
+    for line in &inspection.left_out {
+        writeln!(out, "{}", clean(line.clone()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{ArrayRef, Int64Array, ListArray, StringArray, StringViewArray};
-    use arrow::datatypes::Int64Type;
+    use arrow_quant_v2::InspectedTensor;
 
     use super::*;
 
     #[test]
-    fn rows_of_any_encoding_are_read_and_summed() {
-        let columns: [(&str, ArrayRef); 6] = [
-            ("component", Arc::new(StringArray::from(vec!["", "unet"]))),
-            ("tensor", Arc::new(StringViewArray::from(vec!["norm", "conv"]))),
-            ("dtype", Arc::new(StringArray::from(vec!["F32", "BF16"]))),
-            (
-                "shape",
-                Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>([
-                    Some(vec![]),
-                    Some(vec![Some(2), Some(1000)]),
-                ])),
-            ),
-            ("elements", Arc::new(Int64Array::from(vec![1, 2000]))),
-            ("bytes", Arc::new(Int64Array::from(vec![4, 4000]))),
-        ];
-        let tensors = tensors(&[RecordBatch::try_from_iter(columns).unwrap()]).unwrap();
-        let inspection = Inspection { model: "m", weights: 2001, bytes: 4004, tensors };
+    fn tensors_are_listed_and_summed() {
+        let tensor = |component: &str, name: &str, dtype: &str, shape: &[i64], bytes| InspectedTensor {
+            component: component.to_string(),
+            tensor: name.to_string(),
+            dtype: dtype.to_string(),
+            shape: shape.to_vec(),
+            elements: shape.iter().product::<i64>() as u64,
+            bytes,
+        };
+        let inspection = Inspection {
+            model: "m".to_string(),
+            weights: 2001,
+            bytes: 4004,
+            files: vec!["a.safetensors".to_string()],
+            left_out: vec!["left out: `b.bin`: weights in a format that is not read".to_string()],
+            quantized_by: None,
+            tensors: vec![tensor("", "norm", "F32", &[], 4), tensor("unet", "conv", "BF16", &[2, 1000], 4000)],
+        };
         let mut out = Vec::new();
         write_inspection(&inspection, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("unet/conv  BF16   [2, 1000]    2,000  4.00 kB\n"), "{text}");
         assert!(text.contains("dtypes   BF16: 1 tensor, 4.00 kB; F32: 1 tensor, 4 B\n"), "{text}");
-    }
-
-    #[test]
-    fn no_batches_are_no_tensors() {
-        assert!(tensors(&[]).unwrap().is_empty());
+        assert!(
+            text.ends_with("files    a.safetensors\nleft out: `b.bin`: weights in a format that is not read\n"),
+            "{text}"
+        );
     }
 }

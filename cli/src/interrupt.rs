@@ -21,7 +21,7 @@ pub(crate) async fn ctrl_c() {
 }
 
 /// Ends with a signal that asks to stop: the exit status it stands for.
-async fn signal() -> u8 {
+pub(crate) async fn signal() -> u8 {
     tokio::select! {
         () = ctrl_c() => 130,
         () = terminate() => 143,
@@ -37,7 +37,7 @@ pub(crate) fn file_size_signal() -> Option<tokio::signal::unix::Signal> {
     tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(FILE_SIZE)).ok()
 }
 
-/// There is no such signal here.
+/// Only Unix sends SIGXFSZ.
 #[cfg(not(unix))]
 pub fn file_size_signal() {}
 
@@ -101,5 +101,46 @@ impl Signals {
     /// Ends with the next one: the exit status it stands for.
     pub async fn next(&mut self) -> u8 {
         signal().await
+    }
+}
+
+/// SIGHUP, which asks to read files anew.
+#[cfg(all(unix, feature = "service"))]
+pub(crate) struct Hangups(Option<tokio::signal::unix::Signal>);
+
+#[cfg(all(unix, feature = "service"))]
+impl Hangups {
+    /// Without a handler, which the system may refuse, SIGHUP ends the process.
+    pub(crate) fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Self(signal(SignalKind::hangup()).ok())
+    }
+
+    /// Ends with the next one.
+    pub(crate) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(signals) => {
+                signals.recv().await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Only Unix sends SIGHUP, so this never yields one.
+#[cfg(all(not(unix), feature = "service"))]
+pub struct Hangups;
+
+#[cfg(all(not(unix), feature = "service"))]
+impl Hangups {
+    /// Takes nothing.
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// Never ends.
+    pub async fn next(&mut self) {
+        std::future::pending().await
     }
 }

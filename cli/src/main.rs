@@ -1,19 +1,27 @@
 //! `arrow-quant`: quantize, validate, inspect and query model weights from the command line.
 //!
 //! A thin face of the crate `arrow_quant_v2`: it parses arguments, starts the runtime, shows results and turns errors
-//! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 130 and 143 an interruption.
+//! into one line and an exit status. 0 is success, 1 an error, 2 a wrong argument, 3 a result below the floor, 130 and 143 an
+//! interruption.
 
 mod calibration;
+mod completion;
 mod config;
 mod failure;
 mod flags;
 mod inspect;
 mod interrupt;
+mod manual;
+mod markdown;
+mod named_model;
 mod output;
+mod parquet_rows;
 mod plan;
 mod progress;
+mod prompt;
+mod prompt_commands;
 mod quantize;
-mod readable;
+mod queries;
 mod report;
 #[cfg(feature = "service")]
 mod serve;
@@ -21,6 +29,7 @@ mod serve;
 mod service;
 mod source;
 mod sql;
+mod statements;
 mod table;
 mod validate;
 
@@ -29,7 +38,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use arrow_quant_v2::numbers;
+use arrow_quant_v2::{Started, numbers, start_runtime};
 use clap::Parser;
 use tokio::runtime::Runtime;
 
@@ -41,12 +50,14 @@ use crate::failure::Failure;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The allocator's settings: what was freed a second ago goes back to the system, by a thread of the allocator's own.
+/// The allocator's settings: what was freed a second ago goes back to the system. A thread of the allocator's own does that, which is
+/// started later ([`runtime`]): where threads are short, the allocator would try again and again, and say so each time. One thread is
+/// enough, and it starts no others.
 #[cfg(not(target_env = "msvc"))]
 // SAFETY: the allocator declares this symbol as a pointer to text that ends in a zero byte, which a reference to such an array is,
 // and reads it; nothing else in the program has its name.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static MALLOC_CONF: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+static MALLOC_CONF: &[u8; 62] = b"max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 /// The variable that bounds the cores where `--threads` does not.
 const THREADS_VARIABLE: &str = "ARROW_QUANT_NUM_THREADS";
@@ -57,11 +68,22 @@ const MAX_THREADS: u16 = 1024;
 /// Time for cancelled tasks to end and clean up behind themselves.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// What help says after the commands.
+const MORE: &str = "\
+Examples:
+  arrow-quant quantize dream-7b dream-7b-int4
+  arrow-quant plan dream-7b --target-bpw 3.5
+  arrow-quant validate dream-7b dream-7b-int4 --min-accuracy 0.99
+  arrow-quant sql --model m=dream-7b \"SELECT tensor, dtype, shape FROM m.tensors\"
+
+Exit status: 0 success, 1 it cannot be done, 2 wrong arguments, 3 below the quality floor,
+130 and 143 interrupted. With --json, an error is one line of JSON on standard error.";
+
 /// Quantize model weights, validate the result, and query both with SQL.
 #[derive(Parser)]
-#[command(name = "arrow-quant", version, color = clap::ColorChoice::Never)]
+#[command(name = "arrow-quant", version, color = clap::ColorChoice::Never, max_term_width = 120, after_help = MORE)]
 struct Cli {
-    /// Cores to use at most, 0 for all [default: $ARROW_QUANT_NUM_THREADS, or all]
+    /// Cores to use at most, 0 for all [default: all] [env: ARROW_QUANT_NUM_THREADS]
     #[arg(
         long,
         global = true,
@@ -95,9 +117,27 @@ enum Command {
     /// Serve models over Arrow Flight and Flight SQL
     #[cfg(feature = "service")]
     Serve(Box<serve::Arguments>),
+    /// Print a script that completes commands and flags in a shell
+    Completions(manual::CompletionArguments),
+    /// Print the manual page, or write those of all commands
+    Man(manual::ManArguments),
 }
 
 impl Command {
+    /// Whether it prints its result as JSON, and so its errors.
+    fn is_json(&self) -> bool {
+        match self {
+            Self::Quantize(arguments) => arguments.shown.json,
+            Self::Plan(arguments) => arguments.shown.json,
+            Self::Validate(arguments) => arguments.shown.json,
+            Self::Inspect(arguments) => arguments.json,
+            Self::Report(arguments) => arguments.json,
+            Self::Config(_) | Self::Sql(_) | Self::Completions(_) | Self::Man(_) => false,
+            #[cfg(feature = "service")]
+            Self::Serve(_) => false,
+        }
+    }
+
     /// Whether it writes a log of its own, in which warnings are.
     fn has_log(&self) -> bool {
         #[cfg(feature = "service")]
@@ -128,15 +168,25 @@ impl log::Log for Warnings {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && asks_for_json() => return Failure::from(error).report(true),
+        Err(error) => error.exit(),
+    };
+    let as_json = cli.command.is_json();
     // It fails only where a logger is set already.
     if !cli.command.has_log() && log::set_logger(&Warnings).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(as_json),
     }
+}
+
+/// Whether arguments that are not understood have `--json` among them.
+fn asks_for_json() -> bool {
+    std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
 /// Runs the command. Those that have a configuration take the number of threads from there.
@@ -146,6 +196,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Plan(arguments) => plan::run(arguments, cli.threads),
         Command::Config(arguments) => config::run(arguments, cli.threads),
         Command::Report(arguments) => report::run(arguments),
+        Command::Completions(arguments) => manual::complete(arguments),
+        Command::Man(arguments) => manual::man(arguments),
         Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),
         Command::Inspect(arguments) => inspect::run(arguments, cores(cli.threads)?),
         Command::Sql(arguments) => sql::run(arguments, cores(cli.threads)?),
@@ -160,12 +212,21 @@ const STACK_BYTES: usize = 256 << 20;
 
 /// A runtime on so many cores.
 fn runtime(cores: usize) -> Result<Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores)
-        .thread_stack_size(STACK_BYTES)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Message(format!("cannot start {cores} threads: {error}")))
+    let Started { runtime, is_short } = start_runtime(cores, STACK_BYTES)?;
+    #[cfg(not(target_env = "msvc"))]
+    if !is_short && !start_allocator_thread() {
+        log::warn!("memory is given back late: the allocator cannot start its thread");
+    }
+    Ok(runtime)
+}
+
+/// Starts the thread of the allocator. False if it cannot be started.
+#[cfg(not(target_env = "msvc"))]
+fn start_allocator_thread() -> bool {
+    let mut on = true;
+    let (name, nothing, length) = (c"background_thread".as_ptr(), std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the name ends in a zero byte, the setting is a `bool`, of which the pointer and the length are given, and nothing is read.
+    unsafe { tikv_jemalloc_sys::mallctl(name, nothing, length, (&raw mut on).cast(), size_of::<bool>()) == 0 }
 }
 
 /// Runs to the end, that of all tasks it started included.

@@ -1,6 +1,7 @@
-//! How the rows of a query are shown: as a table, as lines of JSON, as CSV.
+//! How the rows of a query are shown: as a table, as lines of JSON, as CSV, as Markdown, as Parquet.
 
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::path::Path;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::csv::WriterBuilder as CsvWriterBuilder;
@@ -9,13 +10,13 @@ use arrow::error::ArrowError;
 use arrow::json::WriterBuilder as JsonWriterBuilder;
 use arrow::json::writer::LineDelimited;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use arrow_quant_v2::readable::{flat, shortened, without_bytes};
 use datafusion::physical_plan::SendableRecordBatchStream;
 use futures::TryStreamExt;
 
 use crate::failure::Failure;
-use crate::numbers;
-use crate::readable::{flat, shortened, without_bytes};
 use crate::table::Table;
+use crate::{markdown, numbers, parquet_rows};
 
 /// The most rows a table shows: it is held in memory to be aligned.
 const TABLE_ROWS: usize = 1_000;
@@ -36,6 +37,35 @@ pub(crate) enum Format {
     Json,
     /// A header and every row
     Csv,
+    /// A table of Markdown, every row
+    Markdown,
+    /// A Parquet file, every row; for a file or a pipe
+    Parquet,
+}
+
+impl Format {
+    /// The format that a file's name tells, if it tells one.
+    pub(crate) fn of_name(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "txt" => Some(Self::Table),
+            "json" | "jsonl" | "ndjson" => Some(Self::Json),
+            "csv" => Some(Self::Csv),
+            "md" | "markdown" => Some(Self::Markdown),
+            "parquet" => Some(Self::Parquet),
+            _ => None,
+        }
+    }
+}
+
+/// How the rows of a query are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Style {
+    pub format: Format,
+    /// Each row as lines of names and values, where a table would be shown.
+    pub is_expanded: bool,
+    /// Characters of a line, if it has an end.
+    pub width: Option<usize>,
 }
 
 /// How a command shows its result.
@@ -69,7 +99,7 @@ impl Shown {
     }
 }
 
-/// Standard output, buffered and locked: whoever writes to it flushes it, and learns whether anybody reads.
+/// Standard output, buffered and locked. The caller flushes it, and so learns whether the other end still reads.
 pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
 }
@@ -86,23 +116,25 @@ pub(crate) fn write_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 /// Prints every row as it comes; a statement without columns prints nothing.
 pub(crate) async fn write_rows(
     mut rows: SendableRecordBatchStream,
-    format: Format,
-    out: &mut impl Write,
+    style: Style,
+    out: &mut (impl Write + Send),
 ) -> Result<(), Failure> {
     if rows.schema().fields().is_empty() {
         while rows.try_next().await?.is_some() {}
         return Ok(());
     }
-    match format {
-        Format::Table => write_table(rows, out).await?,
+    match style.format {
+        Format::Table => write_table(rows, style, out).await?,
         Format::Json => write_lines(rows, out).await?,
         Format::Csv => write_csv(rows, out).await?,
+        Format::Markdown => write_markdown(rows, out).await?,
+        Format::Parquet => parquet_rows::write(rows, out).await?,
     }
     out.flush()?;
     Ok(())
 }
 
-async fn write_table(mut rows: SendableRecordBatchStream, out: &mut impl Write) -> Result<(), Failure> {
+async fn write_table(mut rows: SendableRecordBatchStream, style: Style, out: &mut impl Write) -> Result<(), Failure> {
     let schema = rows.schema();
     let mut table = Table::new();
     for field in schema.fields() {
@@ -115,7 +147,10 @@ async fn write_table(mut rows: SendableRecordBatchStream, out: &mut impl Write) 
         shown += batch_rows;
         total += batch.num_rows();
     }
-    table.write(out)?;
+    match style.is_expanded {
+        true => table.write_expanded(1, out)?,
+        false => table.write_within(style.width, out)?,
+    }
     match total - shown {
         0 if total == 1 => writeln!(out, "1 row")?,
         0 => writeln!(out, "{total} rows")?,
@@ -148,6 +183,14 @@ async fn write_lines(mut rows: SendableRecordBatchStream, out: &mut impl Write) 
     let mut writer = JsonWriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(out);
     while let Some(batch) = rows.try_next().await? {
         writer.write(&batch)?;
+    }
+    Ok(())
+}
+
+async fn write_markdown(mut rows: SendableRecordBatchStream, out: &mut impl Write) -> Result<(), Failure> {
+    markdown::write_header(&rows.schema(), out)?;
+    while let Some(batch) = rows.try_next().await? {
+        markdown::write_batch(&batch, out)?;
     }
     Ok(())
 }
@@ -202,7 +245,7 @@ mod tests {
 
     fn printed(rows: SendableRecordBatchStream, format: Format) -> String {
         let mut out = Vec::new();
-        futures::executor::block_on(write_rows(rows, format, &mut out)).unwrap();
+        futures::executor::block_on(write_rows(rows, Style { format, ..Style::default() }, &mut out)).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -213,8 +256,20 @@ mod tests {
             printed(rows(1), Format::Json),
             "{\"n\":1,\"data\":\"616263\",\"shape\":[1,2]}\n{\"n\":null,\"data\":\"\",\"shape\":null}\n"
         );
+        assert_eq!(
+            printed(rows(1), Format::Markdown),
+            "| n | data | shape |\n| ---: | --- | --- |\n| 1 | &lt;3 bytes> | [1, 2] |\n| NULL | &lt;0 bytes> | NULL |\n"
+        );
         let table = printed(rows(1), Format::Table);
         assert!(table.contains("   1  <3 bytes>  [1, 2]\nNULL  <0 bytes>  NULL\n2 rows\n"), "{table}");
+    }
+
+    #[test]
+    fn a_name_tells_the_format() {
+        for (name, format) in [("a.CSV", Format::Csv), ("a.b.jsonl", Format::Json), ("a.md", Format::Markdown)] {
+            assert_eq!(Format::of_name(Path::new(name)), Some(format));
+        }
+        assert_eq!(Format::of_name(Path::new("parquet")), None);
     }
 
     #[test]

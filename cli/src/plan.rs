@@ -4,21 +4,31 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{DiffusionQuantConfig, JobOptions, PlanReport, PlannedTensor, plan_model, plan_query, session};
+use arrow_quant_v2::{
+    DiffusionQuantConfig, JobOptions, LayeredConfig, PlanReport, PlannedTensor, plan_model, plan_query, session,
+};
 
 use crate::calibration::{CalibrationArgument, write_layers};
 use crate::config::ConfigArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, Names};
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::report::{decibels, write_unlisted};
+use crate::report::{Because, decibels, per_weight, write_unlisted};
 use crate::source::Source;
 use crate::table::{LISTED, Table, tensor_label, write_facts};
 use crate::{in_runtime, numbers};
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant plan dream-7b --target-size 3.3GB
+  arrow-quant plan dream-7b --output plan.csv                     edit it, then
+  arrow-quant quantize dream-7b dream-7b-mine --plan plan.csv";
+
 /// Arguments of `arrow-quant plan`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline
     #[arg(required_unless_present = "query")]
@@ -32,7 +42,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     calibration: CalibrationArgument,
     #[command(flatten)]
-    shown: Shown,
+    pub shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
@@ -49,11 +59,12 @@ fn table(text: &str) -> Result<PathBuf, String> {
 /// Plans and shows the plan.
 pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
-    plan(arguments, &layered.config).map_err(|failure| failure.with(&layered))
+    plan(arguments, &layered).map_err(|failure| failure.with(&layered))
 }
 
 /// The same, with a configuration.
-fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Failure> {
+fn plan(arguments: &Arguments, layered: &LayeredConfig) -> Result<(), Failure> {
+    let config = &layered.config;
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         on_progress: Some(meter.callback()),
@@ -70,7 +81,7 @@ fn plan(arguments: &Arguments, config: &DiffusionQuantConfig) -> Result<(), Fail
     if let Some(path) = &arguments.output {
         planned.write(path)?;
     }
-    show(&planned, &arguments.shown)
+    show(&planned, &arguments.shown, layered)
 }
 
 /// What would become of a model, or of what a query gives.
@@ -93,16 +104,17 @@ pub(crate) fn planned(
 }
 
 /// Prints a plan.
-pub(crate) fn show(planned: &PlanReport, shown: &Shown) -> Result<(), Failure> {
-    shown.print(planned, write_plan)
+pub(crate) fn show(planned: &PlanReport, shown: &Shown, layered: &LayeredConfig) -> Result<(), Failure> {
+    let names = Names::of(layered);
+    shown.print(planned, |plan, out| write_plan(plan, &|reason| names.because(reason), out))
 }
 
 /// The tensors, those that will lose most first, and the totals.
-fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
+fn write_plan(plan: &PlanReport, because: Because<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut quantized: Vec<&PlannedTensor> = plan.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     quantized.sort_by(|a, b| crate::report::worse_first(a.sqnr_db, b.sqnr_db));
     if !quantized.is_empty() {
-        tensor_table(&quantized[..quantized.len().min(LISTED)]).write(out)?;
+        tensor_table(&quantized[..quantized.len().min(LISTED)], because).write(out)?;
         write_unlisted(quantized.len(), out)?;
     }
     for (width, tensors, weights) in widths(&plan.tensors) {
@@ -118,27 +130,34 @@ fn write_plan(plan: &PlanReport, out: &mut impl Write) -> io::Result<()> {
         &[
             ("weights", numbers::count(plan.weights)),
             ("size", format!("{} → {}", sizes.0, sizes.1)),
-            ("compression ratio", format!("{:.2}", plan.compression_ratio)),
-            ("bits per weight", format!("{:.2}", plan.bits_per_weight)),
+            ("compression ratio", per_weight(plan.compression_ratio, plan.weights)),
+            ("bits per weight", per_weight(plan.bits_per_weight, plan.weights)),
             ("SQNR", format!("{}, from a sample", decibels(plan.sqnr_db))),
             ("time", format!("about {:.1} s", plan.estimated_time_s)),
-            ("memory", format!("at most {} MB", plan.estimated_memory_mb)),
+            ("memory", format!("at most {}", numbers::bytes(plan.estimated_memory_mb * 1_000_000))),
         ],
         out,
     )
 }
 
-fn tensor_table(tensors: &[&PlannedTensor]) -> Table {
-    let mut table =
-        Table::new().text("tensor").text("shape").number("bits").number("group").number("SQNR dB").text("because");
+fn tensor_table(tensors: &[&PlannedTensor], because: Because<'_>) -> Table {
+    let mut table = Table::new()
+        .names("tensor")
+        .number("SQNR dB")
+        .number("cosine")
+        .number("bits")
+        .number("group")
+        .text("because")
+        .text("shape");
     for tensor in tensors {
         table.row([
             tensor_label(&tensor.component, &tensor.tensor),
-            format!("{:?}", tensor.shape),
+            numbers::measure(tensor.sqnr_db, 2),
+            numbers::measure(tensor.cosine_similarity, 6),
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
             tensor.group_size.map_or_else(String::new, |size| size.to_string()),
-            numbers::measure(tensor.sqnr_db, 2),
-            tensor.because.to_string(),
+            because(&tensor.because),
+            format!("{:?}", tensor.shape),
         ]);
     }
     table

@@ -63,7 +63,7 @@ impl Meter {
 }
 
 impl Drop for Meter {
-    /// Leaves the terminal's line to whoever writes next.
+    /// Clears the terminal's line for the next output.
     fn drop(&mut self) {
         if let Show::Bar(bar) = &self.show {
             bar.finish_and_clear();

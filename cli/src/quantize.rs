@@ -4,26 +4,37 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, QuantizeReport, quantize_model, quantize_query, session, unfinished_run,
+    DiffusionQuantConfig, JobOptions, LayeredConfig, QuantizeReport, quantize_model, quantize_query, session,
+    unfinished_run,
 };
 
 use crate::calibration::CalibrationArgument;
 use crate::config::ConfigArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, Names};
 use crate::interrupt::unless_interrupted;
 use crate::output::Shown;
 use crate::progress::Meter;
-use crate::report::write_report;
+use crate::report::{Because, write_report};
 use crate::source::Source;
 use crate::{in_runtime, plan};
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant quantize dream-7b dream-7b-int4                     4 bits in groups of 128
+  arrow-quant quantize dream-7b dream-7b-3bpw --target-bpw 3.5    the least error at a size
+  arrow-quant quantize dream-7b dream-7b-int2 --profile edge --min-accuracy 0.9
+  arrow-quant quantize dream-7b dream-7b-int4 --resume            goes on after an interruption
+  arrow-quant quantize --query \"SELECT * FROM weights('dream-7b') WHERE tensor LIKE 'model.%'\" part";
+
 /// Arguments of `arrow-quant quantize`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
-    /// The directory to write; it must not exist
+    /// The directory to write; it must not exist, or be empty
     #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights
@@ -41,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
     #[command(flatten)]
-    shown: Shown,
+    pub shown: Shown,
     // Last, for its heading holds for all that follows.
     #[command(flatten)]
     config: ConfigArguments,
@@ -77,7 +88,7 @@ async fn quantize(
 pub(crate) fn run(arguments: &Arguments, threads: Option<u16>) -> Result<(), Failure> {
     let layered = arguments.config.load(threads)?;
     let (source, out) = arguments.places()?;
-    quantize_or_plan(arguments, source, out, &layered.config).map_err(|failure| failure.with(&layered))
+    quantize_or_plan(arguments, source, out, &layered).map_err(|failure| failure.with(&layered))
 }
 
 /// The same, with a configuration.
@@ -85,20 +96,23 @@ fn quantize_or_plan(
     arguments: &Arguments,
     source: Source<'_>,
     out: Option<&Path>,
-    config: &DiffusionQuantConfig,
+    layered: &LayeredConfig,
 ) -> Result<(), Failure> {
+    let config = &layered.config;
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
         plan: arguments.plan.clone(),
         calibration: arguments.calibration.open(config.calibration_samples)?,
         resume: arguments.resume,
+        overwrite: false,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
+        ..JobOptions::default()
     };
     let Some(out) = out.filter(|_| !arguments.dry_run) else {
         let planned = plan::planned(source, config, &options)?;
         drop(meter);
-        return plan::show(&planned, &arguments.shown);
+        return plan::show(&planned, &arguments.shown, layered);
     };
     let job = quantize(source, out, config, &options);
     let result = in_runtime(config.threads(), unless_interrupted(job));
@@ -117,20 +131,27 @@ fn quantize_or_plan(
         },
         other => other,
     })?;
-    arguments.shown.print(&report, write)
+    let names = Names::of(layered);
+    arguments.shown.print(&report, |report, out| write(report, &|reason| names.because(reason), out))
 }
 
-fn write(report: &QuantizeReport, out: &mut impl Write) -> io::Result<()> {
-    let mut more = vec![
+fn write(report: &QuantizeReport, because: Because<'_>, out: &mut impl Write) -> io::Result<()> {
+    let mut more = Vec::new();
+    if !report.report.source_files.is_empty() {
+        more.push(("read from", report.report.source_files.join(", ")));
+    }
+    more.extend([
         ("time", format!("{:.2} s", report.quantization_time_s)),
         ("written to", report.output.display().to_string()),
-    ];
-    if report.resumed_parts > 0 {
+    ]);
+    if report.was_finished {
+        more.push(("resumed", "the output was finished before, nothing was left to do".to_string()));
+    } else if report.resumed_parts > 0 {
         let found = format!("{} of {} parts were finished before", report.resumed_parts, report.parts);
         more.push(("resumed", found));
     }
     if let Some(reason) = &report.started_afresh {
         more.push(("started afresh", format!("the interrupted run was of no use, {reason}")));
     }
-    write_report(&report.report, &more, out)
+    write_report(&report.report, &more, because, out)
 }

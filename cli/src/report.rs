@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use arrow_quant_v2::{Attempt, ModelReport, QuantError, TensorReport};
+use arrow_quant_v2::{Attempt, ModelReport, QuantError, RecordedReason, TensorReport};
 
 use crate::calibration::write_layers;
 use crate::failure::Failure;
@@ -16,8 +16,15 @@ use crate::{numbers, output};
 /// The most tensors that fell back which a report lists.
 const FALLBACKS: usize = 10;
 
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant report dream-7b-int4
+  arrow-quant report dream-7b-int4 --html report.html";
+
 /// Arguments of `arrow-quant report`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The quantized model
     out: PathBuf,
@@ -26,7 +33,7 @@ pub(crate) struct Arguments {
     html: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Shows the report.
@@ -40,20 +47,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return output::write_json(&report);
     }
     let mut out = output::stdout();
-    write_report(&report, &[], &mut out)?;
+    // What made the model may have been a program of another kind: its settings have the names of fields.
+    write_report(&report, &[], &RecordedReason::to_string, &mut out)?;
     out.flush()?;
     Ok(())
 }
 
+/// What makes a sentence of a reason.
+pub(crate) type Because<'a> = &'a dyn Fn(&RecordedReason) -> String;
+
 /// The tensors, worst first, and the totals.
-pub(crate) fn write_report(report: &ModelReport, more: &[(&str, String)], out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn write_report(
+    report: &ModelReport,
+    more: &[(&str, String)],
+    because: Because<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let mut quantized: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| tensor.bits.is_some()).collect();
     quantized.sort_by(|a, b| worse_first(a.sqnr_db, b.sqnr_db));
     if !quantized.is_empty() {
         tensor_table(&quantized[..quantized.len().min(LISTED)]).write(out)?;
         write_unlisted(quantized.len(), out)?;
     }
-    for line in decisions(&report.tensors) {
+    for line in decisions(&report.tensors, because) {
         writeln!(out, "{line}")?;
     }
     write_layers(&report.layers, out)?;
@@ -63,16 +79,30 @@ pub(crate) fn write_report(report: &ModelReport, more: &[(&str, String)], out: &
     writeln!(out)?;
     let totals = &report.totals;
     let sizes = (numbers::bytes(totals.original_bytes), numbers::bytes(totals.stored_bytes));
-    let facts = [
+    let mut facts = vec![
         ("weights", numbers::count(totals.weights)),
         ("size", format!("{} → {}", sizes.0, sizes.1)),
-        ("compression ratio", format!("{:.2}", totals.compression_ratio)),
-        ("bits per weight", format!("{:.2}", totals.bits_per_weight)),
+        ("compression ratio", per_weight(totals.compression_ratio, totals.weights)),
+        ("bits per weight", per_weight(totals.bits_per_weight, totals.weights)),
         ("SQNR", decibels(totals.sqnr_db)),
         ("cosine similarity", numbers::measure(totals.cosine_similarity, 6)),
         ("time-aware", time_aware(report)),
     ];
-    write_facts(&[&facts, more].concat(), out)
+    facts.extend(target(report).map(|target| ("target", target)));
+    write_facts(&[facts.as_slice(), more].concat(), out)?;
+    writeln!(out, "\n{}", numbers::DECIBELS)
+}
+
+/// The target size, if there was one, in its unit; what was reached is above it.
+fn target(report: &ModelReport) -> Option<String> {
+    let asked = |name: &str| report.settings.get(name).and_then(serde_json::Value::as_f64);
+    let bits = asked("target_bpw").map(|bits| format!("{bits} bits per weight"));
+    bits.or_else(|| asked("target_model_size_mb").map(|size| numbers::bytes((size * 1e6) as u64)))
+}
+
+/// A figure that takes weights to have a meaning.
+pub(crate) fn per_weight(figure: f64, weights: u64) -> String {
+    numbers::measure((weights > 0).then_some(figure), 2)
 }
 
 /// `no: no calibration`, or the time groups there are.
@@ -86,8 +116,8 @@ fn time_aware(report: &ModelReport) -> String {
 }
 
 /// What was decided for tensors: those kept, those that fell back, those of other widths than most, and ties.
-fn decisions(tensors: &[TensorReport]) -> Vec<String> {
-    let mut lines: Vec<String> = kept(tensors).into_iter().collect();
+fn decisions(tensors: &[TensorReport], because: Because<'_>) -> Vec<String> {
+    let mut lines: Vec<String> = kept(tensors, because).into_iter().collect();
     let fell_back = || tensors.iter().filter(|tensor| !tensor.fallbacks.is_empty() && tensor.same_as.is_none());
     for tensor in fell_back().take(FALLBACKS) {
         let tried = |attempt: &Attempt| {
@@ -111,33 +141,39 @@ fn decisions(tensors: &[TensorReport]) -> Vec<String> {
 
 fn tensor_table(tensors: &[&TensorReport]) -> Table {
     let mut table = Table::new()
-        .text("tensor")
-        .text("shape")
+        .names("tensor")
+        .number("SQNR dB")
+        .number("cosine")
+        .number("max error")
         .number("bits")
         .number("group")
         .number("bits per weight")
-        .number("SQNR dB")
-        .number("cosine");
+        .text("shape");
     for tensor in tensors {
         table.row([
             tensor_label(&tensor.component, &tensor.tensor),
-            format!("{:?}", tensor.shape),
+            numbers::measure(tensor.sqnr_db, 2),
+            numbers::measure(tensor.cosine_similarity, 6),
+            greatest_error(tensor.max_abs_error),
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
             tensor.group_size.map_or_else(String::new, |size| size.to_string()),
             format!("{:.2}", tensor.bits_per_weight()),
-            numbers::measure(tensor.sqnr_db, 2),
-            numbers::measure(tensor.cosine_similarity, 6),
+            format!("{:?}", tensor.shape),
         ]);
     }
     table
 }
 
+/// The greatest difference of a weight, with the digits that count.
+pub(crate) fn greatest_error(error: Option<f64>) -> String {
+    error.map_or_else(|| "-".to_string(), |error| format!("{error:.2e}"))
+}
+
 /// `kept: 23 tensors at their own dtype (1-D 20, not selected 3)`, if any were kept.
-fn kept(tensors: &[TensorReport]) -> Option<String> {
+fn kept(tensors: &[TensorReport], because: Because<'_>) -> Option<String> {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in tensors.iter().filter(|tensor| tensor.bits.is_none()) {
-        let reason =
-            if tensor.fallbacks.is_empty() { tensor.because.to_string() } else { "below the floor".to_string() };
+        let reason = if tensor.fallbacks.is_empty() { because(&tensor.because) } else { "below the floor".to_string() };
         *reasons.entry(reason).or_default() += 1;
     }
     let count: usize = reasons.values().sum();
@@ -200,6 +236,7 @@ mod tests {
     fn report(tensors: Vec<TensorReport>) -> String {
         let report = ModelReport {
             name: "model".to_string(),
+            source_files: vec![],
             created_by: String::new(),
             settings: serde_json::Map::new(),
             modality: None,
@@ -220,7 +257,7 @@ mod tests {
             },
         };
         let mut out = Vec::new();
-        write_report(&report, &[], &mut out).unwrap();
+        write_report(&report, &[], &RecordedReason::to_string, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -1,201 +1,113 @@
 //! `arrow-quant sql`: statements over models, from the command line, standard input or a prompt.
 
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
-use arrow_quant_v2::{register_model, session};
-use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::DFParser;
-use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
-use tokio::runtime::Runtime;
+use arrow_quant_v2::{QuantError, register_model, session};
 
 use crate::failure::Failure;
-use crate::interrupt::ctrl_c;
-use crate::output::{self, Format};
-use crate::runtime;
-use crate::table::Table;
+use crate::interrupt::signal;
+use crate::named_model::NamedModel;
+use crate::output::{Format, Style};
+use crate::prompt::Prompt;
+use crate::queries::Queries;
+use crate::statements::execute;
+use crate::table::terminal_width;
 
-/// The prompt for a statement's first line.
-const FIRST: &str = "arrow-quant> ";
-
-/// The prompt for its other lines.
-const NEXT: &str = "          -> ";
+/// What help says after the flags.
+const EXAMPLES: &str = "\
+Examples:
+  arrow-quant sql --model m=dream-7b \"SELECT tensor, dtype, shape FROM m.tensors\"
+  arrow-quant sql --model m=dream-7b                              a prompt; \\? lists its commands
+  arrow-quant sql -f queries.sql --format parquet -o result.parquet
+  echo \"SELECT count(*) FROM tensors('dream-7b')\" | arrow-quant sql --format json";
 
 /// Arguments of `arrow-quant sql`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Statements, separated by `;`; without them, standard input is read, on a terminal at a prompt
     query: Option<String>,
-    /// A model to query as the schema NAME with the tables tensors, weights and, if quantized, quantized
-    #[arg(long = "model", value_name = "NAME=PATH", value_parser = named_model)]
+    /// Read the statements from this file; - is standard input
+    #[arg(long, short, value_name = "FILE", conflicts_with = "query")]
+    file: Option<PathBuf>,
+    /// A model to query as the schema NAME with the tables tensors, weights and, if quantized, quantized; may be given more
+    /// than once
+    #[arg(long = "model", value_name = "NAME=PATH")]
     models: Vec<NamedModel>,
-    /// How to print rows
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-}
-
-/// A model and the schema it becomes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct NamedModel {
-    name: String,
-    path: String,
-}
-
-/// `NAME=PATH`. SQL reads names without quotes in lower case, so NAME is put in lower case.
-fn named_model(text: &str) -> Result<NamedModel, String> {
-    let (name, path) = text.split_once('=').ok_or("NAME=PATH is needed, as in --model m=path/to/model")?;
-    let mut chars = name.chars();
-    let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(format!("NAME '{name}' must be a letter or _, then letters, digits or _"));
-    }
-    if path.is_empty() {
-        return Err("PATH is empty".to_string());
-    }
-    Ok(NamedModel { name: name.to_ascii_lowercase(), path: path.to_string() })
+    /// How to print rows [default: what the name of --output says, or else table]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Write the rows into this file, which is replaced when all statements have succeeded
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Opens the models and runs the statements.
 pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> {
-    let runtime = &runtime(threads)?;
-    let ctx = session(threads)?;
+    let format = arguments.format.or_else(|| Format::of_name(arguments.output.as_deref()?)).unwrap_or_default();
+    if format == Format::Parquet && arguments.output.is_none() && io::stdout().is_terminal() {
+        let message = "--format parquet is not for a terminal: add --output FILE, or redirect the output";
+        return Err(Failure::Usage(message.to_string()));
+    }
+    let queries = Queries::new(session(threads)?, threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {
+            let path = path.display();
             return Err(Failure::Message(format!("--model {name}={path}: another model has the name '{name}'")));
         }
-        runtime.block_on(register_model(&ctx, name, path))?;
+        queries.wait(register_model(queries.ctx(), name, path))?;
     }
-    let text = match &arguments.query {
-        Some(query) => query.clone(),
-        None if io::stdin().is_terminal() => return prompt(&ctx, runtime, arguments.format),
-        None => io::read_to_string(io::stdin())
+    let text = match (&arguments.query, &arguments.file) {
+        (Some(query), _) => query.clone(),
+        (None, Some(path)) if path.as_os_str() != "-" => {
+            std::fs::read_to_string(path).map_err(|source| QuantError::Io { path: path.clone(), source })?
+        }
+        (None, None) if io::stdin().is_terminal() && arguments.output.is_none() => {
+            return Prompt::new(queries, format)?.run();
+        }
+        (None, _) => io::read_to_string(io::stdin())
             .map_err(|error| Failure::Message(format!("cannot read standard input: {error}")))?,
     };
-    runtime.block_on(execute(&ctx, &text, arguments.format))
-}
-
-/// Runs every statement of `text` and prints its rows. None is run if one cannot be parsed.
-async fn execute(ctx: &SessionContext, text: &str, format: Format) -> Result<(), Failure> {
-    let statements = DFParser::parse_sql(text)?;
-    if statements.is_empty() {
-        return Err(Failure::Message("there is no statement to run".to_string()));
-    }
-    let mut out = output::stdout();
-    for (index, statement) in statements.into_iter().enumerate() {
-        if index > 0 && format == Format::Table {
-            writeln!(out)?;
-        }
-        let plan = ctx.state().statement_to_plan(statement).await?;
-        let rows = ctx.execute_logical_plan(plan).await?.execute_stream().await?;
-        output::write_rows(rows, format, &mut out).await?;
-    }
-    out.flush()?;
-    Ok(())
-}
-
-/// Reads statements at a prompt and runs each, until the user leaves. An error is told, and the prompt goes on.
-fn prompt(ctx: &SessionContext, runtime: &Runtime, format: Format) -> Result<(), Failure> {
-    let broken = |error: ReadlineError| Failure::Message(format!("cannot read from the terminal: {error}"));
-    let mut editor = DefaultEditor::new().map_err(broken)?;
-    let history = history_file();
-    if let Some(path) = &history {
-        // There is none the first time.
-        let _ = editor.load_history(path);
-    }
-    writeln!(io::stdout(), "end a statement with ;  \\d lists tables, \\q leaves")?;
-    let mut text = String::new();
-    loop {
-        match editor.readline(if text.is_empty() { FIRST } else { NEXT }) {
-            Ok(line) if text.is_empty() && line.trim().is_empty() => {}
-            Ok(line) if text.is_empty() && is_leave(&line) => break,
-            Ok(line) if text.is_empty() && line.trim() == "\\d" => list_tables(ctx)?,
-            Ok(line) => {
-                text.push_str(&line);
-                text.push('\n');
-                if is_complete(&text) {
-                    let statement = std::mem::take(&mut text);
-                    let _ = editor.add_history_entry(statement.trim_end());
-                    run_at_prompt(ctx, runtime, &statement, format);
-                }
-            }
-            Err(ReadlineError::Interrupted) => text.clear(),
-            Err(ReadlineError::Eof) => break,
-            Err(error) => return Err(broken(error)),
+    match &arguments.output {
+        Some(path) => into_file(path, |file| {
+            let style = Style { format, ..Style::default() };
+            queries.until(signal(), execute(&queries, &text, style, file))
+        }),
+        None => {
+            let style = Style { format, width: terminal_width(), ..Style::default() };
+            queries.until(signal(), execute(&queries, &text, style, &mut BufWriter::new(io::stdout())))
         }
     }
-    if let Some(path) = &history {
-        // A history that cannot be kept is no reason to fail.
-        let _ = path.parent().map(std::fs::create_dir_all);
-        let _ = editor.save_history(path);
-    }
-    Ok(())
 }
 
-/// Runs statements until they end or Ctrl-C cancels them, and tells an error.
-fn run_at_prompt(ctx: &SessionContext, runtime: &Runtime, text: &str, format: Format) {
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = execute(ctx, text, format) => result,
-            () = ctrl_c() => Err(Failure::Message("the query was cancelled".to_string())),
-        }
+/// Writes a file through another beside it, so that a statement that fails leaves the file as it was.
+fn into_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>) -> Result<(), Failure> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Failure::from(QuantError::Io { path, source })
+    };
+    // A device or a pipe is written as it is.
+    let is_special = std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".partial");
+    let staged = if is_special { path.to_path_buf() } else { PathBuf::from(staged) };
+    let mut file = BufWriter::new(File::create(&staged).map_err(failed(&staged))?);
+    let written = write(&mut file).map_err(|failure| match failure {
+        Failure::Output(source) => QuantError::Io { path: path.to_path_buf(), source }.into(),
+        other => other,
     });
-    if let Err(failure) = result {
-        failure.print();
+    let written = written.and_then(|()| file.flush().map_err(failed(&staged)));
+    if is_special {
+        return written;
     }
-}
-
-/// Whether a line says that the user leaves.
-fn is_leave(line: &str) -> bool {
-    matches!(line.trim().trim_end_matches(';').trim_end(), "\\q" | "quit" | "exit")
-}
-
-/// Whether `text` ends with a `;` that is in no string, quoted name or comment. What cannot become a statement by more
-/// text is complete as well: the parser says what is wrong with it.
-fn is_complete(text: &str) -> bool {
-    match Tokenizer::new(&GenericDialect {}, text).tokenize() {
-        Ok(tokens) => {
-            let last = tokens.iter().rev().find(|token| !matches!(token, Token::Whitespace(_)));
-            matches!(last, Some(Token::SemiColon))
-        }
-        Err(error) => {
-            // By its text, since an error of the tokenizer has a message and no kind.
-            let error = error.to_string();
-            !["Unterminated", "before EOF", "Unexpected EOF"].iter().any(|open| error.contains(open))
-        }
+    let ended = written.and_then(|()| std::fs::rename(&staged, path).map_err(failed(path)));
+    if ended.is_err() {
+        // What is told is why it failed.
+        let _ = std::fs::remove_file(&staged);
     }
-}
-
-/// Prints every table of every schema.
-fn list_tables(ctx: &SessionContext) -> Result<(), Failure> {
-    let mut names = Vec::new();
-    for catalog in ctx.catalog_names().iter().filter_map(|name| ctx.catalog(name)) {
-        for schema_name in catalog.schema_names().into_iter().filter(|name| name != "information_schema") {
-            let tables = catalog.schema(&schema_name).map(|schema| schema.table_names()).unwrap_or_default();
-            names.extend(tables.into_iter().map(|table| [schema_name.clone(), table]));
-        }
-    }
-    let mut out = output::stdout();
-    if names.is_empty() {
-        writeln!(out, "no tables; start with --model NAME=PATH, or query weights('path'), tensors('path')")?;
-    } else {
-        names.sort();
-        let mut table = Table::new().text("schema").text("table");
-        names.into_iter().for_each(|name| table.row(name));
-        table.write(&mut out)?;
-    }
-    out.flush()?;
-    Ok(())
-}
-
-/// Where statements typed at the prompt are kept: in the user's data directory, if there is one.
-fn history_file() -> Option<PathBuf> {
-    let set = |variable| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = set("HOME")?;
-    let data = set("XDG_DATA_HOME").filter(|path| path.is_absolute()).unwrap_or_else(|| home.join(".local/share"));
-    Some(data.join("arrow-quant").join("history"))
+    ended
 }
 
 #[cfg(test)]
@@ -203,30 +115,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_has_a_name_and_a_path() {
-        let model = |name: &str, path: &str| Ok(NamedModel { name: name.to_string(), path: path.to_string() });
-        assert_eq!(named_model("m=a/b=c"), model("m", "a/b=c"));
-        assert_eq!(named_model("_Flux1=x"), model("_flux1", "x"));
-        for wrong in ["m", "=x", "1m=x", "a-b=x", "a b=x", "m="] {
-            assert!(named_model(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_statement_ends_with_a_semicolon_outside_of_strings() {
-        for complete in ["SELECT 1;", "SELECT ';' ; -- done\n", "SELECT 1; SELECT 2;\n"] {
-            assert!(is_complete(complete), "{complete}");
-        }
-        for open in ["SELECT 1", "SELECT ';", "SELECT \";", "SELECT 1 -- ;", "SELECT 1 /* ;", "SELECT 1; SELECT 2"] {
-            assert!(!is_complete(open), "{open}");
-        }
-    }
-
-    #[test]
-    fn words_that_leave() {
-        for word in ["\\q", "quit", "exit", " exit; "] {
-            assert!(is_leave(word), "{word}");
-        }
-        assert!(!is_leave("exit x"));
+    fn a_file_is_replaced_when_all_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows.csv");
+        std::fs::write(&path, "old").unwrap();
+        let failed = into_file(&path, |file| {
+            file.write_all(b"half").unwrap();
+            Err(Failure::Message("no".to_string()))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        into_file(&path, |file| Ok(file.write_all(b"new")?)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let nowhere = into_file(&directory.path().join("none/rows.csv"), |_| Ok(()));
+        assert!(nowhere.unwrap_err().to_string().contains("no such file or directory"));
     }
 }

@@ -1,6 +1,7 @@
 //! Actions: those of Flight and Flight SQL, and those that the embedding program adds.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow_flight::sql::{
     ActionCancelQueryRequest, ActionCancelQueryResult, ActionClosePreparedStatementRequest,
@@ -17,7 +18,8 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Status;
+use tonic::{Code, Status};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::action::{Action, ActionCall};
@@ -173,29 +175,57 @@ impl State {
         tracing::info!(action = name, query = id, user = %call.caller.user, "action");
         let announced = action.is_job().then(|| Ok(Bytes::from(format!("{{\"id\":\"{id}\"}}"))));
         let request = String::from_utf8_lossy(&body).into_owned();
+        let id_of_action = id.clone();
         let context =
             ActionCall { body, user: Arc::clone(&call.caller.user), base: self.sessions.base().clone(), cancelled, id };
         let state = Arc::clone(self);
-        let answers = self.on_threads(async move { action.run(context).await }).await?;
-        let answers = answers.map_err(|error| self.status(&error, &request))?;
+        let ended =
+            Ended { action: name, user: Arc::clone(&call.caller.user), id: id_of_action, started: Instant::now() };
+        let answers = self.on_threads(async move { action.run(context).await }).await;
+        let answers = answers.and_then(|answers| answers.map_err(|error| self.status(&error, &request)));
+        let answers = answers.inspect_err(|status| ended.log(status.code()))?;
         let answers = answers.map_err(move |error| state.status(&error, &request));
         let (sender, receiver) = mpsc::channel(1);
-        self.threads.spawn(async move {
-            // Both are held for as long as it runs.
-            let _held = (place, job);
-            let mut answers = stream::iter(announced).chain(answers);
-            loop {
-                let answer = tokio::select! {
-                    () = sender.closed() => break,
-                    answer = answers.next() => answer,
+        self.threads.spawn(
+            async move {
+                // Both are held for as long as it runs.
+                let _held = (place, job);
+                let mut answers = stream::iter(announced).chain(answers);
+                let code = loop {
+                    let answer = tokio::select! {
+                        () = sender.closed() => break Code::Cancelled,
+                        answer = answers.next() => answer,
+                    };
+                    let Some(answer) = answer else { break Code::Ok };
+                    let failed = answer.as_ref().err().map(Status::code);
+                    if sender.send(answer.map(|body| ActionResult { body })).await.is_err() {
+                        break Code::Cancelled;
+                    }
+                    if let Some(code) = failed {
+                        break code;
+                    }
                 };
-                let Some(answer) = answer else { break };
-                if sender.send(answer.map(|body| ActionResult { body })).await.is_err() {
-                    break;
-                }
+                ended.log(code);
             }
-        });
+            .in_current_span(),
+        );
         Ok(ReceiverStream::new(receiver).boxed())
+    }
+}
+
+/// An action, for the log.
+struct Ended {
+    action: &'static str,
+    user: Arc<str>,
+    id: String,
+    started: Instant,
+}
+
+impl Ended {
+    /// Says how it ended.
+    fn log(&self, code: Code) {
+        let Self { action, user, id, started } = self;
+        tracing::info!(action, query = id, %user, ?code, seconds = started.elapsed().as_secs_f64(), "action ended");
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,6 +18,8 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Connected;
+
+use crate::tls::Encryption;
 
 /// The bytes that a client begins with, whatever it wants: the preface of HTTP/2 (RFC 9113, section 3.4).
 const GREETING: usize = 24;
@@ -34,13 +37,13 @@ const BETWEEN_WARNINGS: Duration = Duration::from_secs(1);
 /// nothing yet.
 pub(crate) fn incoming(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Encryption>>,
     stopping: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let accepting = Accepting { listener, warned: None };
     let accepted = stream::unfold(accepting, async |mut accepting| Some((accepting.next().await, accepting)));
     let begun = accepted.map(move |stream| {
-        let connection = Connection::begin(stream, tls.clone(), stopping.clone());
+        let connection = Connection::begin(stream, tls.as_ref().map(|tls| tls.acceptor()), stopping.clone());
         // Each on its own, so that the arithmetic of many is shared out to the threads.
         AbortOnDropHandle::new(tokio::spawn(connection))
     });
@@ -77,6 +80,7 @@ type Enough = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// A connection that ends with an error unless its client greets in time.
 pub(crate) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    client: Option<SocketAddr>,
     received: usize,
     greeting: Greeting,
 }
@@ -90,6 +94,8 @@ enum Greeting {
 /// Who is on the other side, as far as the transport knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
+    /// Where it is.
+    pub address: Option<SocketAddr>,
     /// The certificate the client has shown, as DER.
     pub certificate: Option<Arc<[u8]>>,
 }
@@ -115,7 +121,7 @@ impl Connection {
                 () = &mut enough => return Err(too_late()),
             },
         };
-        Ok(Self { stream, received: 0, greeting: Greeting::Awaited(enough) })
+        Ok(Self { stream, client, received: 0, greeting: Greeting::Awaited(enough) })
     }
 }
 
@@ -181,6 +187,6 @@ impl Connected for Connection {
                 certificates.and_then(|chain| chain.first()).map(|certificate| Arc::from(certificate.as_ref()))
             }
         };
-        Peer { certificate }
+        Peer { address: self.client, certificate }
     }
 }

@@ -24,6 +24,14 @@ pub enum ServeError {
         /// The address asked for.
         address: SocketAddr,
     },
+    /// A file has not what it should have.
+    #[error("{path}: {problem}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it. It shows no secret.
+        problem: String,
+    },
     /// A file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

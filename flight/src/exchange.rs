@@ -1,7 +1,10 @@
 //! DoExchange: a query over the rows that the client sends, answered as they come.
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use arrow::datatypes::SchemaRef;
@@ -13,12 +16,14 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::execution_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use tonic::Status;
 use uuid::Uuid;
 
 use crate::input::{Input, one_ahead};
+use crate::interrupt::for_query;
 use crate::lock::locked;
 use crate::prepared::no_transaction;
 use crate::results::asked;
@@ -40,7 +45,9 @@ impl State {
     ) -> Result<Messages, Status> {
         let deadline = Instant::now() + self.limits.query_timeout;
         let late = |_| too_late();
-        let input = timeout_at(deadline.into(), Input::open(one_ahead(messages))).await.map_err(late)??;
+        // What has ended is asked once more when it comes back.
+        let (messages, rest) = lent(one_ahead(messages).fuse());
+        let input = timeout_at(deadline.into(), Input::open(messages)).await.map_err(late)??;
         let sql = match asked(&input.descriptor)? {
             Asked::Sql(sql) => sql,
             Asked::Command(Command::CommandStatementQuery(command)) => {
@@ -64,7 +71,7 @@ impl State {
         if has_effect(&plan) {
             return Err(Status::invalid_argument("DoExchange takes a query; to store rows, use DoPut"));
         }
-        let state = ctx.state();
+        let (state, interrupt) = for_query(&ctx, self.interruptible);
         let plan = self.planned(async move { state.create_physical_plan(&plan).await }).await?.map_err(failed)?;
         let run = Run {
             id: Uuid::new_v4().to_string(),
@@ -76,9 +83,67 @@ impl State {
             _place: permit,
             metrics: Arc::clone(&self.metrics),
             classify: self.classify,
+            stop: Box::new(move |_| interrupt()),
         };
-        Ok(run.messages(&self.threads, async move { execute_stream(plan, ctx.task_ctx()) }))
+        let answers = run.messages(&self.threads, async move { execute_stream(plan, ctx.task_ctx()) });
+        Ok(answered(answers, rest, deadline))
     }
+}
+
+/// A stream that is given back when this is dropped.
+struct Lent<S> {
+    stream: Option<S>,
+    back: Option<oneshot::Sender<S>>,
+}
+
+type Boxed<S> = Pin<Box<S>>;
+
+/// Lends a stream: what is left of it comes back once it is dropped.
+fn lent<S: Stream + Send + 'static>(stream: S) -> (Lent<Boxed<S>>, oneshot::Receiver<Boxed<S>>) {
+    let (back, rest) = oneshot::channel();
+    (Lent { stream: Some(Box::pin(stream)), back: Some(back) }, rest)
+}
+
+impl<S: Stream + Unpin> Stream for Lent<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl<S> Unpin for Lent<S> {}
+
+impl<S> Drop for Lent<S> {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+            // Nobody waits for it if the call has ended.
+            let _ = back.send(stream);
+        }
+    }
+}
+
+/// The answers of a query, and then the end once the client has sent its last row: a query with LIMIT has its rows before, and
+/// a call that ends while the client still writes is an error there, which would take the rows with it.
+fn answered<S>(answers: Messages, rest: oneshot::Receiver<S>, deadline: Instant) -> Messages
+where
+    S: Stream + Unpin + Send + 'static,
+{
+    let failed = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&failed);
+    let answers = answers.inspect_err(move |_| seen.store(true, Ordering::Relaxed));
+    let read = async move {
+        if !failed.load(Ordering::Relaxed)
+            && let Ok(mut rest) = rest.await
+        {
+            // What comes after the deadline is not waited for.
+            let _ = timeout_at(deadline.into(), async { while rest.next().await.is_some() {} }).await;
+        }
+    };
+    answers.chain(stream::once(read).filter_map(|()| futures::future::ready(None))).boxed()
 }
 
 /// The rows a client sends, which can be read once.

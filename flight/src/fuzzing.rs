@@ -51,7 +51,7 @@ pub fn ipc(bytes: &[u8]) {
         let Ok(input) = Input::open(stream::iter(messages)).await else { return };
         let Ok(mut rows): Result<SendableRecordBatchStream, _> = input.rows().await else { return };
         while let Some(Ok(batch)) = rows.next().await {
-            // Whoever reads the rows must not be the one who finds them broken.
+            // Rows must be valid before their reader gets them.
             for column in batch.columns() {
                 column.to_data().validate_full().expect("what is decoded is valid");
             }

@@ -18,7 +18,9 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
+use tracing::Instrument;
 
+use crate::connections::Peer;
 use crate::framing::{Answer, Aside, Sent};
 use crate::service::{Flight, State, certificate};
 use crate::stream::Messages;
@@ -77,9 +79,15 @@ impl Service<Request<Body>> for Gate {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (method, sends) = method(request.uri().path());
+        let client = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        // All that is logged of the call says whose it is.
+        let span = match client {
+            Some(client) => tracing::info_span!("call", method, %client),
+            None => tracing::info_span!("call", method),
+        };
         if matches!(sends, Sends::Credentials) {
             // It says who calls by itself, as the handler finds out.
-            return self.handshakes.call(request.map(in_time));
+            return self.handshakes.call(request.map(in_time)).instrument(span).boxed();
         }
         let mut server = self.calls.clone();
         let state = Arc::clone(&self.state);
@@ -106,6 +114,7 @@ impl Service<Request<Body>> for Gate {
             }
             Ok(response)
         }
+        .instrument(span)
         .boxed()
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use crate::service::failed;
+use crate::queries::failed;
 use crate::status::status_of;
 
 /// How much larger a batch may become than the message it came in, by decompression.
@@ -145,7 +145,7 @@ pub(crate) fn one_ahead(
         match receiver.recv().await {
             Some(message) => Some((message, Some((receiver, reading)))),
             // A stream that was not read to its end is not complete.
-            None => reading.await.err().map(|error| (Err(failed(&error)), None)),
+            None => reading.await.err().map(|error| (Err(failed(error)), None)),
         }
     })
 }

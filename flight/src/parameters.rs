@@ -5,19 +5,21 @@ use std::sync::{Arc, Mutex};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_quant_bounds as bounds;
 use datafusion::common::{ParamValues, ScalarValue, plan_err, resources_err};
-use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::bounds;
 use crate::lock::locked;
 use crate::wire::wire_schema;
 
 /// Bytes of bound values in a plan, counted as often as it names them.
 const COPIED_BYTES: usize = 64 << 20;
+
+/// Parameters of a statement.
+const MOST_PARAMETERS: usize = 65_535;
 
 /// A statement that is run with different values. It is planned anew each time: the tables it names may be others by then.
 pub(crate) struct Prepared {
@@ -70,9 +72,17 @@ impl Statements {
     }
 }
 
-/// The error of a statement with parameters that nothing is bound to.
-pub(crate) fn nothing_bound(wanted: usize) -> DataFusionError {
-    DataFusionError::Plan(format!("the statement has {wanted} parameters, none is bound"))
+/// Refuses values that are not as many as the statement has parameters.
+pub(crate) fn check_number(wanted: usize, bound: &[RecordBatch]) -> datafusion::error::Result<()> {
+    let rows = bound.iter().map(RecordBatch::num_rows).sum::<usize>();
+    let columns = bound.first().map_or(0, RecordBatch::num_columns);
+    if columns == wanted && (rows > 0 || wanted == 0) {
+        return Ok(());
+    }
+    let parameters = if wanted == 1 { "1 parameter".to_string() } else { format!("{wanted} parameters") };
+    let bound = if rows == 0 || columns == 0 { "none".to_string() } else { columns.to_string() };
+    let is = if bound == "none" || bound == "1" { "is" } else { "are" };
+    plan_err!("the statement has {parameters}, {bound} {is} bound")
 }
 
 /// A query with the values bound to its parameters: of several rows of values, the results one after the other.
@@ -82,8 +92,9 @@ pub(crate) fn bound_plan(plan: LogicalPlan, bound: &[RecordBatch]) -> datafusion
         return plan_err!("{rows} rows are bound to the query: bind fewer, or join with a table of values");
     }
     let wanted = parameter_schema(&plan)?.fields().len();
-    if rows == 0 {
-        return if wanted == 0 { Ok(plan) } else { Err(nothing_bound(wanted)) };
+    check_number(wanted, bound)?;
+    if wanted == 0 {
+        return Ok(plan);
     }
     check_values(bounds::placeholders(&plan)?, bound.iter().map(RecordBatch::get_array_memory_size).sum())?;
     let mut plans = each_row(bound).map(|values| plan.clone().replace_params_with_values(&values?));
@@ -112,12 +123,22 @@ pub(crate) fn bytes_of(values: &ParamValues) -> usize {
 
 /// The parameters `$1`, `$2`, ... in this order; text where the statement does not say.
 pub(crate) fn parameter_schema(plan: &LogicalPlan) -> datafusion::error::Result<SchemaRef> {
-    let mut parameters: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
-    let number = |name: &str| name.trim_start_matches('$').parse::<usize>().unwrap_or(usize::MAX);
-    parameters.sort_by(|(a, _), (b, _)| number(a).cmp(&number(b)).then_with(|| a.cmp(b)));
-    let fields = parameters
-        .into_iter()
-        .map(|(name, data_type)| Field::new(name, data_type.unwrap_or(DataType::Utf8), true))
+    let mut types = plan.get_parameter_types()?;
+    let number = |name: &str| name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+    if let Some(name) = types.keys().find(|name| number(name).is_none()) {
+        return plan_err!("the parameter {name} has a name: write ?, or $1, $2 and so on");
+    }
+    let most = types.keys().filter_map(|name| number(name)).max().unwrap_or(0);
+    if most > MOST_PARAMETERS {
+        return plan_err!("the statement has the parameter ${most}, ${MOST_PARAMETERS} is the last that is allowed");
+    }
+    // A value is bound for each number up to the last, named or not.
+    let fields = (1..=most)
+        .map(|number| {
+            let name = format!("${number}");
+            let data_type = types.remove(&name).flatten().unwrap_or(DataType::Utf8);
+            Field::new(name, data_type, true)
+        })
         .collect::<Vec<_>>();
     Ok(wire_schema(&Schema::new(fields)))
 }

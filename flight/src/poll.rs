@@ -56,28 +56,35 @@ impl State {
         let spool = Arc::new(spool);
         let work = Arc::clone(self).compute(Arc::clone(&query), Arc::clone(&spool));
         if query.spool.set(spool).is_ok() {
-            self.threads.spawn(work);
+            // It waits on a thread of the network, so that it can end a computation that keeps all others busy.
+            tokio::spawn(work);
         }
         self.progress(&query, descriptor).await
     }
 
-    /// Computes a query to its end, for whoever fetches it later.
+    /// Computes a query to its end, so that its result can be fetched later.
     async fn compute(self: Arc<Self>, query: Arc<Query>, spool: Arc<Spool>) {
         let work = async {
             let place = query.admit(&self.admission).await?;
             let deadline = place.deadline(&self.limits);
-            let filled = async {
-                let rows = query.computed().await?;
-                spool.fill(rows).await
+            let filled = {
+                let (query, spool) = (Arc::clone(&query), Arc::clone(&spool));
+                self.on_threads(async move {
+                    let rows = query.computed().await?;
+                    spool.fill(rows).await
+                })
             };
             tokio::select! {
                 biased;
                 () = query.cancelled.cancelled() => Err(cancelled()),
                 () = tokio::time::sleep_until(deadline.into()) => Err(too_late()),
-                filled = filled => filled.map_err(|error| self.status(&error, &query.sql)),
+                filled = filled => filled?.map_err(|error| self.status(&error, &query.sql)),
             }
         };
         let result: Result<(), Status> = work.await;
+        if result.is_err() {
+            query.interrupt();
+        }
         query.touch();
         spool.end(result.err());
     }

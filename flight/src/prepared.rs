@@ -7,14 +7,14 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
 };
+use arrow_quant_bounds as bounds;
 use datafusion::execution::memory_pool::MemoryConsumer;
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::bounds;
 use crate::lock::locked;
 use crate::parameters::{
-    Bound, Prepared, bound_plan, bytes_of, check_values, each_row, nothing_bound, parameter_schema,
+    Bound, Prepared, bound_plan, bytes_of, check_number, check_values, each_row, parameter_schema,
 };
 use crate::queries::Query;
 use crate::service::{Call, State, schema_bytes};
@@ -77,7 +77,7 @@ impl State {
         let bound = locked(&prepared.bound).values.clone();
         let plan = self.planned(async move { bound_plan(plan, &bound) }).await?;
         let plan = plan.map_err(|error| self.status(&error, &prepared.sql))?;
-        bounds::check_plan(&plan)?;
+        bounds::check_plan(&plan).map_err(|error| self.status(&error.into(), &prepared.sql))?;
         self.query(call, plan, &prepared.sql).await
     }
 
@@ -98,19 +98,23 @@ impl State {
         let plan = self.plan(call, &prepared.sql).await?;
         let bound = if values.is_empty() { locked(&prepared.bound).values.clone() } else { values };
         let wanted = parameter_schema(&plan).map_err(failed)?.fields().len();
+        if !bound.is_empty() && bound.iter().all(|batch| batch.num_rows() == 0) {
+            // Executed for no rows at all.
+            return Ok(0);
+        }
+        check_number(wanted, &bound).map_err(failed)?;
         if wanted == 0 {
             return self.update(call, plan, &prepared.sql).await;
         }
-        if bound.is_empty() {
-            return Err(self.status(&nothing_bound(wanted), ""));
-        }
+        // -1 says that it is not known, as of a query.
         let mut changed = 0;
         let named = bounds::placeholders(&plan).map_err(failed)?;
         for values in each_row(&bound) {
             let values = values.map_err(failed)?;
             check_values(named, bytes_of(&values)).map_err(failed)?;
             let plan = plan.clone().replace_params_with_values(&values).map_err(failed)?;
-            changed += self.update(call, plan, &prepared.sql).await?;
+            let rows = self.update(call, plan, &prepared.sql).await?;
+            changed = if rows < 0 { -1 } else { changed + rows };
         }
         Ok(changed)
     }

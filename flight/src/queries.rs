@@ -1,11 +1,13 @@
 //! Results that were announced and are fetched piece by piece, and what is allowed to run at once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
+use arrow_quant_bounds as bounds;
 use datafusion::common::{Result, exec_err};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
@@ -20,11 +22,12 @@ use futures::future::{BoxFuture, WeakShared};
 use futures::{FutureExt, StreamExt};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::bounds;
+use crate::interrupt::{Interrupt, Interruptible, renewed};
 use crate::limits::Limits;
 use crate::lock::locked;
 use crate::metrics::Metrics;
@@ -50,6 +53,11 @@ pub(crate) struct Query {
     /// The result, where polling had it computed beforehand.
     pub spool: OnceLock<Arc<Spool>>,
     fetched: Mutex<Vec<bool>>,
+    interruptible: Interruptible,
+    /// What stops the functions of the plans that were made, as long as they were not stopped.
+    interrupts: Mutex<Vec<Interrupt>>,
+    /// Set once the functions of the plan were stopped: who fetches of it again has it planned anew.
+    spent: AtomicBool,
     used: Mutex<Instant>,
     running: Arc<Mutex<Weak<Permit>>>,
     /// The wait for the permission, for as long as a partition waits.
@@ -58,18 +66,31 @@ pub(crate) struct Query {
 
 impl Query {
     /// A query of a session, planned.
-    pub(crate) async fn plan(state: SessionState, logical: LogicalPlan, sql: String) -> Result<Self> {
+    pub(crate) async fn plan(
+        state: SessionState,
+        logical: LogicalPlan,
+        sql: String,
+        interruptible: Interruptible,
+    ) -> Result<Self> {
+        let (state, interrupt) = renewed(state, interruptible);
         let (plan, bytes) = physical(&state, &logical).await?;
         let bytes = bytes.saturating_add(bounds::bytes(&logical)?);
-        Self::new(state.clone(), plan, bytes, Some((state, logical)), sql)
+        let query = Self::new(state.clone(), plan, bytes, Some((state, logical)), sql, interruptible)?;
+        locked(&query.interrupts).push(interrupt);
+        Ok(query)
     }
 
     /// What an executed statement gave.
-    pub(crate) fn of_result(state: SessionState, batches: Vec<RecordBatch>, sql: String) -> Result<Self> {
+    pub(crate) fn of_result(
+        state: SessionState,
+        batches: Vec<RecordBatch>,
+        sql: String,
+        interruptible: Interruptible,
+    ) -> Result<Self> {
         let schema = batches.first().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
         let bytes = batches.iter().map(RecordBatch::get_array_memory_size).sum();
         let plan = MemorySourceConfig::try_new_exec(&[batches], schema, None)?;
-        Self::new(state, plan, bytes, None, sql)
+        Self::new(state, plan, bytes, None, sql, interruptible)
     }
 
     fn new(
@@ -78,6 +99,7 @@ impl Query {
         bytes: usize,
         again: Option<(SessionState, LogicalPlan)>,
         sql: String,
+        interruptible: Interruptible,
     ) -> Result<Self> {
         let partitions = plan.output_partitioning().partition_count();
         let memory = MemoryConsumer::new("results to be fetched").register(&state.runtime_env().memory_pool);
@@ -93,6 +115,9 @@ impl Query {
             state,
             spool: OnceLock::new(),
             fetched: Mutex::new(vec![false; partitions]),
+            interruptible,
+            interrupts: Mutex::default(),
+            spent: AtomicBool::new(false),
             used: Mutex::new(Instant::now()),
             running: Default::default(),
             entering: Default::default(),
@@ -140,14 +165,33 @@ impl Query {
             };
             std::mem::replace(fetched, true)
         };
-        let plan = match (&self.again, seen) {
-            (Some((state, logical)), true) => physical(state, logical).await?.0,
+        let plan = match &self.again {
+            Some((state, logical)) if seen || self.spent.load(Ordering::Acquire) => {
+                let (state, interrupt) = renewed(state.clone(), self.interruptible);
+                locked(&self.interrupts).push(interrupt);
+                physical(&state, logical).await?.0
+            }
             _ => Arc::clone(&self.plan),
         };
         if partition >= plan.output_partitioning().partition_count() {
             return exec_err!("the tables of this query have changed: ask for it anew");
         }
         plan.execute(partition, self.state.task_ctx())
+    }
+
+    /// Stops the functions of all that is computed of it.
+    pub(crate) fn interrupt(&self) {
+        self.spent.store(true, Ordering::Release);
+        for interrupt in locked(&self.interrupts).drain(..) {
+            interrupt();
+        }
+    }
+
+    /// A client takes no more of a partition: if no other partition is being computed, its functions stop.
+    pub(crate) fn leave(&self) {
+        if locked(&self.running).strong_count() <= 1 {
+            self.interrupt();
+        }
     }
 
     pub(crate) fn touch(&self) {
@@ -202,7 +246,7 @@ async fn physical(state: &SessionState, logical: &LogicalPlan) -> Result<(Arc<dy
     Ok((if feeds_itself(&plan) { gathered(plan) } else { plan }, bytes))
 }
 
-/// Whether partitions depend on each other's being read: whoever reads them one after the other would make the server hold
+/// Whether partitions can only be read together. A client that read them one after the other would make the server hold
 /// all the others.
 fn feeds_itself(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.output_partitioning().partition_count() > 1
@@ -368,5 +412,16 @@ impl Admission {
                 queue_timeout.as_secs_f64()
             ))),
         }
+    }
+}
+
+/// What is said of work that panicked, or was stopped.
+pub(crate) fn failed(error: JoinError) -> Status {
+    match bounds::QueryFault::of_task(error) {
+        Some(fault) => {
+            tracing::error!(%fault, "a query failed");
+            Status::internal(fault.to_string())
+        }
+        None => cancelled(),
     }
 }

@@ -19,7 +19,7 @@ use crate::metadata;
 use crate::prepared::no_transaction;
 use crate::queries::Query;
 use crate::service::{Asked, Call, State, packed, schema_bytes};
-use crate::stream::{Messages, Run, small};
+use crate::stream::{Early, Messages, Run, small};
 use crate::wire::wire_schema;
 
 impl State {
@@ -176,6 +176,13 @@ impl State {
             _place: permit,
             metrics: Arc::clone(&self.metrics),
             classify: self.classify,
+            stop: {
+                let query = Arc::clone(&query);
+                Box::new(move |why| match why {
+                    Early::Left => query.leave(),
+                    Early::Ended => query.interrupt(),
+                })
+            },
         };
         Ok(run.messages(&self.threads, async move { query.rows(partition).await }))
     }

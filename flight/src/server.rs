@@ -4,18 +4,18 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use arrow_quant_bounds::bounded;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::routing::get;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
@@ -26,13 +26,14 @@ use crate::auth::{Authenticator, Credentials};
 use crate::error::ServeError;
 use crate::gate::Gate;
 use crate::input::limit_named;
+use crate::interrupt::Interruptible;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::queries::Admission;
 use crate::service::{Flight, State};
 use crate::session::Sessions;
-use crate::tls::{self, TlsFiles};
-use crate::{connections, functions, tables};
+use crate::tls::{Encryption, TlsFiles};
+use crate::{connections, tables};
 
 /// The protocol, for clients that ask the server what it speaks.
 const DESCRIPTORS: &[u8] = include_bytes!("../proto/flight.bin");
@@ -67,13 +68,15 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// The gRPC codes of errors that are not DataFusion's.
     pub classify: fn(&(dyn Error + 'static)) -> Option<Code>,
+    /// How functions of the session learn that their query is not wanted any more.
+    pub interruptible: Interruptible,
 }
 
 /// A server that is bound to its addresses.
 pub struct Server {
     state: Arc<State>,
     config: ServerConfig,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Encryption>>,
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
     _threads: QueryThreads,
@@ -88,6 +91,7 @@ struct QueryThreads(Option<Runtime>);
 
 impl QueryThreads {
     fn start(threads: usize) -> std::io::Result<(Self, Handle)> {
+        try_threads(threads.max(1) + 1)?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder
             .worker_threads(threads.max(1))
@@ -98,6 +102,25 @@ impl QueryThreads {
         let handle = runtime.handle().clone();
         Ok((Self(Some(runtime)), handle))
     }
+}
+
+/// Starts and ends so many threads, because tokio panics where the system refuses one.
+fn try_threads(threads: usize) -> std::io::Result<()> {
+    let (shut, gate) = std::sync::mpsc::sync_channel::<()>(0);
+    let gate = Arc::new(Mutex::new(gate));
+    let start = |_| {
+        let gate = Arc::clone(&gate);
+        // Nothing is sent: it waits until the sender is gone.
+        let wait = move || drop(gate.lock().map(|gate| gate.recv()));
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(wait)
+    };
+    let started: Vec<_> = (0..threads).map(start).collect();
+    drop(shut);
+    for thread in started {
+        // It does nothing that could panic.
+        let _ = thread?.join();
+    }
+    Ok(())
 }
 
 impl Drop for QueryThreads {
@@ -120,12 +143,12 @@ impl Server {
         actions: Vec<Arc<dyn Action>>,
     ) -> Result<Self, ServeError> {
         check(&config)?;
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config.tls.clone().map(Encryption::new).transpose()?.map(Arc::new);
         if let Some(directory) = &config.ingest_directory {
             tables::clear_staging(directory)?;
         }
         let (threads, handle) =
-            QueryThreads::start(config.threads).map_err(|error| ServeError::io("threads", error))?;
+            QueryThreads::start(config.threads).map_err(|error| ServeError::io("threads of queries", error))?;
         let (listener, metrics_listener) = (
             listen(config.listen).await?,
             match config.metrics_listen {
@@ -138,7 +161,7 @@ impl Server {
         let authenticator =
             Authenticator::new(config.credentials.clone(), config.read_only, client_certificates, &config.limits);
         let state = Arc::new(State {
-            sessions: Sessions::new(functions::bounded(&ctx), config.ingest_directory.clone(), config.limits.clone()),
+            sessions: Sessions::new(bounded(&ctx), config.ingest_directory.clone(), config.limits.clone()),
             authenticator,
             admission: Admission::new(config.limits.clone(), Arc::clone(&metrics)),
             metrics,
@@ -146,6 +169,7 @@ impl Server {
             threads: handle,
             read_only: config.read_only,
             classify: config.classify,
+            interruptible: config.interruptible,
             actions: actions.into_iter().map(|action| (action.name(), action)).collect(),
             jobs: Default::default(),
             draining: Default::default(),
@@ -156,6 +180,11 @@ impl Server {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap_or(self.config.listen)
+    }
+
+    /// What reads credentials and certificates anew.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { state: Arc::clone(&self.state), tls: self.tls.clone() }
     }
 
     /// Where metrics are read.
@@ -221,6 +250,28 @@ impl Server {
         };
         state.cancel_everything();
         result
+    }
+}
+
+/// Gives a server that runs other credentials and certificates. Connections that are open stay.
+pub struct Reloader {
+    state: Arc<State>,
+    tls: Option<Arc<Encryption>>,
+}
+
+impl Reloader {
+    /// Lets in who is in `credentials`, if the server has credentials, and reads the files of TLS anew.
+    ///
+    /// # Errors
+    /// If the files cannot be read or used; then everything is as before.
+    pub fn reload(&self, credentials: Option<Credentials>) -> Result<(), ServeError> {
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        if let Some(credentials) = credentials {
+            self.state.authenticator.reload(credentials);
+        }
+        Ok(())
     }
 }
 

@@ -14,13 +14,13 @@ use arrow_flight::{
     Action as ActionRequest, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest,
     HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
+use arrow_quant_bounds::{QueryFault, while_planning};
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
 use futures::stream::BoxStream;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::MetadataValue;
@@ -31,10 +31,10 @@ use crate::action::Action;
 use crate::auth::{Authenticator, Caller};
 use crate::connections::Peer;
 use crate::framing::{Aside, Sent};
-use crate::functions::while_planning;
+use crate::interrupt::Interruptible;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::queries::{Admission, cancelled};
+use crate::queries::{Admission, cancelled, failed};
 use crate::session::{Session, Sessions};
 use crate::status::{Classify, status_of};
 use crate::stream::{Messages, too_late};
@@ -53,6 +53,7 @@ pub(crate) struct State {
     pub threads: tokio::runtime::Handle,
     pub read_only: bool,
     pub classify: Classify,
+    pub interruptible: Interruptible,
     pub actions: BTreeMap<&'static str, Arc<dyn Action>>,
     /// Actions that run, with the user who may cancel them.
     pub jobs: Mutex<HashMap<String, (Arc<str>, CancellationToken)>>,
@@ -81,7 +82,7 @@ impl State {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        AbortOnDropHandle::new(self.threads.spawn(work)).await.map_err(|error| failed(&error))
+        AbortOnDropHandle::new(self.threads.spawn(work)).await.map_err(failed)
     }
 
     /// Plans something, on a thread that waits for nobody: planning cannot be interrupted between its steps, and others are answered
@@ -111,7 +112,7 @@ impl State {
             Err(_) => Err(too_late()),
             Ok(Ok(Some(planned))) => Ok(planned),
             Ok(Ok(None)) => Err(cancelled()),
-            Ok(Err(error)) => Err(failed(&error)),
+            Ok(Err(error)) => Err(failed(error)),
         }
     }
 
@@ -140,8 +141,12 @@ impl State {
 
     fn count(&self, method: &'static str, refused: Option<&Status>) {
         self.metrics.request(method, refused.map_or(Code::Ok, Status::code));
-        if let Some(status) = refused {
-            tracing::debug!(method, code = ?status.code(), message = status.message(), "refused");
+        let Some(status) = refused else { return };
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => {
+                tracing::warn!(code = ?status.code(), message = status.message(), "refused");
+            }
+            code => tracing::info!(?code, message = status.message(), "refused"),
         }
     }
 
@@ -151,19 +156,14 @@ impl State {
         method: &'static str,
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        let result = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(method, "a request panicked");
-            Err(Status::internal("the request failed, see the server's log"))
+        let result = std::panic::AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|payload| {
+            let fault = QueryFault::of_panic(payload.as_ref());
+            tracing::error!(method, %fault, "a request failed");
+            Err(Status::internal(fault.to_string()))
         });
         self.count(method, result.as_ref().err());
         result
     }
-}
-
-/// What is said of work that panicked.
-pub(crate) fn failed(error: &JoinError) -> Status {
-    tracing::error!(%error, "a query failed");
-    Status::internal("the query failed, see the server's log")
 }
 
 /// Who the gate found to call.

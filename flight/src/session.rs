@@ -161,7 +161,8 @@ impl Sessions {
         Some(session)
     }
 
-    /// The tables that a user stored. Whoever comes first has them looked for; the others of this user wait for that.
+    /// The tables that a user stored. The first request of a user looks for them; other requests of
+    /// that user wait.
     async fn stored(&self, user: &User) -> Result<Arc<UserTables>> {
         let known = Arc::clone(locked(&self.stored).entry(Arc::clone(user)).or_default());
         let tables = known.get_or_try_init(|| {

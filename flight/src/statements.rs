@@ -5,18 +5,21 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
+use arrow_quant_bounds as bounds;
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::{TableReference, plan_err};
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement, TableType};
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{DataFrame, SessionContext};
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use tonic::Status;
 
-use crate::bounds;
+use crate::interrupt::{InterruptOnDrop, for_query};
+use crate::placeholders::numbered;
 use crate::queries::{Query, cancelled};
 use crate::service::{Call, State};
 use crate::session::Session;
@@ -38,17 +41,11 @@ impl State {
                 sql.len()
             )));
         }
-        bounds::check_text(sql)?;
-        let text = sql.to_string();
-        let plan = self.planned(async move {
-            let state = ctx.state();
-            let statement = state.sql_to_statement(&text, &state.config_options().sql_parser.dialect)?;
-            bounds::check_statement(&statement).map_err(|status| DataFusionError::External(Box::new(status)))?;
-            state.statement_to_plan(statement).await
-        });
-        let plan = plan.await?;
-        let plan = plan.map_err(|error| self.status(&error, sql))?;
-        bounds::check_plan(&plan)?;
+        let text = numbered(sql)?.into_owned();
+        let plan = self.planned(async move { bounds::plan(&ctx.state(), &text).await }).await?;
+        let plan = plan.map_err(|error| self.status(&error, sql)).inspect_err(|status| {
+            tracing::info!(user = %call.caller.user, code = ?status.code(), sql = beginning(sql), "statement not planned");
+        })?;
         self.check(call, &plan)?;
         Ok(plan)
     }
@@ -83,10 +80,10 @@ impl State {
         let query = if has_effect(&plan) {
             let batches = self.execute(call, plan, sql).await?;
             let state = call.session.ctx.state();
-            Query::of_result(state, batches, sql.to_string())
+            Query::of_result(state, batches, sql.to_string(), self.interruptible)
         } else {
             let (state, text) = (call.session.ctx.state(), sql.to_string());
-            self.planned(Query::plan(state, plan, text)).await?
+            self.planned(Query::plan(state, plan, text, self.interruptible)).await?
         };
         call.session.queries.insert(query.map_err(|error| self.status(&error, sql))?)
     }
@@ -103,7 +100,10 @@ impl State {
         let _place = self.admission.enter().await?;
         let started = std::time::Instant::now();
         let session = Arc::clone(&call.session);
-        let work = self.on_threads(run(session, plan));
+        let (state, interrupt) = for_query(&session.ctx, self.interruptible);
+        // Dropped with this future, also if the client leaves.
+        let _interrupted = InterruptOnDrop(interrupt);
+        let work = self.on_threads(run(session, state, plan));
         let result = tokio::select! {
             result = work => result.and_then(|result| result.map_err(|error| self.status(&error, sql))),
             () = tokio::time::sleep(self.limits.query_timeout) => Err(too_late()),
@@ -111,8 +111,9 @@ impl State {
         };
         call.session.queries.forget_fetched();
         let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
-        self.metrics.query(code, started.elapsed().as_secs_f64());
-        tracing::info!(user = %call.caller.user, code = ?code, sql = beginning(sql), "statement");
+        let seconds = started.elapsed().as_secs_f64();
+        self.metrics.query(code, seconds);
+        tracing::info!(user = %call.caller.user, code = ?code, seconds, sql = beginning(sql), "statement");
         result
     }
 }
@@ -154,10 +155,15 @@ pub(crate) fn check_option(name: &str, value: &str) -> Result<(), Status> {
     }
 }
 
-async fn run(session: Arc<Session>, plan: LogicalPlan) -> Result<Vec<RecordBatch>, DataFusionError> {
+/// Runs a statement in a session, what it computes in a state of its own.
+async fn run(
+    session: Arc<Session>,
+    state: SessionState,
+    plan: LogicalPlan,
+) -> Result<Vec<RecordBatch>, DataFusionError> {
     match plan {
         LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
-            session.tables.create(&session.ctx, create).await?;
+            session.tables.create(state, create).await?;
             Ok(Vec::new())
         }
         plan if has_effect(&plan) => {
@@ -166,11 +172,16 @@ async fn run(session: Arc<Session>, plan: LogicalPlan) -> Result<Vec<RecordBatch
                 LogicalPlan::Ddl(DdlStatement::CreateView(view)) => check_view(&session, &view.name).await?,
                 _ => {}
             }
-            session.ctx.execute_logical_plan(plan).await?.collect().await
+            let frame = match plan {
+                // These change the session.
+                LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => session.ctx.execute_logical_plan(plan).await?,
+                plan => DataFrame::new(state, plan),
+            };
+            frame.collect().await
         }
         // Nobody asked for its rows.
         plan => {
-            let mut rows = session.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+            let mut rows = DataFrame::new(state, plan).execute_stream().await?;
             while rows.try_next().await?.is_some() {}
             Ok(Vec::new())
         }

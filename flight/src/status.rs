@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use arrow::error::ArrowError;
+use arrow_quant_bounds::{QueryFault, TooLong};
 use datafusion::error::DataFusionError;
 use tonic::{Code, Status};
 
@@ -20,11 +21,13 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
     if let Some(status) = carried(error) {
         return status;
     }
-    let (code, message) = classified(error, classify);
-    // By its text: this one comes as an I/O error among others.
+    let (code, message) = match QueryFault::of_error(error) {
+        Some(fault) => (Code::Internal, fault.to_string()),
+        None => classified(error, classify),
+    };
     let (code, message) = match code {
-        _ if message.contains("max_temp_directory_size") => (Code::ResourceExhausted, format!("spill_mb: {message}")),
-        Code::ResourceExhausted => (code, format!("memory_mb: {message}")),
+        _ if is_spill_limit(error) => (Code::ResourceExhausted, format!("spill_mb: {message}")),
+        Code::ResourceExhausted if !is_too_long(error) => (code, format!("memory_mb: {message}")),
         _ => (code, message),
     };
     let mut message = without_paths(&message, request);
@@ -34,6 +37,25 @@ pub(crate) fn status_of(error: &DataFusionError, classify: Classify, request: &s
         message.push('…');
     }
     Status::new(code, message)
+}
+
+/// Whether a query needs more disk than `spill_mb` allows. DataFusion's spill writer says so with an I/O error of no kind, whose
+/// payload is text: its text alone tells it from other errors of files. Text of other kinds of errors is not looked at.
+fn is_spill_limit(error: &DataFusionError) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::Other
+            && error.get_ref().is_some_and(|said| said.to_string().contains("max_temp_directory_size"))
+        {
+            return true;
+        }
+        next = match error.downcast_ref::<DataFusionError>() {
+            Some(DataFusionError::External(inner)) => Some(inner.as_ref()),
+            _ => error.source(),
+        };
+    }
+    false
 }
 
 /// A status that passed through a query as an error.
@@ -49,6 +71,11 @@ fn carried(error: &DataFusionError) -> Option<Status> {
         };
     }
     None
+}
+
+/// Whether a statement was refused before it was planned.
+fn is_too_long(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::External(inner) if inner.is::<TooLong>())
 }
 
 fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
@@ -77,7 +104,7 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
         DataFusionError::ObjectStore(inner) => of_store(inner, classify),
         DataFusionError::IoError(inner) => foreign(inner, classify),
         DataFusionError::ParquetError(inner) => match foreign(inner.as_ref(), classify) {
-            // The file is to blame, whoever wrote it.
+            // The file is at fault, even if this server wrote it.
             (Code::Internal, message) => (Code::InvalidArgument, message),
             known => known,
         },
@@ -89,6 +116,9 @@ fn classified(error: &DataFusionError, classify: Classify) -> (Code, String) {
 fn foreign(error: &(dyn Error + 'static), classify: Classify) -> (Code, String) {
     if let Some(inner) = error.downcast_ref::<DataFusionError>() {
         return classified(inner, classify);
+    }
+    if error.is::<TooLong>() {
+        return (Code::ResourceExhausted, error.to_string());
     }
     if let Some(inner) = error.downcast_ref::<IngestError>() {
         return (inner.code(), inner.to_string());
@@ -174,6 +204,20 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "memory_mb: pool"));
         let carried = DataFusionError::External(Box::new(Status::deadline_exceeded("query_timeout: 1 s")));
         assert_eq!(code(DataFusionError::Shared(std::sync::Arc::new(carried))), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn the_limit_of_disk_is_known_by_an_io_error() {
+        let said = "exceeded: increase `datafusion.runtime.max_temp_directory_size`";
+        let limit = || std::io::Error::other(said);
+        let status = |error: DataFusionError| status_of(&error, nothing, "");
+        for error in [limit().into(), arrow::error::ArrowError::IoError(String::new(), limit()).into()] {
+            let status = status(error);
+            assert!(status.message().starts_with("spill_mb: "), "{status}");
+            assert_eq!(status.code(), Code::ResourceExhausted);
+        }
+        // The words can be those of a statement, too.
+        assert_eq!(status(DataFusionError::Plan(said.into())).code(), Code::InvalidArgument);
     }
 
     #[test]

@@ -3,18 +3,18 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use arrow_flight::FlightData;
-use arrow_flight::encode::FlightDataEncoderBuilder;
-use arrow_flight::error::FlightError;
+use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
@@ -23,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument;
 
+use crate::encoding::Encoder;
 use crate::metrics::Metrics;
+use crate::queries::failed;
 use crate::queries::{Permit, cancelled};
 use crate::status::{Classify, status_of};
 use crate::wire::Pieces;
@@ -49,22 +51,37 @@ pub(crate) struct Run {
     pub _place: Arc<Permit>,
     pub metrics: Arc<Metrics>,
     pub classify: Classify,
+    /// Stops the functions of the query, which nothing else can stop while they compute.
+    pub stop: Box<dyn Fn(Early) + Send + Sync>,
+}
+
+/// Why a result ends before its last row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Early {
+    /// The client is gone.
+    Left,
+    /// The query was cancelled, or its time is over.
+    Ended,
 }
 
 impl Run {
     /// The rows of a stream as messages, computed on `threads`.
-    pub(crate) fn messages<F>(self, threads: &tokio::runtime::Handle, rows: F) -> Messages
+    pub(crate) fn messages<F>(mut self, threads: &tokio::runtime::Handle, rows: F) -> Messages
     where
         F: Future<Output = datafusion::error::Result<SendableRecordBatchStream>> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel(AHEAD);
+        let stop = std::mem::replace(&mut self.stop, Box::new(|_| {}));
+        let ended_early = Arc::new(OnceLock::new());
+        let limits = limits_of(self.cancelled.clone(), self.deadline);
+        let code_of_end = Arc::clone(&ended_early);
         let span = tracing::info_span!("query", id = %self.id);
         let work = async move {
             let started = Instant::now();
             let (sent, result) = self.send(rows, &sender).await;
             let code = match &result {
                 Ok(()) => Code::Ok,
-                Err(None) => Code::Cancelled,
+                Err(None) => code_of_end.get().copied().unwrap_or(Code::Cancelled),
                 Err(Some(status)) => status.code(),
             };
             let seconds = started.elapsed().as_secs_f64();
@@ -78,7 +95,7 @@ impl Run {
             }
         };
         let task = threads.spawn(work.instrument(span));
-        Received { receiver, task: Some(task) }.boxed()
+        Received { receiver, task: Some(task), limits, ended_early, stop }.boxed()
     }
 
     /// Sends all messages; gives the rows sent and how it ended: `None` if nobody takes them.
@@ -136,45 +153,71 @@ fn encoded(
     request: String,
     count: impl Fn(u64) + Send + 'static,
 ) -> Messages {
-    let wire = Arc::clone(&schema);
-    let pieces = rows.flat_map(move |batch| match batch {
-        Ok(batch) => stream::iter(Pieces::new(batch, Arc::clone(&wire)))
-            .map(|piece| piece.map_err(FlightError::from))
-            .left_stream(),
-        Err(error) => {
-            let status = status_of(&error, classify, &request);
-            stream::once(async { Err(FlightError::Tonic(Box::new(status))) }).right_stream()
-        }
+    let (mut encoder, first) = Encoder::new(&schema);
+    let messages = rows.flat_map(move |batch| match batch {
+        Ok(batch) => stream::iter(Pieces::new(batch, Arc::clone(&schema))).map_err(DataFusionError::from).left_stream(),
+        Err(error) => stream::once(async { Err(error) }).right_stream(),
     });
-    let counted = pieces.inspect_ok(move |piece| count(piece.num_rows() as u64));
-    FlightDataEncoderBuilder::new()
-        .with_schema(schema)
-        // The pieces are of the right size already; the encoder would count the buffers they are slices of.
-        .with_max_flight_data_size(usize::MAX)
-        .build(counted)
-        .map_err(Status::from)
-        .boxed()
+    let messages = messages.map(move |piece| {
+        let messages = piece.and_then(|piece| {
+            count(piece.num_rows() as u64);
+            Ok(encoder.messages(&piece)?)
+        });
+        messages.map_err(|error| status_of(&error, classify, &request))
+    });
+    let messages = messages.flat_map(|messages| match messages {
+        Ok(messages) => stream::iter(messages.into_iter().map(Ok)).left_stream(),
+        Err(status) => stream::once(async { Err(status) }).right_stream(),
+    });
+    stream::once(async { Ok(first) }).chain(messages).boxed()
 }
 
-/// What a client is sent; dropped, it stops what computes it.
+/// Ends with the status of a query that is cancelled, or whose time is over.
+fn limits_of(token: CancellationToken, deadline: Instant) -> BoxFuture<'static, Status> {
+    Box::pin(async move {
+        tokio::select! {
+            () = token.cancelled() => cancelled(),
+            () = tokio::time::sleep_until(deadline.into()) => too_late(),
+        }
+    })
+}
+
+/// What a client is sent; dropped, it stops what computes it. It watches the limits on the network's threads, because a query
+/// that computes keeps its thread.
 struct Received {
     receiver: mpsc::Receiver<Result<FlightData, Status>>,
+    /// `None` once it has ended.
     task: Option<JoinHandle<()>>,
+    limits: BoxFuture<'static, Status>,
+    /// Why it ended early, for the metrics.
+    ended_early: Arc<OnceLock<Code>>,
+    stop: Box<dyn Fn(Early) + Send + Sync>,
 }
 
 impl Stream for Received {
     type Item = Result<FlightData, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(message) = ready!(self.receiver.poll_recv(cx)) {
-            return Poll::Ready(Some(message));
+        if self.task.is_none() {
+            return Poll::Ready(None);
         }
-        // All is sent, or the task ended without a word: it panicked.
-        let Some(task) = self.task.as_mut() else { return Poll::Ready(None) };
-        let ended = ready!(Pin::new(task).poll(cx));
+        let next = match self.receiver.poll_recv(cx) {
+            Poll::Pending => None,
+            Poll::Ready(Some(message)) => return Poll::Ready(Some(message)),
+            // All is sent, or the task ended without a word: it panicked.
+            Poll::Ready(None) => self.task.as_mut().map(|task| Pin::new(task).poll(cx)),
+        };
+        if let Some(Poll::Ready(ended)) = next {
+            self.task = None;
+            return Poll::Ready(ended.err().map(|error| Err(failed(error))));
+        }
+        let status = ready!(self.limits.as_mut().poll(cx));
+        // The task is not waited for: it ends at its next step.
+        let _ = self.ended_early.set(status.code());
         self.task = None;
-        let panicked = ended.is_err_and(|error| error.is_panic());
-        Poll::Ready(panicked.then(|| Err(Status::internal("the query failed, see the server's log"))))
+        self.receiver.close();
+        (self.stop)(Early::Ended);
+        Poll::Ready(Some(Err(status)))
     }
 }
 
@@ -182,6 +225,9 @@ impl Drop for Received {
     fn drop(&mut self) {
         // The task sees that nobody receives and stops at its next step, in which it counts the query as cancelled.
         self.receiver.close();
+        if self.task.is_some() {
+            (self.stop)(Early::Left);
+        }
     }
 }
 

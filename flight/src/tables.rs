@@ -19,11 +19,10 @@ use datafusion::common::{Result, not_impl_err, plan_err};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::sink::{DataSink, DataSinkExec};
 use datafusion::execution::memory_pool::MemoryPool;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::CreateMemoryTable;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
-use datafusion::prelude::SessionContext;
 
 use crate::lock::locked;
 use memory::{MemoryTable, Rows};
@@ -99,11 +98,10 @@ impl SessionSchema {
     }
 
     /// `CREATE TABLE`, with or without a query.
-    pub(crate) async fn create(&self, ctx: &SessionContext, create: CreateMemoryTable) -> Result<()> {
+    pub(crate) async fn create(&self, state: SessionState, create: CreateMemoryTable) -> Result<()> {
         if !create.constraints.is_empty() || !create.column_defaults.is_empty() {
             return not_impl_err!("tables have no keys, constraints and defaults");
         }
-        let state = ctx.state();
         let catalog = state.config_options().catalog.default_catalog.clone();
         let name = create.name.resolve(&catalog, &state.config_options().catalog.default_schema);
         if *name.catalog != *catalog || &*name.schema != OWN_SCHEMA {
@@ -118,7 +116,7 @@ impl SessionSchema {
             (_, false) => Mode::Create,
         };
         mode.appends(&name.table, exists)?;
-        let pool = Arc::clone(&ctx.runtime_env().memory_pool);
+        let pool = Arc::clone(&state.runtime_env().memory_pool);
         let input = DataFrame::new(state, Arc::unwrap_or_clone(create.input)).execute_stream().await?;
         self.write(&name.table, create.temporary, mode, input, &pool).await?;
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -32,13 +32,43 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
 }
 
+/// The encryption of new connections, which can be read anew.
+pub(crate) struct Encryption {
+    files: TlsFiles,
+    acceptor: RwLock<TlsAcceptor>,
+}
+
+impl Encryption {
+    /// # Errors
+    /// As [`acceptor`].
+    pub(crate) fn new(files: TlsFiles) -> Result<Self, ServeError> {
+        let acceptor = RwLock::new(acceptor(&files)?);
+        Ok(Self { files, acceptor })
+    }
+
+    /// What encrypts the next connection.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        self.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the files anew.
+    ///
+    /// # Errors
+    /// As [`acceptor`]; then connections are encrypted as before.
+    pub(crate) fn reload(&self) -> Result<(), ServeError> {
+        let acceptor = acceptor(&self.files)?;
+        *self.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+        Ok(())
+    }
+}
+
 /// TLS with a server's certificate and key. With `client_ca`, clients must have a certificate that it signed.
 ///
 /// # Errors
 ///
 /// A file cannot be read or has not what it should have, or key and certificate are not of one another: the message
 /// names the files, and shows nothing of the key.
-pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
+fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     let certificate = pem_file(&files.certificate, "certificate", CERTIFICATES)?;
     let key = pem_file(&files.key, "private key", KEYS)?;
     let authority = files.client_ca.as_ref().map(|path| pem_file(path, "certificate", CERTIFICATES)).transpose()?;
@@ -91,7 +121,7 @@ fn pem_file(path: &Path, what: &str, labels: &[&str]) -> Result<Vec<u8>, ServeEr
     let text = String::from_utf8_lossy(&bytes);
     match check_pem(&text, what, labels) {
         Ok(()) => Ok(bytes),
-        Err(reason) => Err(ServeError::Configuration(format!("{}: {reason}", path.display()))),
+        Err(problem) => Err(ServeError::File { path: path.to_path_buf(), problem }),
     }
 }
 

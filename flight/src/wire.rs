@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
-use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, Field, FieldRef, Schema, SchemaRef, StringViewType};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use arrow_quant_bounds::value_bytes;
 
 /// Bytes of a message. Clients take 4 MiB at least, so rows are sent by up to half of that; a row is never split.
 const MESSAGE_BYTES: usize = 2 << 20;
@@ -51,7 +52,7 @@ impl Pieces {
     pub(crate) fn new(batch: RecordBatch, schema: SchemaRef) -> Self {
         let mut sizes = vec![0; batch.num_rows()];
         for column in batch.columns() {
-            add_sizes(column, &mut sizes);
+            sizes.iter_mut().zip(value_bytes(column)).for_each(|(size, bytes)| *size += bytes);
         }
         Self { batch, schema, sizes, next: 0 }
     }
@@ -95,76 +96,11 @@ fn wire_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, Ar
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
 }
 
-/// The bytes of each value, about.
-pub(crate) fn value_bytes(array: &ArrayRef) -> Vec<usize> {
-    let mut sizes = vec![0; array.len()];
-    add_sizes(array, &mut sizes);
-    sizes
-}
-
-/// Adds the bytes of each value on the wire, about.
-fn add_sizes(array: &ArrayRef, sizes: &mut [usize]) {
-    match array.data_type() {
-        DataType::Utf8 => add_lengths(array.as_string::<i32>().value_offsets(), sizes),
-        DataType::LargeUtf8 => add_lengths(array.as_string::<i64>().value_offsets(), sizes),
-        DataType::Binary => add_lengths(array.as_binary::<i32>().value_offsets(), sizes),
-        DataType::LargeBinary => add_lengths(array.as_binary::<i64>().value_offsets(), sizes),
-        DataType::Utf8View => add_view_lengths::<StringViewType>(array, sizes),
-        DataType::BinaryView => add_view_lengths::<BinaryViewType>(array, sizes),
-        DataType::Struct(_) => array.as_struct().columns().iter().for_each(|column| add_sizes(column, sizes)),
-        DataType::List(_) => {
-            add_children(array.as_list::<i32>().values(), array.as_list::<i32>().value_offsets(), sizes)
-        }
-        DataType::LargeList(_) => {
-            add_children(array.as_list::<i64>().values(), array.as_list::<i64>().value_offsets(), sizes);
-        }
-        DataType::Map(_, _) => {
-            let entries: ArrayRef = Arc::new(array.as_map().entries().clone());
-            add_children(&entries, array.as_map().value_offsets(), sizes);
-        }
-        other => {
-            // Of the same width, or rare enough that a mean does.
-            let width = other.primitive_width().unwrap_or_else(|| {
-                let bytes = array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_array_memory_size());
-                bytes.div_ceil(array.len().max(1))
-            });
-            sizes.iter_mut().for_each(|size| *size += width);
-        }
-    }
-}
-
-fn add_lengths<O: OffsetSizeTrait>(offsets: &[O], sizes: &mut [usize]) {
-    for (size, pair) in sizes.iter_mut().zip(offsets.windows(2)) {
-        *size += (pair[1] - pair[0]).as_usize() + size_of::<O>();
-    }
-}
-
-fn add_view_lengths<T: ByteViewType>(array: &ArrayRef, sizes: &mut [usize]) {
-    for (size, view) in sizes.iter_mut().zip(array.as_byte_view::<T>().views()) {
-        // The low half of the low half of a view is its length.
-        *size += *view as u32 as usize + size_of::<i32>();
-    }
-}
-
-fn add_children<O: OffsetSizeTrait>(values: &ArrayRef, offsets: &[O], sizes: &mut [usize]) {
-    if let Some(width) = values.data_type().primitive_width() {
-        for (size, pair) in sizes.iter_mut().zip(offsets.windows(2)) {
-            *size += (pair[1] - pair[0]).as_usize() * width + size_of::<O>();
-        }
-        return;
-    }
-    let (first, last) = (offsets[0].as_usize(), offsets[offsets.len() - 1].as_usize());
-    let mut children = vec![0; last - first];
-    add_sizes(&values.slice(first, last - first), &mut children);
-    for (size, pair) in sizes.iter_mut().zip(offsets.windows(2)) {
-        let range = pair[0].as_usize() - first..pair[1].as_usize() - first;
-        *size += children[range].iter().sum::<usize>() + size_of::<O>();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use arrow::array::{BinaryViewArray, DictionaryArray, Int32Array, ListArray, StringViewArray, StructArray};
+    use arrow::array::{
+        ArrayRef, AsArray, BinaryViewArray, DictionaryArray, Int32Array, ListArray, StringViewArray, StructArray,
+    };
     use arrow::datatypes::{Int8Type, Int32Type};
 
     use super::*;

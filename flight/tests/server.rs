@@ -42,6 +42,7 @@ fn config() -> ServerConfig {
         threads: 2,
         limits: Limits::default(),
         classify: |_| None,
+        interruptible: |_| Arc::new(|| {}),
     }
 }
 

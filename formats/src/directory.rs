@@ -9,20 +9,24 @@ use serde::Deserialize;
 use crate::manifest::MANIFEST;
 use crate::names::shown;
 
+mod adapters;
+mod choice;
+mod elsewhere;
 mod error;
+mod files;
+mod left_out;
+mod pipeline;
 #[cfg(test)]
 mod tests;
 
+pub use adapters::is_adapter;
+pub use elsewhere::not_there;
 pub use error::{DirectoryError, FileProblem, Missing};
+use files::{is_configuration, is_of_other_format, is_pickle, is_weights, name};
+pub use left_out::{LeftOut, Why};
 
-/// Extensions of checkpoints that are Python pickles.
-const PICKLES: &[&str] = &["bin", "pt", "pth", "ckpt", "pkl"];
-
-/// Extensions of weights in formats that are not read either.
-const OTHER_WEIGHTS: &[&str] = &["gguf", "onnx", "onnx_data", "msgpack", "h5"];
-
-/// Tables and arrays, such as a calibration: data about a model that a quantized one does not need.
-const DATA: &[&str] = &["parquet", "arrow", "ipc", "feather", "npy", "npz"];
+/// What some programs begin a text with, which is no part of it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The file that makes a directory a diffusers pipeline.
 pub const PIPELINE: &str = "model_index.json";
@@ -99,25 +103,41 @@ pub struct Index {
 
 type Result<T, E> = std::result::Result<T, DirectoryError<E>>;
 
-/// The components of the model in a directory:
+/// What a directory holds of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The weights, by component.
+    pub components: Vec<Component>,
+    /// What was found beside them.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What a directory holds of a model. Its components are:
 ///
 /// - with a `*.safetensors.index.json`: the files that it names, each holding the tensors it says;
-/// - without: all its `*.safetensors`, save variants (`model.fp16.safetensors` beside `model.safetensors`);
-/// - a diffusers pipeline, which has a `model_index.json`: each subdirectory that it names as a component and that has
-///   weights, read as above.
+/// - without: all its `*.safetensors`, of which no shard may be missing;
+/// - a diffusers pipeline, which has a `model_index.json`: each subdirectory that it names as a component, read as above.
+///   None with weights may be missing.
+///
+/// Of weights that are there more than once, one copy is read: the `variant` that is asked for (`fp16` of
+/// `model.fp16.safetensors`), else the one without a variant; the names of transformers before `consolidated`; a whole file
+/// before shards without an index.
 ///
 /// # Errors
-/// If there are no weights, or an index contradicts the directory.
-pub fn components<D: Directory>(directory: &D) -> Result<Vec<Component>, D::Error> {
+/// If there are no weights, some are missing, or an index contradicts the directory.
+pub fn layout<D: Directory>(directory: &D, variant: Option<&str>) -> Result<Layout, D::Error> {
     let entries = directory.list(Path::new("")).map_err(DirectoryError::Store)?;
     let has = |name: &str| entries.iter().any(|entry| !entry.is_directory() && entry.path == Path::new(name));
     if has(PIPELINE) {
-        return pipeline(directory, &entries);
+        return pipeline::pipeline(directory, &entries, variant);
     }
-    match component(directory, Path::new(""), &entries)? {
-        Some(component) => Ok(vec![component]),
+    match choice::choose(directory, Path::new(""), &entries, variant)? {
+        Some(chosen) => {
+            pipeline::refuse_unknown_variant(std::slice::from_ref(&chosen), variant)?;
+            Ok(Layout { components: vec![chosen.component], left_out: chosen.left_out })
+        }
         None if has(MANIFEST) => Err(DirectoryError::Missing(Missing::AlreadyQuantized)),
-        None => Err(DirectoryError::Missing(Missing::NoWeights)),
+        None => Err(DirectoryError::Missing(elsewhere::without_weights(directory, &entries)?)),
     }
 }
 
@@ -126,18 +146,17 @@ pub fn components<D: Directory>(directory: &D) -> Result<Vec<Component>, D::Erro
 /// # Errors
 /// What it is instead.
 pub fn check_file(path: &Path) -> std::result::Result<(), Missing> {
-    if has_extension(path, &["safetensors"]) {
+    if is_weights(path) {
         Ok(())
-    } else if has_extension(path, PICKLES) {
+    } else if is_pickle(path) {
         Err(Missing::Pickle)
     } else {
         Err(Missing::NotWeights)
     }
 }
 
-/// The files beside the weights in a model directory, such as `config.json` and tokenizers, in order; of a pipeline those
-/// of its subdirectories too. Hidden files, weights in any format and their indexes are left out, and so are tables and
-/// arrays of data and what is below another quantized model.
+/// The files beside the weights that a model needs, in order: settings, tokenizers, templates, its code and licences; of a
+/// pipeline those of its subdirectories too. What is below another quantized model is left out.
 ///
 /// # Errors
 /// If a directory cannot be listed.
@@ -162,7 +181,7 @@ fn collect<D: Directory>(
     }
     for entry in entries {
         match entry.kind {
-            EntryKind::File if !is_weights(&entry.path) && !has_extension(&entry.path, DATA) => found.push(entry.path),
+            EntryKind::File if is_configuration(&entry.path) => found.push(entry.path),
             EntryKind::Directory(identity) if recursive && !trail.contains(&identity) => {
                 trail.push(identity);
                 collect(directory, &entry.path, recursive, trail, found)?;
@@ -174,79 +193,9 @@ fn collect<D: Directory>(
     Ok(())
 }
 
-/// True for weights of any format and for the indexes of sharded weights.
-fn is_weights(path: &Path) -> bool {
-    let name = name(path);
-    let index = name.ends_with(".json") && (name.contains(".safetensors.index.") || name.contains(".bin.index."));
-    index || has_extension(path, &["safetensors"]) || has_extension(path, PICKLES) || has_extension(path, OTHER_WEIGHTS)
-}
-
-/// The components that `model_index.json` names and that have weights. Schedulers and tokenizers have none. Weights in
-/// the pipeline's own directory are the same again in one file, and are left alone.
-fn pipeline<D: Directory>(directory: &D, entries: &[Entry]) -> Result<Vec<Component>, D::Error> {
-    let members: BTreeMap<String, serde_json::Value> =
-        read_json(directory, Path::new(PIPELINE), "a JSON object of components")?;
-    let mut components = Vec::new();
-    for (key, value) in members {
-        // [library, class]; the class is null for an optional component that is not there.
-        if !matches!(value.as_array().map(Vec::as_slice), Some([_, class]) if !class.is_null()) {
-            continue;
-        }
-        if !is_plain(&key) {
-            return Err(DirectoryError::file(Path::new(PIPELINE), None, FileProblem::ComponentName(key)));
-        }
-        let path = PathBuf::from(&key);
-        if entries.iter().any(|entry| entry.path == path && entry.is_directory()) {
-            let inner = directory.list(&path).map_err(DirectoryError::Store)?;
-            components.extend(component(directory, &path, &inner)?);
-        }
-    }
-    if components.is_empty() {
-        return Err(DirectoryError::Missing(Missing::NoComponent));
-    }
-    Ok(components)
-}
-
-/// The weights among the entries of a directory: those that its index names, else every safetensors file that is not a
-/// variant of another. `None` if there are no weights at all.
-fn component<D: Directory>(directory: &D, path: &Path, entries: &[Entry]) -> Result<Option<Component>, D::Error> {
-    let files: Vec<&Path> =
-        entries.iter().filter(|entry| !entry.is_directory()).map(|entry| entry.path.as_path()).collect();
-    let component = name(path);
-    let indexes = without_variants(&files, ".safetensors.index.json");
-    if let [index] = indexes.as_slice() {
-        let (index, files) = sharded(directory, path, index, &files)?;
-        return Ok(Some(Component { name: component, files, index: Some(index) }));
-    }
-    if let [first, second, ..] = indexes.as_slice() {
-        return Err(DirectoryError::file(first, None, FileProblem::SecondIndex(name(second))));
-    }
-    let weights = without_variants(&files, ".safetensors");
-    if !weights.is_empty() {
-        let files = weights.into_iter().map(Path::to_path_buf).collect();
-        return Ok(Some(Component { name: component, files, index: None }));
-    }
-    match files.iter().find(|file| has_extension(file, PICKLES)) {
-        Some(pickle) => {
-            let missing = Missing::PicklesOnly { directory: path.to_path_buf(), example: name(pickle) };
-            Err(DirectoryError::Missing(missing))
-        }
-        None => Ok(None),
-    }
-}
-
-/// The files whose names end with `suffix`. `NAME.VARIANT` + suffix holds the tensors of `NAME` + suffix again, in
-/// another precision (`fp16`) or from another stage of training (`non_ema`): it counts only where `NAME` is not there.
-fn without_variants<'a>(files: &[&'a Path], suffix: &str) -> Vec<&'a Path> {
-    let stems: BTreeMap<String, &Path> =
-        files.iter().filter_map(|file| name(file).strip_suffix(suffix).map(|stem| (stem.to_string(), *file))).collect();
-    let is_variant = |stem: &str| {
-        // `llama-3.1` is not a variant of `llama-3`.
-        stem.rsplit_once('.').is_some_and(|(base, variant)| {
-            variant.starts_with(|c: char| c.is_ascii_alphabetic()) && stems.contains_key(base)
-        })
-    };
-    stems.iter().filter(|(stem, _)| !is_variant(stem)).map(|(_, file)| *file).collect()
+/// True for the names of files of weights, in any format.
+pub fn is_weights_of_any_format(path: &Path) -> bool {
+    is_weights(path) || is_of_other_format(path)
 }
 
 #[derive(Deserialize)]
@@ -262,23 +211,28 @@ fn sharded<D: Directory>(
     there: &[&Path],
 ) -> Result<(Index, Vec<PathBuf>), D::Error> {
     let ShardIndex { weight_map } = read_json(directory, index, "a JSON object with weight_map, from tensor to file")?;
-    let mut files = BTreeSet::new();
+    let weight_map: BTreeMap<String, String> = weight_map
+        .into_iter()
+        .map(|(tensor, file)| (tensor, file.strip_prefix("./").map_or(file.clone(), str::to_string)))
+        .collect();
+    let is_there = |file: &str| there.iter().any(|found| *found == component.join(file));
+    let (mut files, mut missing) = (BTreeSet::new(), None);
     for (tensor, file) in &weight_map {
-        if files.contains(file.as_str()) {
-            continue;
+        if !is_plain(file) || !is_weights(Path::new(file)) {
+            return Err(DirectoryError::file(index, Some(tensor), FileProblem::ShardName(file.clone())));
         }
-        let wrong = |problem: FileProblem| Err(DirectoryError::file(index, Some(tensor), problem));
-        if !is_plain(file) || !has_extension(Path::new(file), &["safetensors"]) {
-            return wrong(FileProblem::ShardName(file.clone()));
-        }
-        let path = component.join(file);
-        if !there.iter().any(|found| *found == path) {
-            return wrong(FileProblem::ShardMissing(file.clone()));
+        if !files.contains(file.as_str()) && !is_there(file) {
+            missing.get_or_insert((tensor, file));
         }
         files.insert(file.as_str());
     }
     if files.is_empty() {
         return Err(DirectoryError::file(index, None, FileProblem::EmptyIndex));
+    }
+    if let Some((tensor, file)) = missing {
+        let none = !files.iter().any(|file| is_there(file));
+        let problem = FileProblem::ShardMissing { file: file.clone(), none, whole: None };
+        return Err(DirectoryError::file(index, Some(tensor), problem));
     }
     let files = files.into_iter().map(|file| component.join(file)).collect();
     Ok((Index { path: index.to_path_buf(), weight_map }, files))
@@ -339,7 +293,7 @@ pub fn read_json<D: Directory, T: serde::de::DeserializeOwned>(
     expected: &'static str,
 ) -> Result<T, D::Error> {
     let bytes = directory.read(path).map_err(DirectoryError::Store)?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    serde_json::from_slice(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes)).map_err(|error| {
         DirectoryError::file(path, None, FileProblem::NotJson { error: shown(&error.to_string()), expected })
     })
 }
@@ -348,13 +302,4 @@ pub fn read_json<D: Directory, T: serde::de::DeserializeOwned>(
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(PathPart::Normal(_)), None)) && !name.contains(['/', '\\', ':', '\0'])
-}
-
-fn has_extension(path: &Path, extensions: &[&str]) -> bool {
-    path.extension().is_some_and(|found| extensions.iter().any(|extension| found.eq_ignore_ascii_case(extension)))
-}
-
-/// The last part of a path, as text.
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

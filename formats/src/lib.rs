@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`safetensors`] | one file of tensors |
 //! | [`directory`] | the layouts of transformers and diffusers |
+//! | [`schemes`] | checkpoints that other programs quantized |
 //! | [`manifest`] | `arrow_quant.json`, what a quantized model directory says of itself |
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ mod hash;
 pub mod manifest;
 mod names;
 pub mod safetensors;
+pub mod schemes;
 mod stored;
 mod tensors;
 

@@ -73,6 +73,9 @@ pub struct Source {
     pub name: String,
     /// A hash over the files' names, sizes, versions and headers.
     pub fingerprint: String,
+    /// The files that its weights are in, relative to its directory.
+    #[serde(default)]
+    pub files: Vec<String>,
 }
 
 /// A file of the directory.
@@ -218,5 +221,33 @@ mod tests {
         let json: Value = serde_json::from_str(&new.to_json().unwrap()).unwrap();
         assert_eq!(json["tensors"][0]["because"], "layer_bit_widths 'w'");
         assert_eq!(json["tensors"][0]["reason"]["kind"], "layer_bit_widths");
+    }
+
+    /// A later program may know reasons, limits and measures that this one does not.
+    #[test]
+    fn reasons_of_unknown_kinds_are_read_as_their_sentences() {
+        let read = |reason: &str| {
+            let tensor = format!(
+                r#"{{"component":"","tensor":"w","dtype":"F32","shape":[2,3],"elements":6,"bits":4,"group_size":32,
+                "because":"as it says","reason":{reason},"bytes":7,"cosine_similarity":null,"sqnr_db":null,
+                "max_abs_error":null}}"#
+            );
+            Manifest::parse(&text(3, &tensor, "")).unwrap().tensors.remove(0).because
+        };
+        for unknown in [
+            r#"{"kind":"outlier_rows"}"#,
+            r#"{"kind":"outlier_rows","rows":[1,2]}"#,
+            r#"{"kind":"not_held","target":"gguf","limit":{"kind":"alignment"}}"#,
+            r#"{"kind":"fallback","bits":2,"shortfall":{"measure":"perplexity","found":1,"floor":2}}"#,
+            r#"{"kind":"for_equal","reason":{"kind":"outlier_rows"},"tensor":"v"}"#,
+            r#""outlier_rows""#,
+            "7",
+        ] {
+            let because = read(unknown);
+            assert_eq!(because.reason(), &Reason::Recorded { sentence: "as it says".to_string() }, "{unknown}");
+            assert_eq!(because.to_string(), "as it says");
+        }
+        let more = read(r#"{"kind":"plan","line":3}"#);
+        assert_eq!(more.reason(), &Reason::Plan, "a field that is not known is passed over");
     }
 }

@@ -27,7 +27,7 @@ pub const METADATA: &str = "__metadata__";
 /// What a header says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Free text that the file's writer left.
+    /// Free text that the file's writer left. What is not text there is shown as JSON.
     pub metadata: BTreeMap<String, String>,
     /// The tensors, in the order of their data.
     pub tensors: Vec<TensorEntry>,
@@ -143,7 +143,7 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
                     return Err(de::Error::custom(format_args!("`{METADATA}` is there twice, expected once")));
                 }
                 metadata_seen = true;
-                header.metadata = map.next_value()?;
+                header.metadata = metadata(map.next_value()?)?;
             } else {
                 *self.reading = Some(name);
                 let tensor = map.next_value()?;
@@ -153,6 +153,23 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
             }
         }
         Ok(header)
+    }
+}
+
+/// The entries of a file's metadata. The format asks for text; programs write numbers and objects there too.
+fn metadata<E: de::Error>(value: serde_json::Value) -> std::result::Result<Option<BTreeMap<String, String>>, E> {
+    use serde_json::Value;
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    match value {
+        Value::Null => Ok(None),
+        Value::Object(entries) => Ok(Some(entries.into_iter().map(|(key, value)| (key, text(value))).collect())),
+        other => {
+            let found = shown(&other.to_string());
+            Err(E::custom(format_args!("`{METADATA}` is {found}, expected an object of text")))
+        }
     }
 }
 
@@ -275,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn metadata_that_is_not_text_is_read_as_json() {
+        let bytes = file(r#"{"__metadata__":{"format":"pt","step":7,"config":{"a":[1]},"none":null}}"#, 0);
+        let metadata = parse(&bytes, bytes.len() as u64).unwrap().metadata;
+        let found: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(found, [("config", r#"{"a":[1]}"#), ("format", "pt"), ("none", "null"), ("step", "7")]);
+        let bytes = file(r#"{"__metadata__":null}"#, 0);
+        assert!(parse(&bytes, bytes.len() as u64).unwrap().metadata.is_empty());
+    }
+
+    #[test]
     fn each_defect_is_named() {
         let one = |dtype: &str, shape: &str, offsets: &str| {
             format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
@@ -290,7 +317,12 @@ mod tests {
             ("{", 0, "header is not valid JSON"),
             ("{} {}", 0, "header is not valid JSON: trailing characters"),
             ("[]", 0, "header is not understood: invalid type: sequence, expected a JSON object"),
-            (r#"{"__metadata__":{"a":1}}"#, 0, "header is not understood: invalid type: integer"),
+            (
+                r#"{"__metadata__":["a"]}"#,
+                0,
+                r#"header is not understood: `__metadata__` is ["a"], expected an object"#,
+            ),
+            (r#"{"__metadata__":"pt"}"#, 0, r#"header is not understood: `__metadata__` is "pt", expected an object"#),
             (r#"{"__metadata__":{},"__metadata__":{}}"#, 0, "`__metadata__` is there twice"),
             (r#"{"w":3}"#, 0, "tensor 'w': header is not understood: invalid type: integer"),
             (r#"{"w":{"dtype":"U8","shape":[]}}"#, 1, "tensor 'w': header is not understood: missing field"),

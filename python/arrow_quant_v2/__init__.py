@@ -28,27 +28,44 @@ from .errors import (
     ConfigurationError,
     MetadataError,
     ModelNotFoundError,
+    OutputExistsError,
     QuantizationError,
     ShapeMismatchError,
     ValidationError,
 )
+from .fields import ConfigFields
 from .functions import register_all
 from .loading import LazyTensor, QuantizedModel, load_quantized, load_state_dict
 from .quantizer import ArrowQuantV2
+from .reports import Inspection, ModelReport, Plan, QualityResult, QuantizeResult
 from .results import TensorTable
+
+_QUANTIZER = ArrowQuantV2()
+
+quantize_model = _QUANTIZER.quantize_model
+plan = _QUANTIZER.plan
+inspect = _QUANTIZER.inspect
+report = _QUANTIZER.report
 
 __all__ = [
     "ArrowArray",
     "ArrowQuantError",
     "ArrowQuantV2",
     "AsyncArrowQuantV2",
+    "ConfigFields",
     "ConfigurationError",
     "Connection",
     "DiffusionQuantConfig",
+    "Inspection",
     "LazyTensor",
     "MetadataError",
     "ModelNotFoundError",
+    "ModelReport",
+    "OutputExistsError",
+    "Plan",
+    "QualityResult",
     "QuantizationError",
+    "QuantizeResult",
     "QuantizedModel",
     "QuantizedTensor",
     "QuantizedTensors",
@@ -61,7 +78,11 @@ __all__ = [
     "calibration",
     "connect",
     "functions",
+    "inspect",
     "load_quantized",
     "load_state_dict",
+    "plan",
+    "quantize_model",
     "register_all",
+    "report",
 ]

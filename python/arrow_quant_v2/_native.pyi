@@ -32,6 +32,9 @@ __all__ = [
     "connect",
     "from_quantized_rows",
     "import_arrow",
+    "inspect_model",
+    "model_report",
+    "plan_model",
     "quantize_arrow",
     "quantize_buffer",
     "quantize_model",
@@ -81,6 +84,7 @@ class DiffusionQuantConfig:
         # Every field.
         deployment_profile: str = "local",
         modality: str | None = ...,
+        variant: str | None = ...,
         bit_width: int = ...,
         group_size: int = ...,
         scheme: str = ...,
@@ -163,6 +167,13 @@ class DiffusionQuantConfig:
     @modality.setter
     def modality(self, value: str | None) -> None: ...
     @property
+    def variant(self) -> str | None:
+        """Which of a model's weights to read, where it has them in several variants: ``fp16`` of
+        ``model.fp16.safetensors``. Without it those that have no variant are read. Allowed: letters, digits, _ and -,
+        or None for the weights without one."""
+    @variant.setter
+    def variant(self, value: str | None) -> None: ...
+    @property
     def bit_width(self) -> Literal[2, 4, 8]:
         """Bits of a code. With a target size, they are chosen for each tensor. Allowed: 2, 4 or 8."""
     @bit_width.setter
@@ -199,7 +210,7 @@ class DiffusionQuantConfig:
     def min_sqnr_db(self, value: float | None) -> None: ...
     @property
     def fail_fast(self) -> bool:
-        """Whether a tensor below a floor ends the job. Allowed: true or false."""
+        """Whether a tensor below a floor ends the job. Allowed: True or False."""
     @fail_fast.setter
     def fail_fast(self, value: bool) -> None: ...
     @property
@@ -210,8 +221,8 @@ class DiffusionQuantConfig:
     def tensors(self, value: str | None) -> None: ...
     @property
     def skip_sensitive_layers(self) -> bool:
-        """Whether to keep the tensors that are known to be sensitive in the model's architecture. Allowed: true or
-        false."""
+        """Whether to keep the tensors that are known to be sensitive in the model's architecture. Allowed: True or
+        False."""
     @skip_sensitive_layers.setter
     def skip_sensitive_layers(self, value: bool) -> None: ...
     @property
@@ -233,7 +244,7 @@ class DiffusionQuantConfig:
     @property
     def enable_mixed_precision(self) -> bool:
         """Whether tensors may differ in bits, by a target size or by ``layer_bit_widths``. If not, a target size
-        chooses one width and group size for all tensors. Allowed: true or false."""
+        chooses one width and group size for all tensors. Allowed: True or False."""
     @enable_mixed_precision.setter
     def enable_mixed_precision(self, value: bool) -> None: ...
     @property
@@ -251,7 +262,7 @@ class DiffusionQuantConfig:
     @property
     def enable_time_aware(self) -> bool:
         """Whether activations are quantized for each group of timesteps, and weights by the importance of their input
-        channels over all timesteps. Needs a calibration table. Allowed: true or false."""
+        channels over all timesteps. Needs a calibration table. Allowed: True or False."""
     @enable_time_aware.setter
     def enable_time_aware(self, value: bool) -> None: ...
     @property
@@ -272,7 +283,7 @@ class DiffusionQuantConfig:
     def calibration_samples(self, value: int) -> None: ...
     @property
     def enable_spatial(self) -> bool:
-        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: true or false."""
+        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: True or False."""
     @enable_spatial.setter
     def enable_spatial(self, value: bool) -> None: ...
     @property
@@ -283,7 +294,7 @@ class DiffusionQuantConfig:
     @property
     def enable_streaming(self) -> bool:
         """Whether weights are read from mapped files as they are needed. If not, the model is read into memory first,
-        which suits network file systems. Allowed: true or false."""
+        which suits network file systems. Allowed: True or False."""
     @enable_streaming.setter
     def enable_streaming(self, value: bool) -> None: ...
     @property
@@ -314,6 +325,7 @@ def quantize_model(
     plan: _Path | None = None,
     calibration: str | _ArrowTable | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_progress: _OnProgress | None = None,
     progress_interval_s: float = 5.0,
     cancellation: Cancellation | None = None,
@@ -325,7 +337,7 @@ def quantize_model(
     ``"requantizing"``. What it raises cancels the job.
 
     Raises:
-        ArrowQuantError: one of its six subclasses.
+        ArrowQuantError: one of its subclasses.
         Cancelled: after ``cancellation.cancel()``.
     """
 
@@ -338,6 +350,7 @@ def quantize_query(
     plan: _Path | None = None,
     calibration: str | _ArrowTable | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_progress: _OnProgress | None = None,
     progress_interval_s: float = 5.0,
     cancellation: Cancellation | None = None,
@@ -347,8 +360,49 @@ def quantize_query(
     The query names models by their paths, ``weights('dream-7b/')``, and those of ``connection`` by their names.
 
     Raises:
-        ArrowQuantError: one of its six subclasses.
+        ArrowQuantError: one of its subclasses.
         Cancelled: after ``cancellation.cancel()``.
+    """
+
+def plan_model(
+    model: _Path,
+    config: DiffusionQuantConfig,
+    *,
+    output: _Path | None = None,
+    calibration: str | _ArrowTable | None = None,
+    on_progress: _OnProgress | None = None,
+    progress_interval_s: float = 5.0,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """What would become of a model. With ``output``, the plan is written to a table, ``.parquet`` or ``.csv``.
+
+    Raises:
+        ArrowQuantError: one of its subclasses.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+def inspect_model(
+    model: _Path,
+    *,
+    variant: str | None = None,
+    num_threads: int | None = None,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """A model's tensors, from its headers alone; of weights with variants, those of ``variant``.
+
+    Raises:
+        ModelNotFoundError: if there is no model at the path.
+        MetadataError: if a file contradicts itself.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
+def model_report(quantized: _Path, *, html: _Path | None = None) -> dict[str, Any]:
+    """What a quantized model says of itself. With ``html``, the same is written as a page.
+
+    Raises:
+        ModelNotFoundError: if there is no quantized model at the path.
+        MetadataError: if its manifest is damaged.
+        QuantizationError: if the page cannot be written.
     """
 
 def unfinished_run(out: _Path) -> Path | None:
@@ -427,6 +481,7 @@ class QuantizedTensor:
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
     def __arrow_c_schema__(self) -> object: ...
+    def _repr_html_(self) -> str: ...
 
 def quantize_buffer(
     name: str,
@@ -490,6 +545,7 @@ class Table:
     @property
     def column_names(self) -> list[str]: ...
     def __len__(self) -> int: ...
+    def _repr_html_(self) -> str: ...
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
     def __arrow_c_schema__(self) -> object: ...
     def to_pyarrow(self) -> pyarrow.Table:
@@ -575,6 +631,9 @@ class Result:
 
     @property
     def column_names(self) -> list[str]: ...
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them: the query runs until it has given them."""
+
     def collect(self) -> Table:
         """All rows, in memory.
 

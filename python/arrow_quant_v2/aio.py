@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
-import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from . import _native, arrays
-from .jobs import (
-    CalibrationTable,
-    Query,
-    QuantizeJob,
-    checked_mode,
-    refuse_base,
-    refuse_calibration,
-    validate_quality,
-)
+from . import _native
 from .log import log
 from .progress import TICK_S, Callback, Progress
+from .quantizer import ArrowQuantV2
 
 if TYPE_CHECKING:
-    # It takes long to import, and whoever awaits something has it.
+    # It takes long to import, and a program that awaits something has imported it.
     import asyncio
+
+
+_Arguments = ParamSpec("_Arguments")
+_Outcome = TypeVar("_Outcome")
+
+
+class _Prepared(ArrowQuantV2):
+    """Checks arguments as `ArrowQuantV2` does, and hands the work over instead of doing it."""
+
+    def _do(self, work: Any) -> Any:
+        return work
+
+
+def _awaited(
+    method: Callable[Concatenate[ArrowQuantV2, _Arguments], _Outcome],
+) -> Callable[Concatenate[AsyncArrowQuantV2, _Arguments], Coroutine[Any, Any, _Outcome]]:
+    """A method of `ArrowQuantV2` as a coroutine, with the same arguments."""
+
+    @functools.wraps(method)
+    async def awaited(self: AsyncArrowQuantV2, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Outcome:
+        work: Any = method(self._quantizer, *arguments, **named)
+        outcome: _Outcome = await _Work(work.run, work.callback).result()
+        return outcome
+
+    awaited.__qualname__ = f"AsyncArrowQuantV2.{method.__name__}"
+    awaited.__module__ = __name__
+    awaited.__doc__ = (
+        f"As `ArrowQuantV2.{method.__name__}`, to be awaited. If the task is cancelled, the work ends before\n"
+        f"        `asyncio.CancelledError` is raised.\n\n        {method.__doc__}"
+    )
+    return awaited
 
 
 class AsyncArrowQuantV2:
     """`ArrowQuantV2` for asyncio: its methods are coroutines, and the event loop runs on while they work.
+
+    The methods take the same arguments, return the same and raise the same errors. A `progress_callback` is called in the
+    event loop's thread, one call at a time, and what it returns is awaited if it can be; while a call is awaited the job
+    goes on, and of what it tells meanwhile only the newest is told then.
 
     Each call works in a thread of its own. To cancel a task that awaits one ends the work: when
     `asyncio.CancelledError` is raised, nothing is at work any more, and what a job that quantizes a model had finished
@@ -50,186 +77,25 @@ class AsyncArrowQuantV2:
     """
 
     def __init__(self, mode: str = "diffusion") -> None:
-        self._mode = checked_mode(mode)
+        self._quantizer = _Prepared(mode)
 
     def __repr__(self) -> str:
-        return f"AsyncArrowQuantV2(mode={self._mode!r})"
+        return f"AsyncArrowQuantV2(mode={self.mode!r})"
 
     @property
     def mode(self) -> str:
         """``"diffusion"`` or ``"base"``."""
-        return self._mode
+        return self._quantizer.mode
 
-    async def quantize_diffusion_model(
-        self,
-        model_path: str | os.PathLike[str],
-        output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
-        progress_callback: Callable[..., object] | None = None,
-        *,
-        progress: bool = False,
-        progress_interval_s: float = 5.0,
-        resume: bool = False,
-        plan: str | os.PathLike[str] | None = None,
-        calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
-        """Quantizes a diffusion model: all that is said of `quantize_model` holds.
-
-        `calibration` is that of `ArrowQuantV2.quantize_diffusion_model`.
-
-        Raises:
-            ConfigurationError: in mode ``"base"``; else as `quantize_model`.
-            MetadataError: if the calibration contradicts itself or is of another model; else as `quantize_model`.
-
-        Example:
-            >>> async def progress_callback(progress, message):
-            ...     await websocket.send(f"{progress:.1%} - {message}")
-            >>> result = await AsyncArrowQuantV2().quantize_diffusion_model(
-            ...     "dream-7b/", "dream-7b-int4/", progress_callback=progress_callback)
-        """
-        refuse_base(self._mode)
-        job = QuantizeJob(
-            self._mode,
-            model_path,
-            output_path,
-            config,
-            progress_callback,
-            progress=progress,
-            progress_interval_s=progress_interval_s,
-            resume=resume,
-            plan=plan,
-            calibration=calibration,
-        )
-        result: dict[str, Any] = await _Work(job.run, job.callback).result()
-        return result
-
-    async def quantize_model(
-        self,
-        model_path: str | os.PathLike[str],
-        output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
-        progress_callback: Callable[..., object] | None = None,
-        *,
-        progress: bool = False,
-        progress_interval_s: float = 5.0,
-        resume: bool = False,
-        plan: str | os.PathLike[str] | None = None,
-        calibration: None = None,
-    ) -> dict[str, Any]:
-        """Quantizes a model of any kind into a new directory, as `ArrowQuantV2.quantize_model` does.
-
-        `progress_callback` is called in the event loop's thread, one call at a time, and what it returns is awaited if
-        it can be. While a call is awaited the job goes on, and of what it tells meanwhile only the newest is told then.
-
-        Args, returns and errors are those of `ArrowQuantV2.quantize_model`.
-
-        Raises:
-            asyncio.CancelledError: if the task was cancelled.
-
-        Example:
-            >>> async with asyncio.timeout(600):
-            ...     result = await AsyncArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/")
-        """
-        refuse_calibration(calibration)
-        job = QuantizeJob(
-            self._mode,
-            model_path,
-            output_path,
-            config,
-            progress_callback,
-            progress=progress,
-            progress_interval_s=progress_interval_s,
-            resume=resume,
-            plan=plan,
-        )
-        result: dict[str, Any] = await _Work(job.run, job.callback).result()
-        return result
-
-    async def quantize_query(
-        self,
-        query: str,
-        output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
-        progress_callback: Callable[..., object] | None = None,
-        *,
-        connection: _native.Connection | None = None,
-        progress: bool = False,
-        progress_interval_s: float = 5.0,
-        resume: bool = False,
-        plan: str | os.PathLike[str] | None = None,
-        calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
-        """Quantizes what a query gives into a new directory, as `ArrowQuantV2.quantize_query` does.
-
-        `progress_callback` is called as by `quantize_model`. Args, returns and errors are those of
-        `ArrowQuantV2.quantize_query`.
-
-        Raises:
-            asyncio.CancelledError: if the task was cancelled.
-
-        Example:
-            >>> result = await AsyncArrowQuantV2().quantize_query("SELECT * FROM weights('dream-7b/')", "dream-7b-int4/")
-        """
-        if self._mode == "base" and calibration is not None:
-            refuse_base(self._mode)
-        job = QuantizeJob(
-            self._mode,
-            Query(query, connection),
-            output_path,
-            config,
-            progress_callback,
-            progress=progress,
-            progress_interval_s=progress_interval_s,
-            resume=resume,
-            plan=plan,
-            calibration=calibration,
-        )
-        result: dict[str, Any] = await _Work(job.run, job.callback).result()
-        return result
-
-    async def validate_quality(
-        self,
-        original_path: str | os.PathLike[str],
-        quantized_path: str | os.PathLike[str],
-        *,
-        min_accuracy: float | None = None,
-        calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
-        """Compares a quantized model with its original, as `ArrowQuantV2.validate_quality` does.
-
-        Args, returns and errors are those of `ArrowQuantV2.validate_quality`.
-
-        Example:
-            >>> quality = await AsyncArrowQuantV2().validate_quality("dream-7b/", "dream-7b-int4/")
-        """
-
-        def work(_: object, cancellation: _native.Cancellation) -> dict[str, Any]:
-            return validate_quality(original_path, quantized_path, min_accuracy, calibration, cancellation)
-
-        result: dict[str, Any] = await _Work(work, None).result()
-        return result
-
-    async def quantize(
-        self, weights: Any, bit_width: int = 4, group_size: int = 128, scheme: str = "affine", method: str = "mse"
-    ) -> Any:
-        """Quantizes arrays in memory, as `ArrowQuantV2.quantize` does.
-
-        Args, returns and errors are those of `ArrowQuantV2.quantize`.
-
-        Example:
-            >>> quantized = await AsyncArrowQuantV2().quantize({"w": np.ones((256, 1024), np.float32)}, bit_width=8)
-        """
-        return await _Work(lambda *_: arrays.quantize(weights, bit_width, group_size, scheme, method), None).result()
-
-    async def dequantize(self, quantized: Any) -> Any:
-        """Restores arrays, as `ArrowQuantV2.dequantize` does.
-
-        Args, returns and errors are those of `ArrowQuantV2.dequantize`.
-
-        Example:
-            >>> restored = await AsyncArrowQuantV2().dequantize(quantized)
-        """
-        return await _Work(lambda *_: arrays.dequantize(quantized), None).result()
+    quantize_diffusion_model = _awaited(ArrowQuantV2.quantize_diffusion_model)
+    quantize_model = _awaited(ArrowQuantV2.quantize_model)
+    quantize_query = _awaited(ArrowQuantV2.quantize_query)
+    validate_quality = _awaited(ArrowQuantV2.validate_quality)
+    plan = _awaited(ArrowQuantV2.plan)
+    inspect = _awaited(ArrowQuantV2.inspect)
+    report = _awaited(ArrowQuantV2.report)
+    quantize = _awaited(ArrowQuantV2.quantize)
+    dequantize = _awaited(ArrowQuantV2.dequantize)
 
 
 class _Work:

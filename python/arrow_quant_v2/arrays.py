@@ -9,7 +9,8 @@ from typing import Any, overload
 from . import _native
 from ._native import QuantizedTensor
 from .errors import ConfigurationError
-from .kinds import arrow_kind, is_arrow, is_of, quantize_array, quantize_arrow, restored, table_kind
+from .kinds import arrow_kind, is_arrow, is_buffer, is_of, quantize_array, quantize_arrow, restored, table_kind
+from .notebook import facts_html, rows_html
 
 # What an array that has no name is called in messages and rows.
 _NO_NAME = "weights"
@@ -19,6 +20,9 @@ _ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 class QuantizedTensors:
     """Quantized tensors by name, like a dict, and an Arrow table of them.
+
+    Integers and truth values of a mapping that was quantized, such as ``num_batches_tracked`` of a batch norm, are in it as
+    they are; `kept` has their names. All figures and the table are of the quantized tensors alone.
 
     The table has one row a chunk, with the columns `tensor`, `dtype`, `shape`, `chunk`, `start` and `quantized`. The
     last holds quantized values, as the SQL functions take them. Whatever reads the Arrow PyCapsule interface reads it
@@ -37,54 +41,79 @@ class QuantizedTensors:
 
     # Not a collections.abc.Mapping: polars and pandas take one for columns by name, before they ask for Arrow data.
 
-    __slots__ = ("_restore", "_tensors")
+    __slots__ = ("_every", "_restore", "_tensors")
 
-    def __init__(self, tensors: Mapping[str, QuantizedTensor]) -> None:
-        self._tensors = dict(tensors)
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._every = dict(tensors)
+        self._tensors = {name: value for name, value in self._every.items() if isinstance(value, QuantizedTensor)}
         # Makes a table of restored columns, where a table was quantized.
         self._restore: Callable[[dict[str, Any]], Any] | None = None
 
-    def __getitem__(self, name: str) -> QuantizedTensor:
-        return self._tensors[name]
+    # Of any type: a quantized tensor, or an array that was kept.
+    def __getitem__(self, name: str) -> Any:
+        return self._every[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._every)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._every)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._every
 
     def __repr__(self) -> str:
-        count = f"{len(self)} tensor" if len(self) == 1 else f"{len(self)} tensors"
-        return f"QuantizedTensors({count}, {self.nbytes / 1e6:.3f} MB, {self.bits_per_weight:.2f} bits per weight)"
+        count = f"{len(self._tensors)} tensor" if len(self._tensors) == 1 else f"{len(self._tensors)} tensors"
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        return f"QuantizedTensors({count}{kept}, {self.nbytes / 1e6:.3f} MB, {self.bits_per_weight:.2f} bits per weight)"
+
+    def _repr_html_(self) -> str:
+        figures = {"nbytes": self.nbytes, "bits_per_weight": self.bits_per_weight, "kept": ", ".join(self.kept)}
+        rows = [
+            {
+                "tensor": name,
+                "sqnr_db": tensor.sqnr_db,
+                "cosine_similarity": tensor.cosine_similarity,
+                "max_abs_error": tensor.max_abs_error,
+                "bits": tensor.bit_width,
+                "group_size": tensor.group_size,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+            }
+            for name, tensor in self._tensors.items()
+        ]
+        return facts_html(figures) + rows_html(rows)
 
     def keys(self) -> KeysView[str]:
         """The names, in the order of what was quantized."""
-        return self._tensors.keys()
+        return self._every.keys()
 
-    def values(self) -> ValuesView[QuantizedTensor]:
-        """The tensors."""
-        return self._tensors.values()
+    def values(self) -> ValuesView[Any]:
+        """The tensors, and what was kept."""
+        return self._every.values()
 
-    def items(self) -> ItemsView[str, QuantizedTensor]:
-        """Names and tensors."""
-        return self._tensors.items()
+    def items(self) -> ItemsView[str, Any]:
+        """Names and tensors, and what was kept."""
+        return self._every.items()
 
     def get(self, name: str, default: Any = None) -> Any:
         """The tensor of a name, or `default`."""
-        return self._tensors.get(name, default)
+        return self._every.get(name, default)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of arrays that are as they were: integers and truth values."""
+        return tuple(name for name in self._every if name not in self._tensors)
 
     @property
     def elements(self) -> int:
         """Weights in all."""
-        return sum(math.prod(tensor.shape) for tensor in self.values())
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all codes and parameters."""
-        return sum(tensor.nbytes for tensor in self.values())
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -94,7 +123,7 @@ class QuantizedTensors:
     @property
     def compression_ratio(self) -> float:
         """Bytes of the arrays that were quantized ÷ bytes of codes and parameters; 1.0 without weights."""
-        original = sum(math.prod(tensor.shape) * _ITEM_SIZES[tensor.dtype] for tensor in self.values())
+        original = sum(math.prod(tensor.shape) * _ITEM_SIZES[tensor.dtype] for tensor in self._tensors.values())
         return original / self.nbytes if self.nbytes else 1.0
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
@@ -116,7 +145,7 @@ class QuantizedTensors:
         return self._table().to_polars()
 
     def _table(self) -> _native.Table:
-        return _native.quantized_rows(list(self.values()))
+        return _native.quantized_rows(list(self._tensors.values()))
 
 
 @overload
@@ -150,7 +179,8 @@ def quantize(
     dimension are of one length.
 
     Args:
-        weights: a mapping from names to arrays, such as a torch state dict or an open ``.npz`` file; an Arrow table, of
+        weights: a mapping from names to arrays, such as a torch state dict or an open ``.npz`` file, of which integers and
+            truth values are kept as they are; an Arrow table, of
             which each column is a tensor (``pyarrow.Table``, ``polars.DataFrame``, a result of SQL); or one array: a
             ``numpy.ndarray`` (also of ml_dtypes' bfloat16), a ``torch.Tensor``, or any object with the Arrow PyCapsule
             interface (``pyarrow.Array``, ``pyarrow.ChunkedArray``, ``polars.Series``).
@@ -166,8 +196,8 @@ def quantize(
     Raises:
         ConfigurationError: if an argument is not allowed, or an array is of no kind that is understood.
         ShapeMismatchError: if an Arrow array has NULLs, or lists of unequal lengths.
-        QuantizationError: if an array is of another dtype, such as integers, or a weight is NaN or infinite; its
-            `tensor` says which.
+        QuantizationError: if an array is of another dtype, such as complex numbers or, alone, integers, or a weight is
+            NaN or infinite; its `tensor` says which.
 
     Example:
         >>> import numpy as np
@@ -179,7 +209,10 @@ def quantize(
     """
     settings = {"bit_width": bit_width, "group_size": group_size, "scheme": scheme, "method": method}
     if isinstance(weights, Mapping):
-        tensors = {_checked(name): quantize_array(name, array, settings) for name, array in weights.items()}
+        tensors = {
+            _checked(name): array if is_buffer(array) else quantize_array(name, array, settings)
+            for name, array in weights.items()
+        }
         return QuantizedTensors(tensors)
     if is_arrow(weights):
         return _quantize_arrow_object(weights, settings)
@@ -217,12 +250,18 @@ def dequantize(quantized: Any) -> Any:
     if isinstance(quantized, QuantizedTensor):
         return restored(quantized)
     if isinstance(quantized, QuantizedTensors):
-        arrays = {name: restored(tensor) for name, tensor in quantized.items()}
+        arrays = {
+            name: restored(value) if isinstance(value, QuantizedTensor) else value for name, value in quantized.items()
+        }
         return arrays if quantized._restore is None else quantized._restore(arrays)
     if isinstance(quantized, Mapping):
-        wrong = next((value for value in quantized.values() if not isinstance(value, QuantizedTensor)), None)
-        if wrong is None:
-            return {name: restored(tensor) for name, tensor in quantized.items()}
+        is_known = {name: isinstance(value, QuantizedTensor) or is_buffer(value) for name, value in quantized.items()}
+        wrong = next((quantized[name] for name, known in is_known.items() if not known), None)
+        if all(is_known.values()):
+            return {
+                name: restored(value) if isinstance(value, QuantizedTensor) else value
+                for name, value in quantized.items()
+            }
         raise _not_quantized(f"quantized holds one of type {type(wrong).__name__}")
     if is_arrow(quantized):
         table = _native.import_arrow(quantized)

@@ -373,7 +373,7 @@ def _measured_layers(model: torch.nn.Module, pattern: str | None, component: str
     try:
         matches = re.compile(pattern or "").search
     except re.error as error:
-        message = f"layers is {pattern!r}, which is no regular expression: {error}"
+        message = f"layers is {pattern!r}, which is not a regular expression: {error}"
         raise ConfigurationError(message, field="layers") from error
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]

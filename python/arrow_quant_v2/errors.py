@@ -1,4 +1,4 @@
-"""What can go wrong: six exceptions under one base, each with what it is about as attributes."""
+"""What can go wrong: seven exceptions under one base, each with what it is about as attributes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class ArrowQuantError(Exception):
 
 class ConfigurationError(ArrowQuantError, ValueError):
     """A setting or an argument is not allowed."""
+
+
+class OutputExistsError(ConfigurationError, FileExistsError):
+    """Something is where an output should go: a model, or what an interrupted run left. Pass ``overwrite=True`` or ``resume=True``."""
 
 
 class ModelNotFoundError(ArrowQuantError, FileNotFoundError):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from . import _native
 from .errors import ConfigurationError
+from .fields import configuration
 from .log import log
 from .progress import TICK_S, Bar, Callback, Progress, Reporter
-from .results import quality_result, quantize_result
+from .reports import Plan, QualityResult, QuantizeResult
+from .results import plan_result, quality_result, quantize_result
 
 MODES = ("diffusion", "base")
 
@@ -26,6 +27,38 @@ class ArrowTable(Protocol):
 
 # What the inputs of a model's layers were: a file, or a table in memory.
 CalibrationTable: TypeAlias = str | os.PathLike[str] | ArrowTable
+
+# How to quantize: a configuration, or a dict of its fields.
+Config: TypeAlias = _native.DiffusionQuantConfig | Mapping[str, Any]
+
+# Told how far work is; None if nobody is to be told.
+Tell: TypeAlias = Callable[[Progress], None] | None
+
+_Outcome = TypeVar("_Outcome", covariant=True)
+
+
+class Work(Protocol[_Outcome]):
+    """Work that can be done on any thread, and cancelled from another."""
+
+    @property
+    def callback(self) -> Callback | None:
+        """Whom the user wants to be told."""
+
+    def run(self, tell: Tell, cancellation: _native.Cancellation | None = None) -> _Outcome:
+        """Does the work, and calls `tell` on this thread."""
+
+
+class Task(Generic[_Outcome]):
+    """Work that tells nobody how far it is."""
+
+    callback: Callback | None = None
+
+    def __init__(self, function: Callable[[_native.Cancellation | None], _Outcome]) -> None:
+        self._function = function
+
+    def run(self, tell: Tell, cancellation: _native.Cancellation | None = None) -> _Outcome:
+        """Calls the function."""
+        return self._function(cancellation)
 
 
 class Query:
@@ -61,12 +94,14 @@ class QuantizeJob:
         mode: str,
         model_path: str | os.PathLike[str] | Query,
         output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None,
+        config: Config | None,
         progress_callback: Callable[..., object] | None,
+        fields: Mapping[str, Any] | None = None,
         *,
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
     ) -> None:
@@ -75,14 +110,13 @@ class QuantizeJob:
         self._output_path = checked_path(output_path, "output_path")
         self._plan = None if plan is None else checked_path(plan, "plan")
         self._calibration = _calibration(calibration)
-        self._config = _config(config, mode)
+        self._config = _config(config, fields or {}, mode)
         self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
         self._resume = _flag(resume, "resume")
+        self._overwrite = _flag(overwrite, "overwrite")
 
-    def run(
-        self, tell: Callable[[Progress], None] | None, cancellation: _native.Cancellation | None = None
-    ) -> dict[str, Any]:
+    def run(self, tell: Tell, cancellation: _native.Cancellation | None = None) -> QuantizeResult:
         """Runs the job, and returns its result. Calls `tell`, on this thread."""
         bar = Bar(os.path.basename(os.path.normpath(self._output_path))) if self._progress else None
         reporter = Reporter(tell, self._interval_s, bar)
@@ -109,6 +143,7 @@ class QuantizeJob:
             "plan": self._plan,
             "calibration": self._calibration,
             "resume": self._resume,
+            "overwrite": self._overwrite,
             "on_progress": None if is_silent else reporter,
             "progress_interval_s": min(self._interval_s, TICK_S),
             "cancellation": cancellation,
@@ -121,22 +156,77 @@ class QuantizeJob:
         return _native.quantize_model(self._model, self._output_path, self._config, **keywords)
 
 
-def validate_quality(
+class PlanJob:
+    """A job that plans. When it is made its arguments are checked, and nothing else is done.
+
+    Raises:
+        ConfigurationError: if an argument is not allowed; its `field` is the argument's name.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        model_path: str | os.PathLike[str],
+        config: Config | None,
+        progress_callback: Callable[..., object] | None,
+        fields: Mapping[str, Any],
+        *,
+        output: str | os.PathLike[str] | None,
+        calibration: CalibrationTable | None,
+        progress: bool,
+        progress_interval_s: float,
+    ) -> None:
+        self.callback = None if progress_callback is None else Callback(progress_callback)
+        self._model = checked_path(model_path, "model_path")
+        self._output = None if output is None else _table_path(output)
+        self._calibration = _calibration(calibration)
+        self._config = _config(config, fields, mode)
+        self._progress = _flag(progress, "progress")
+        self._interval_s = _interval(progress_interval_s)
+
+    def run(self, tell: Tell, cancellation: _native.Cancellation | None = None) -> Plan:
+        """Plans, and returns the plan. Calls `tell`, on this thread."""
+        bar = Bar(os.path.basename(os.path.normpath(self._model))) if self._progress else None
+        reporter = Reporter(tell, self._interval_s, bar)
+        try:
+            reporter.start(f"planning {self._model}")
+            report = _native.plan_model(
+                self._model,
+                self._config,
+                output=self._output,
+                calibration=self._calibration,
+                on_progress=None if tell is None and bar is None else reporter,
+                progress_interval_s=min(self._interval_s, TICK_S),
+                cancellation=cancellation,
+            )
+            result = plan_result(report)
+            ratio = result["compression_ratio"]
+            reporter.finish(f"planned {self._model}: {ratio:.1f} times smaller", result["weights"])
+        finally:
+            if bar is not None:
+                bar.close()
+        return result
+
+
+def validation(
     original_path: str | os.PathLike[str],
     quantized_path: str | os.PathLike[str],
     min_accuracy: float | None,
-    calibration: CalibrationTable | None = None,
-    cancellation: _native.Cancellation | None = None,
-) -> dict[str, Any]:
-    """Compares a quantized model with its original, and returns the result."""
+    calibration: CalibrationTable | None,
+) -> Task[QualityResult]:
+    """The work that compares a quantized model with its original. Its arguments are checked."""
     original = checked_path(original_path, "original_path")
     quantized = checked_path(quantized_path, "quantized_path")
     if min_accuracy is not None and not (_is_number(min_accuracy) and 0 <= min_accuracy <= 1):
         message = f"min_accuracy is {min_accuracy!r}, allowed: 0.0 to 1.0, or None for that of the quantized model"
         raise ConfigurationError(message, field="min_accuracy")
     table = _calibration(calibration)
-    report = _native.validate_model(original, quantized, calibration=table, cancellation=cancellation)
-    return quality_result(report, quantized, None if min_accuracy is None else float(min_accuracy))
+
+    def compare(cancellation: _native.Cancellation | None) -> QualityResult:
+        report = _native.validate_model(original, quantized, calibration=table, cancellation=cancellation)
+        return quality_result(report, quantized, None if min_accuracy is None else float(min_accuracy))
+
+    return Task(compare)
 
 
 def checked_mode(mode: str) -> str:
@@ -160,17 +250,21 @@ def refuse_calibration(calibration: None) -> None:
         raise ConfigurationError(message, field="calibration")
 
 
-def _config(config: _native.DiffusionQuantConfig | None, mode: str) -> _native.DiffusionQuantConfig:
+def _config(config: Config | None, fields: Mapping[str, Any], mode: str) -> _native.DiffusionQuantConfig:
     """The configuration of a job alone: what is changed after it began is not meant for it."""
-    if config is None:
-        config = _native.DiffusionQuantConfig()
-    if not isinstance(config, _native.DiffusionQuantConfig):
-        raise ConfigurationError(f"config is {config!r}, allowed: a DiffusionQuantConfig, or None", field="config")
-    config = copy.copy(config)
+    own = configuration(config, fields)
     if mode == "base":
-        config.enable_time_aware = False
-        config.enable_spatial = False
-    return config
+        own.enable_time_aware = False
+        own.enable_spatial = False
+    return own
+
+
+def _table_path(output: str | os.PathLike[str]) -> str:
+    """The path of a plan, whose ending tells its format."""
+    path = checked_path(output, "output")
+    if not path.lower().endswith((".parquet", ".csv")):
+        raise ConfigurationError(f"output is {path!r}, allowed: a name that ends with .parquet or .csv", field="output")
+    return path
 
 
 def _calibration(calibration: CalibrationTable | None) -> str | ArrowTable | None:
@@ -210,7 +304,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: QuantizeResult) -> str:
     return (
         f"wrote {result['quantized_path']}: {result['compression_ratio']:.1f} times smaller, "
         f"cosine similarity {result['cosine_similarity']:.6f}"

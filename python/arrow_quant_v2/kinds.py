@@ -46,6 +46,18 @@ def quantize_array(name: str, array: Any, settings: dict[str, Any]) -> Quantized
     raise ConfigurationError(f"{name} is of type {type(array).__name__}, {_ALLOWED}", field="weights", tensor=name)
 
 
+def is_buffer(array: Any) -> bool:
+    """Whether an array is of integers or truth values: a buffer of a module, which is kept as it is."""
+    import numpy as np
+
+    if isinstance(array, (np.ndarray, np.generic)):
+        # Those of ml_dtypes, such as int4, are of no kind of NumPy's.
+        return array.dtype.kind in "biu"
+    if is_of(array, "torch", "Tensor"):
+        return not (array.is_floating_point() or array.is_complex() or array.is_quantized)
+    return False
+
+
 def restored(quantized: QuantizedTensor) -> Any:
     """What a quantized tensor was made of, but for what was lost."""
     kind: Restore | None = quantized._kind

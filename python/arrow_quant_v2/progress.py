@@ -194,7 +194,7 @@ class Bar(Listener):
         self._bar = tqdm(total=1.0, desc=name, bar_format=layout)
 
     def close(self) -> None:
-        """Leaves the bar as it is, and the line to whoever writes next."""
+        """Leaves the bar as it is, and begins a new line."""
         try:
             self._bar.close()
         except Exception as error:
@@ -202,7 +202,8 @@ class Bar(Listener):
 
     def _tell(self, progress: Progress) -> None:
         self._bar.n = progress.progress
-        self._bar.set_postfix_str(progress.message, refresh=False)
+        # Not the message, whose percentage is that of the stage.
+        self._bar.set_postfix_str(f"{progress.stage} {progress.tensor}".rstrip(), refresh=False)
         self._bar.refresh()
 
 

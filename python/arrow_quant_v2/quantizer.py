@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _native, arrays
-from .jobs import CalibrationTable, Query, QuantizeJob, checked_mode, refuse_base, refuse_calibration, validate_quality
+from .errors import ConfigurationError
+from .fields import ConfigFields, takes_fields
+from .jobs import (
+    CalibrationTable,
+    Config,
+    PlanJob,
+    QuantizeJob,
+    Query,
+    Task,
+    Work,
+    checked_mode,
+    checked_path,
+    refuse_base,
+    refuse_calibration,
+    validation,
+)
+from .reports import Inspection, ModelReport, Plan, QualityResult, QuantizeResult
+from .results import inspection, model_report
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_Outcome = TypeVar("_Outcome")
 
 
 class ArrowQuantV2:
@@ -39,19 +61,22 @@ class ArrowQuantV2:
         """``"diffusion"`` or ``"base"``."""
         return self._mode
 
+    @takes_fields
     def quantize_diffusion_model(
         self,
         model_path: str | os.PathLike[str],
         output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
+        config: Config | None = None,
         progress_callback: Callable[..., object] | None = None,
         *,
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
+        **fields: Unpack[ConfigFields],
+    ) -> QuantizeResult:
         """Quantizes a diffusion model: all that is said of `quantize_model` holds.
 
         Args:
@@ -81,27 +106,32 @@ class ArrowQuantV2:
             output_path,
             config,
             progress_callback,
+            fields,
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )
-        return _run(job)
+        return self._do(job)
 
+    @takes_fields
     def quantize_model(
         self,
         model_path: str | os.PathLike[str],
         output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
+        config: Config | None = None,
         progress_callback: Callable[..., object] | None = None,
         *,
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: None = None,
-    ) -> dict[str, Any]:
+        **fields: Unpack[ConfigFields],
+    ) -> QuantizeResult:
         """Quantizes a model of any kind into a new directory, which appears when it is complete.
 
         Ctrl-C ends the job within a second; the parts that are finished stay in ``OUTPUT_PATH.partial`` for a run with
@@ -109,8 +139,9 @@ class ArrowQuantV2:
 
         Args:
             model_path: a safetensors file, a directory of them, or a diffusers pipeline.
-            output_path: the directory to write. It must not exist.
-            config: how to quantize; the default is that of the profile ``"local"``.
+            output_path: the directory to write. It must not exist, or be empty.
+            config: how to quantize, as a `DiffusionQuantConfig` or a dict of its fields; the default is that of the
+                profile ``"local"``.
             progress_callback: called as ``progress_callback(progress, message)`` with the progress from 0.0 to 1.0,
                 which never decreases: at the start, then at most once every `progress_interval_s` seconds, and with 1.0
                 when the model is there. It also gets those of `stage` (``"planning"``, ``"measuring"``,
@@ -122,8 +153,11 @@ class ArrowQuantV2:
             progress_interval_s: the least time between two calls, in seconds; 0 for as many as there are.
             resume: whether to go on with what an interrupted run left. If there is nothing, or nothing of use, the job
                 begins anew.
+            overwrite: whether to replace a quantized model at `output_path`, with all that is in its directory, once the new
+                one is complete. Nothing else is ever replaced.
             plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
             calibration: none: only `quantize_diffusion_model` takes one.
+            fields: fields of the configuration by their names, over those of `config`: ``bit_width=4``.
 
         Returns:
             A dict:
@@ -151,8 +185,8 @@ class ArrowQuantV2:
             - `resumed_parts` (int): parts that an interrupted run had finished.
 
         Raises:
-            ConfigurationError: if a field or an argument is not allowed, the output exists, or the target size cannot
-                be met.
+            ConfigurationError: if a field or an argument is not allowed, or the target size cannot be met.
+            OutputExistsError: if the output exists, which is a `FileExistsError` too.
             ModelNotFoundError: if there is no readable model at `model_path`.
             MetadataError: if a file of the model contradicts itself.
             ValidationError: if a tensor is below the floor, with `fail_fast`.
@@ -161,7 +195,7 @@ class ArrowQuantV2:
             KeyboardInterrupt: if it was interrupted.
 
         Example:
-            >>> result = ArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/", progress=True)
+            >>> result = ArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/", bit_width=4, progress=True)
             >>> result["tensors"].to_polars().sort("sqnr_db").head()
         """
         refuse_calibration(calibration)
@@ -171,27 +205,32 @@ class ArrowQuantV2:
             output_path,
             config,
             progress_callback,
+            fields,
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
         )
-        return _run(job)
+        return self._do(job)
 
+    @takes_fields
     def quantize_query(
         self,
         query: str,
         output_path: str | os.PathLike[str],
-        config: _native.DiffusionQuantConfig | None = None,
+        config: Config | None = None,
         progress_callback: Callable[..., object] | None = None,
         *,
         connection: _native.Connection | None = None,
         progress: bool = False,
         progress_interval_s: float = 5.0,
         resume: bool = False,
+        overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
         calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
+        **fields: Unpack[ConfigFields],
+    ) -> QuantizeResult:
         """Quantizes what a query gives into a new directory: all else that is said of `quantize_model` holds.
 
         The query runs once. While the job runs, its rows are in ``OUTPUT_PATH.source``, which takes as much disk as the
@@ -224,13 +263,15 @@ class ArrowQuantV2:
             output_path,
             config,
             progress_callback,
+            fields,
             progress=progress,
             progress_interval_s=progress_interval_s,
             resume=resume,
+            overwrite=overwrite,
             plan=plan,
             calibration=calibration,
         )
-        return _run(job)
+        return self._do(job)
 
     def validate_quality(
         self,
@@ -239,7 +280,7 @@ class ArrowQuantV2:
         *,
         min_accuracy: float | None = None,
         calibration: CalibrationTable | None = None,
-    ) -> dict[str, Any]:
+    ) -> QualityResult:
         """Compares a quantized model with its original, weight by weight, and with a calibration layer by layer.
 
         Args:
@@ -278,7 +319,116 @@ class ArrowQuantV2:
             >>> quality["passed"], min(quality["per_layer_accuracy"].values())
             (True, 0.9931)
         """
-        return validate_quality(original_path, quantized_path, min_accuracy, calibration)
+        return self._do(validation(original_path, quantized_path, min_accuracy, calibration))
+
+    @takes_fields
+    def plan(
+        self,
+        model_path: str | os.PathLike[str],
+        config: Config | None = None,
+        progress_callback: Callable[..., object] | None = None,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        calibration: CalibrationTable | None = None,
+        progress: bool = False,
+        progress_interval_s: float = 5.0,
+        **fields: Unpack[ConfigFields],
+    ) -> Plan:
+        """Says what would become of a model, and estimates quality, size, time and memory, as ``arrow-quant plan`` does.
+
+        Args:
+            model_path: as `quantize_model` takes it.
+            config: as `quantize_model` takes it, and so `fields`.
+            progress_callback: as `quantize_model` takes it, and so `progress` and `progress_interval_s`.
+            output: a file, ``.parquet`` or ``.csv``, to write the plan to. When it was edited,
+                ``quantize_model(…, plan=output)`` does what it says. An older one is replaced.
+            calibration: as `quantize_diffusion_model` takes it.
+
+        Returns:
+            A dict with the keys of ``arrow-quant plan --json``: `tensors` (list of dicts: `component`, `tensor`, `bits`,
+            None to keep it, `group_size`, `because`, `bytes`, `sqnr_db` and others), `weights`, `original_bytes`,
+            `stored_bytes`, `bits_per_weight`, `compression_ratio`, `sqnr_db`, `estimated_time_s`,
+            `estimated_memory_mb`, `notes` and `layers`.
+
+        Raises:
+            ArrowQuantError: as `quantize_model` does.
+
+        Example:
+            >>> plan = ArrowQuantV2().plan("dream-7b/", target_bpw=3.5, output="plan.csv")
+            >>> plan["stored_bytes"], [tensor["tensor"] for tensor in plan["tensors"] if tensor["bits"] == 8]
+            (3331200000, ['lm_head.weight'])
+        """
+        job = PlanJob(
+            self._mode,
+            model_path,
+            config,
+            progress_callback,
+            fields,
+            output=output,
+            calibration=calibration,
+            progress=progress,
+            progress_interval_s=progress_interval_s,
+        )
+        return self._do(job)
+
+    def inspect(self, model_path: str | os.PathLike[str], *, variant: str | None = None) -> Inspection:
+        """Lists a model's tensors, from its headers alone, as ``arrow-quant inspect`` does.
+
+        Args:
+            model_path: a model, quantized or not.
+            variant: which of its weights to look at, where it has them in several variants: ``"fp16"`` of
+                ``model.fp16.safetensors``.
+
+        Returns:
+            A dict with the keys of ``arrow-quant inspect --json``: `model`, `weights`, `bytes`, `files` (those that the
+            weights are in), `left_out` (what is beside them, and why it is not part of the model), `quantized_by` (how
+            another program quantized the weights, or None) and `tensors`, dicts of `component`, `tensor`, `dtype`,
+            `shape`, `elements` and `bytes`.
+
+        Raises:
+            ConfigurationError: if an argument is not allowed, or there is no such variant.
+            ModelNotFoundError: if there is no readable model at `model_path`.
+            MetadataError: if a file of the model contradicts itself.
+
+        Example:
+            >>> ArrowQuantV2().inspect("dream-7b/")["weights"]
+            7615616512
+        """
+        path = checked_path(model_path, "model_path")
+        if variant is not None and not isinstance(variant, str):
+            message = f"variant is {variant!r}, allowed: the name of a variant, as str, or None"
+            raise ConfigurationError(message, field="variant")
+
+        def listed(token: _native.Cancellation | None) -> Inspection:
+            return inspection(_native.inspect_model(path, variant=variant, cancellation=token))
+
+        return self._do(Task(listed))
+
+    def report(
+        self, quantized_path: str | os.PathLike[str], *, html: str | os.PathLike[str] | None = None
+    ) -> ModelReport:
+        """What a quantized model says of itself, as ``arrow-quant report`` shows it.
+
+        Args:
+            quantized_path: the directory that a job wrote.
+            html: a file to write the same to, as a page that needs nothing else. An older one is replaced.
+
+        Returns:
+            A dict with the keys of ``arrow-quant report --json``: `name`, `settings`, `tensors`, `layers`, `notes`,
+            `bits_per_weight`, `compression_ratio`, `cosine_similarity`, `sqnr_db` and others.
+
+        Raises:
+            ModelNotFoundError: if there is no quantized model at `quantized_path`.
+            MetadataError: if its manifest is damaged.
+            QuantizationError: if the page cannot be written.
+
+        Example:
+            >>> ArrowQuantV2().report("dream-7b-int4/", html="report.html")["bits_per_weight"]
+            4.31
+        """
+        path = checked_path(quantized_path, "quantized_path")
+        page = None if html is None else checked_path(html, "html")
+        return self._do(Task(lambda _: model_report(_native.model_report(path, html=page))))
 
     def quantize(
         self, weights: Any, bit_width: int = 4, group_size: int = 128, scheme: str = "affine", method: str = "mse"
@@ -308,7 +458,7 @@ class ArrowQuantV2:
             >>> quantized["w"].bits_per_weight
             4.25
         """
-        return arrays.quantize(weights, bit_width, group_size, scheme, method)
+        return self._do(Task(lambda _: arrays.quantize(weights, bit_width, group_size, scheme, method)))
 
     def dequantize(self, quantized: Any) -> Any:
         """Restores arrays in the shape, dtype and kind that `quantize` was given.
@@ -328,12 +478,11 @@ class ArrowQuantV2:
             >>> quantizer.dequantize(quantizer.quantize({"w": np.ones((256, 1024), np.float16)}))["w"].dtype
             dtype('float16')
         """
-        return arrays.dequantize(quantized)
+        return self._do(Task(lambda _: arrays.dequantize(quantized)))
 
-
-def _run(job: QuantizeJob) -> dict[str, Any]:
-    """Runs a job, and calls its callback on this thread."""
-    if job.callback is None:
-        return job.run(None)
-    job.callback.refuse_coroutines()
-    return job.run(job.callback.tell)
+    def _do(self, work: Work[_Outcome]) -> _Outcome:
+        """Does work on this thread, and calls its callback there."""
+        if work.callback is None:
+            return work.run(None)
+        work.callback.refuse_coroutines()
+        return work.run(work.callback.tell)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from . import _native
 from .errors import MetadataError
+from .notebook import ShownDict, rows_html
+from .reports import Fallback, Inspection, Kept, ModelReport, Plan, QualityResult, QuantizeResult
 
 
 class TensorTable:
@@ -53,6 +55,9 @@ class TensorTable:
     def __repr__(self) -> str:
         return f"TensorTable({self._rows!r})"
 
+    def _repr_html_(self) -> str:
+        return rows_html(self._rows)
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self._table().__arrow_c_stream__(requested_schema)
 
@@ -82,16 +87,18 @@ def full_name(tensor: dict[str, Any]) -> str:
     return f"{tensor['component']}/{tensor['tensor']}" if tensor["component"] else tensor["tensor"]
 
 
-def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int) -> dict[str, Any]:
+def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int) -> QuantizeResult:
     """The result of a job that quantized a model. If nothing was lost, cosine similarity is 1 and SQNR infinite."""
     tensors = [_with_infinity(tensor) for tensor in report["tensors"]]
-    fallbacks = [
+    fallbacks: list[Fallback] = [
         {"tensor": full_name(tensor), "bits": tensor["bits"], "attempts": tensor["fallbacks"]}
         for tensor in tensors
         if tensor.get("fallbacks")
     ]
-    kept = [{"tensor": full_name(tensor), "because": tensor["because"]} for tensor in tensors if tensor["bits"] is None]
-    return {
+    kept: list[Kept] = [
+        {"tensor": full_name(tensor), "because": tensor["because"]} for tensor in tensors if tensor["bits"] is None
+    ]
+    result: QuantizeResult = {
         "quantized_path": quantized_path,
         "compression_ratio": report["compression_ratio"],
         "cosine_similarity": _or_else(report["cosine_similarity"], 1.0),
@@ -110,9 +117,25 @@ def quantize_result(report: dict[str, Any], quantized_path: str, bit_width: int)
         "notes": report["notes"],
         "resumed_parts": report["resumed_parts"],
     }
+    return cast(QuantizeResult, ShownDict(result))
 
 
-def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: float | None) -> dict[str, Any]:
+def plan_result(report: dict[str, Any]) -> Plan:
+    """What a job would do."""
+    return cast(Plan, ShownDict(report))
+
+
+def inspection(report: dict[str, Any]) -> Inspection:
+    """A model's tensors."""
+    return cast(Inspection, ShownDict(report))
+
+
+def model_report(report: dict[str, Any]) -> ModelReport:
+    """What a quantized model says of itself."""
+    return cast(ModelReport, ShownDict(report))
+
+
+def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: float | None) -> QualityResult:
     """The result of a comparison: of each quantized tensor, and whether all are as good as they shall be.
 
     Raises:
@@ -125,7 +148,7 @@ def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: fl
         raise MetadataError(message, path=quantized_path)
     has_lost_all = any(_has_lost_all(tensor) for tensor in quantized)
     accuracies = {full_name(tensor): _accuracy(tensor) for tensor in quantized}
-    return {
+    result: QualityResult = {
         "cosine_similarity": _or_else(report["cosine_similarity"], 0.0 if has_lost_all else 1.0),
         "sqnr_db": _or_else(report["sqnr_db"], math.inf),
         "compression_ratio": report["compression_ratio"],
@@ -134,6 +157,7 @@ def quality_result(report: dict[str, Any], quantized_path: str, min_accuracy: fl
         "per_layer_accuracy": accuracies,
         "layers": report["layers"],
     }
+    return cast(QualityResult, ShownDict(result))
 
 
 def _with_infinity(tensor: dict[str, Any]) -> dict[str, Any]:

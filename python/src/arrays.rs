@@ -16,6 +16,7 @@ use pyo3_arrow::ffi::to_schema_pycapsule;
 use crate::arrow_objects::{ArrowArray, Table, stream_capsule};
 use crate::config::checked;
 use crate::errors::{Failure, Result, argument};
+use crate::html;
 use crate::import::{batches, chunks};
 use crate::runtime::all_cores;
 
@@ -135,6 +136,21 @@ impl QuantizedTensor {
         Ok(ArrowArray { field: Arc::clone(field), chunks: vec![array] })
     }
 
+    /// What it is, as a notebook shows it.
+    fn _repr_html_(&self) -> String {
+        let figure = |value: Option<f64>, digits| value.map_or_else(String::new, |value| format!("{value:.digits$}"));
+        html::facts(&[
+            ("name", self.name.clone()),
+            ("shape", format!("{:?}", self.data.shape())),
+            ("bit_width", self.bit_width().to_string()),
+            ("group_size", self.group_size().to_string()),
+            ("bits_per_weight", figure(Some(self.bits_per_weight()), 2)),
+            ("sqnr_db", figure(self.sqnr_db(), 2)),
+            ("cosine_similarity", figure(self.cosine_similarity(), 6)),
+            ("max_abs_error", format!("{:.2e}", self.max_abs_error())),
+        ])
+    }
+
     #[pyo3(signature = (requested_schema = None))]
     fn __arrow_c_stream__<'py>(
         &self,
@@ -169,8 +185,8 @@ impl QuantizedTensor {
     fn named(&self, error: QuantError) -> QuantError {
         let (tensor, message) = (self.name.clone(), format!("{}: {error}", self.name));
         match error {
-            QuantError::ShapeMismatch { .. } => QuantError::ShapeMismatch { tensor, message },
-            QuantError::Configuration { .. } | QuantError::Io { .. } => error,
+            QuantError::ShapeMismatch { problem, .. } => QuantError::shape(Some(&tensor), *problem),
+            QuantError::Refused(_) | QuantError::Configuration { .. } | QuantError::Io { .. } => error,
             _ => QuantError::Quantization { tensor: Some(tensor), message },
         }
     }

@@ -12,7 +12,7 @@ use pyo3_arrow::error::PyArrowResult;
 use pyo3_arrow::ffi::{ArrayIterator, ArrayReader, to_array_pycapsules, to_schema_pycapsule, to_stream_pycapsule};
 
 use crate::errors::Result;
-use crate::import;
+use crate::{html, import};
 
 /// An Arrow array, in one piece or several, for any library that knows the Arrow PyCapsule interface.
 ///
@@ -108,6 +108,11 @@ impl Table {
 
     fn __repr__(&self) -> String {
         format!("Table({} rows: {})", self.num_rows(), self.column_names().join(", "))
+    }
+
+    /// The first rows, as a notebook shows them.
+    fn _repr_html_(&self) -> Result<String> {
+        Ok(html::table(&self.schema, &self.batches, Some(self.num_rows()))?)
     }
 
     #[pyo3(signature = (requested_schema = None))]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use arrow_quant_v2::config::Field;
-use arrow_quant_v2::{ConfigLayers, DiffusionQuantConfig, FIELDS};
+use arrow_quant_v2::{ConfigLayers, DiffusionQuantConfig, FIELDS, Literals};
 use pyo3::basic::CompareOp;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyMappingProxy, PyTuple};
@@ -68,7 +68,8 @@ pub(crate) fn checked(field: &str, value: &Bound<'_, PyAny>) -> Result<Value> {
             let Some(known) = FIELDS.iter().find(|known| known.name == field) else { return Ok(Value::Null) };
             // What contains itself without end cannot be shown.
             let shown = value.repr().or_else(|_| value.get_type().name())?;
-            Err(argument(field, format!("{field} is {}, allowed: {}", shown.to_string_lossy(), known.allowed)))
+            let allowed = known.allowed.spelled(Literals::Python);
+            Err(argument(field, format!("{field} is {}, allowed: {allowed}", shown.to_string_lossy())))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::error::ArrowError;
-use arrow_quant_v2::{QuantError, Words};
+use arrow_quant_v2::{About, Kind, Literals, QuantError, Words};
 use datafusion::error::DataFusionError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -61,13 +61,13 @@ pub(crate) fn argument(field: &str, message: impl Into<String>) -> Failure {
 
 /// The exception that an error is in Python.
 fn exception(py: Python<'_>, error: &QuantError) -> PyErr {
-    let About { class, tensor, field, path } = About::of(error);
+    let About { kind, tensor, field, path } = error.about();
     let build = || {
         let about = PyDict::new(py);
         about.set_item("tensor", tensor)?;
         about.set_item("field", field)?;
         about.set_item("path", path.map(Path::to_string_lossy))?;
-        let class = py.import("arrow_quant_v2.errors")?.getattr(class)?;
+        let class = py.import("arrow_quant_v2.errors")?.getattr(class_of(kind))?;
         class.call((error.worded(&Keywords).to_string(),), Some(&about)).map(PyErr::from_value)
     };
     build().unwrap_or_else(|error| error)
@@ -89,61 +89,24 @@ impl Words for Keywords {
         format!("`{name}={}`", if value { "True" } else { "False" })
     }
 
+    fn literals(&self) -> Literals {
+        Literals::Python
+    }
+
     fn list_of_tensors(&self) -> &'static str {
         "`SELECT tensor FROM tensors('MODEL')`"
     }
 }
 
-/// Which exception an error is, and its attributes.
-#[derive(Default)]
-struct About<'a> {
-    class: &'static str,
-    tensor: Option<&'a str>,
-    field: Option<&'a str>,
-    path: Option<&'a Path>,
-}
-
-impl<'a> About<'a> {
-    fn of(error: &'a QuantError) -> Self {
-        let named = |tensor: &'a String| Some(tensor.as_str()).filter(|name| !name.is_empty());
-        match error {
-            QuantError::Configuration { field, path, .. } => {
-                Self { class: "ConfigurationError", field: field.as_deref(), path: path.as_deref(), ..Self::default() }
-            }
-            QuantError::Setting { field, .. } => {
-                Self { class: "ConfigurationError", field: Some(field), ..Self::default() }
-            }
-            QuantError::Output { path, .. } => {
-                Self { class: "ConfigurationError", path: Some(path), ..Self::default() }
-            }
-            QuantError::UnknownModality { path } => {
-                Self { class: "MetadataError", path: Some(path), ..Self::default() }
-            }
-            QuantError::ModelNotFound { path, .. } => {
-                Self { class: "ModelNotFoundError", path: Some(path), ..Self::default() }
-            }
-            QuantError::Metadata { path, tensor, .. } => {
-                Self { class: "MetadataError", path: Some(path), tensor: tensor.as_deref(), ..Self::default() }
-            }
-            QuantError::ShapeMismatch { tensor, .. } => {
-                Self { class: "ShapeMismatchError", tensor: named(tensor), ..Self::default() }
-            }
-            QuantError::Validation { tensor, .. } => {
-                Self { class: "ValidationError", tensor: tensor.as_deref(), ..Self::default() }
-            }
-            QuantError::BelowFloor { tensor, .. } => {
-                Self { class: "ValidationError", tensor: Some(tensor), ..Self::default() }
-            }
-            QuantError::Weights { tensor, .. } => {
-                Self { class: "QuantizationError", tensor: Some(tensor), ..Self::default() }
-            }
-            QuantError::Quantization { tensor, .. } => {
-                Self { class: "QuantizationError", tensor: tensor.as_deref(), ..Self::default() }
-            }
-            QuantError::Io { path, .. } | QuantError::Unfinished { path, .. } => {
-                Self { class: "QuantizationError", path: Some(path), ..Self::default() }
-            }
-            _ => Self { class: "QuantizationError", ..Self::default() },
-        }
+/// The exception of a kind of errors.
+fn class_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Configuration => "ConfigurationError",
+        Kind::OutputExists => "OutputExistsError",
+        Kind::ModelNotFound => "ModelNotFoundError",
+        Kind::Metadata => "MetadataError",
+        Kind::ShapeMismatch => "ShapeMismatchError",
+        Kind::Validation => "ValidationError",
+        Kind::Quantization => "QuantizationError",
     }
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, QuantizeReport,
-    quantize_model as quantize, quantize_query as quantize_sql, session, unfinished_run as unfinished,
-    validate_model as validate,
+    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, inspect_model as inspect,
+    plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session,
+    unfinished_run as unfinished, validate_model as validate,
 };
 use datafusion::prelude::SessionContext;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::calibration::CalibrationTable;
@@ -32,7 +33,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Quantizes a model into a new directory.
 #[pyfunction]
-#[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[pyo3(signature = (model, out, config, *, plan = None, calibration = None, resume = false, overwrite = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
 #[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_model<'py>(
     py: Python<'py>,
@@ -42,21 +43,28 @@ fn quantize_model<'py>(
     plan: Option<PathBuf>,
     calibration: Option<&Bound<'_, PyAny>>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
-    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
         quantize(&model, &out, &config, &options).await
     };
-    asked.run(py, out, config, cancellation.as_ref(), job)
+    asked.run(py, config, cancellation.as_ref(), job)
 }
 
 /// Quantizes what a query gives into a new directory. The query may name the models and tables of a connection.
 #[pyfunction]
-#[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[pyo3(signature = (query, out, config, *, connection = None, plan = None, calibration = None, resume = false, overwrite = false, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
 #[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
 fn quantize_query<'py>(
     py: Python<'py>,
@@ -67,46 +75,110 @@ fn quantize_query<'py>(
     plan: Option<PathBuf>,
     calibration: Option<&Bound<'_, PyAny>>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
     cancellation: Option<Cancellation>,
 ) -> Result<Bound<'py, PyAny>> {
-    let asked =
-        Asked { plan, calibration: CalibrationTable::of(calibration)?, resume, on_progress, progress_interval_s };
+    let asked = Asked {
+        plan,
+        calibration: CalibrationTable::of(calibration)?,
+        resume,
+        overwrite,
+        on_progress,
+        progress_interval_s,
+    };
     let ctx: Option<SessionContext> = connection.map(|connection| connection.get().context());
-    let job = move |out: PathBuf, config: DiffusionQuantConfig, options: JobOptions| async move {
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
         let ctx = match ctx {
             Some(ctx) => ctx,
             None => session(config.threads())?,
         };
         quantize_sql(&ctx, &query, &out, &config, &options).await
     };
-    asked.run(py, out, config, cancellation.as_ref(), job)
+    asked.run(py, config, cancellation.as_ref(), job)
 }
 
-/// What a job that quantizes was asked for in Python.
+/// What would become of a model. With `output`, the plan is written to a table.
+#[pyfunction]
+#[pyo3(signature = (model, config, *, output = None, calibration = None, on_progress = None, progress_interval_s = 5.0, cancellation = None))]
+#[allow(clippy::too_many_arguments, reason = "they are the keywords of the function in Python")]
+fn plan_model<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    config: &Config,
+    output: Option<PathBuf>,
+    calibration: Option<&Bound<'_, PyAny>>,
+    on_progress: Option<Py<PyAny>>,
+    progress_interval_s: f64,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let calibration = CalibrationTable::of(calibration)?;
+    let asked = Asked { plan: None, calibration, resume: false, overwrite: false, on_progress, progress_interval_s };
+    let job = move |config: DiffusionQuantConfig, options: JobOptions| async move {
+        let planned = plan(&model, &config, &options).await?;
+        if let Some(output) = output {
+            planned.write(&output)?;
+        }
+        Ok(planned)
+    };
+    asked.run(py, config, cancellation.as_ref(), job)
+}
+
+/// A model's tensors, from its headers alone.
+#[pyfunction]
+#[pyo3(signature = (model, *, variant = None, num_threads = None, cancellation = None))]
+fn inspect_model<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    variant: Option<String>,
+    num_threads: Option<&Bound<'_, PyAny>>,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let threads = cores(num_threads)?;
+    let job = async move { inspect(&model, variant.as_deref(), threads).await };
+    let inspection = run(py, threads, cancellation.as_ref(), job, |_| Ok(()))?;
+    Ok(to_object(py, &inspection)?)
+}
+
+/// What a quantized model says of itself. With `html`, the same is written as a page.
+#[pyfunction]
+#[pyo3(signature = (quantized, *, html = None))]
+fn model_report<'py>(py: Python<'py>, quantized: PathBuf, html: Option<PathBuf>) -> Result<Bound<'py, PyAny>> {
+    let report = py.detach(|| {
+        let report = ModelReport::open(&quantized)?;
+        if let Some(path) = html {
+            std::fs::write(&path, report.to_html()).map_err(|source| QuantError::Io { path, source })?;
+        }
+        Ok::<_, QuantError>(report)
+    })?;
+    Ok(to_object(py, &report)?)
+}
+
+/// What a job that quantizes or plans was asked for in Python.
 struct Asked {
     plan: Option<PathBuf>,
     calibration: Option<CalibrationTable>,
     resume: bool,
+    overwrite: bool,
     on_progress: Option<Py<PyAny>>,
     progress_interval_s: f64,
 }
 
 impl Asked {
     /// Runs a job on threads of its own; its report.
-    fn run<'py, F>(
+    fn run<'py, F, T>(
         self,
         py: Python<'py>,
-        out: PathBuf,
         config: &Config,
         cancellation: Option<&Cancellation>,
-        job: impl FnOnce(PathBuf, DiffusionQuantConfig, JobOptions) -> F + Send + 'static,
+        job: impl FnOnce(DiffusionQuantConfig, JobOptions) -> F + Send + 'static,
     ) -> Result<Bound<'py, PyAny>>
     where
-        F: Future<Output = arrow_quant_v2::Result<QuantizeReport>> + Send,
+        F: Future<Output = arrow_quant_v2::Result<T>> + Send,
+        T: Serialize + Send + 'static,
     {
-        let Self { plan, calibration: table, resume, on_progress, progress_interval_s } = self;
+        let Self { plan, calibration: table, resume, overwrite, on_progress, progress_interval_s } = self;
         let interval = Duration::try_from_secs_f64(progress_interval_s).map_err(|_| {
             argument(
                 "progress_interval_s",
@@ -128,8 +200,17 @@ impl Asked {
                 None => None,
             };
             let progress_interval = interval.min(TICK);
-            let options = JobOptions { plan, calibration, resume, on_progress: Some(listener), progress_interval };
-            job(out, config, options).await
+            let on_progress = Some(listener);
+            let options = JobOptions {
+                plan,
+                calibration,
+                resume,
+                overwrite,
+                on_progress,
+                progress_interval,
+                ..JobOptions::default()
+            };
+            job(config, options).await
         };
         let report = run(py, threads, cancellation, work, |py| told.tell(py))?;
         Ok(to_object(py, &report)?)
@@ -168,7 +249,7 @@ fn run<T: Send + 'static>(
     let runtime = runtime::start(threads)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let (done, mut outcome) = sync_channel(1);
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         let result = runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -176,11 +257,12 @@ fn run<T: Send + 'static>(
                 result = job => Some(result),
             }
         });
-        // Before it is told: whoever hears of it may look at what is left.
+        // Before the end is reported, because the caller may then look at what the job left.
         runtime.shutdown_timeout(SHUTDOWN);
-        // Nobody listens any more only after an exception, which then is what happened.
+        // Sending fails if an exception ended the waiting; then the exception is reported.
         drop(done.send(result));
     });
+    let thread = thread.map_err(|source| QuantError::Threads { source })?;
     let outcome: Result<Option<Option<_>>> = waiting::next(py, &mut outcome, cancellation, between);
     if outcome.is_err() {
         drop(stop);
@@ -241,6 +323,9 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Cancellation>()?;
     module.add_function(wrap_pyfunction!(quantize_model, module)?)?;
     module.add_function(wrap_pyfunction!(quantize_query, module)?)?;
+    module.add_function(wrap_pyfunction!(plan_model, module)?)?;
+    module.add_function(wrap_pyfunction!(inspect_model, module)?)?;
+    module.add_function(wrap_pyfunction!(model_report, module)?)?;
     module.add_function(wrap_pyfunction!(unfinished_run, module)?)?;
     module.add_function(wrap_pyfunction!(validate_model, module)?)
 }

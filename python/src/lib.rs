@@ -9,6 +9,7 @@ mod calibration;
 mod config;
 mod errors;
 mod functions;
+mod html;
 mod import;
 mod jobs;
 mod logging;
@@ -26,6 +27,8 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     logging::init();
+    arrow_quant_bounds::quiet_panics(|name| name == Some(runtime::THREADS));
+    waiting::remember_main_thread(module.py())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     config::register(module)?;
     jobs::register(module)?;

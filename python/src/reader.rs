@@ -14,7 +14,7 @@ use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::errors::{Result, argument};
-use crate::runtime::{Threads, cores};
+use crate::runtime::{Threads, cores, executed};
 use crate::values::to_object;
 
 /// What the model is called in the session.
@@ -76,12 +76,12 @@ impl ModelReader {
         let mut out = out.try_readwrite().map_err(PyErr::from)?;
         let out = out.as_slice_mut().map_err(PyErr::from)?;
         let (ctx, key) = (self.ctx.clone(), (component.to_string(), tensor.to_string()));
-        let stream = self.threads.wait(py, async move {
+        let (rows, stop) = self.threads.wait(py, async move {
             let weights = ctx.table(datafusion::common::TableReference::partial(MODEL, "weights")).await?;
             let rows = weights.filter(col("component").eq(lit(key.0)).and(col("tensor").eq(lit(key.1))))?;
-            Ok(rows.select_columns(&["start", "weights"])?.execute_stream().await?)
+            executed(rows.select_columns(&["start", "weights"])?).await
         })?;
-        let mut batches = self.threads.stream(stream)?;
+        let mut batches = self.threads.stream(rows, stop)?;
         let mut copied = Vec::new();
         while let Some(batch) = batches.wait(py)? {
             let copy = py.detach(|| copy(&batch, report, out, &mut copied));

@@ -15,7 +15,7 @@ use crate::values::value_of;
 /// The reports of tensors, as dicts, as a table: one row a tensor. `tried` has the bits that were found too few.
 #[pyfunction]
 fn to_table(rows: &Bound<'_, PyAny>) -> Result<Table> {
-    let refused = |error: String| argument("rows", format!("rows are no reports of tensors: {error}"));
+    let refused = |error: String| argument("rows", format!("rows are not reports of tensors: {error}"));
     let value = value_of(rows)?.ok_or_else(|| refused(rows.to_string()))?;
     let reports: Vec<TensorReport> = serde_json::from_value(value).map_err(|error| refused(error.to_string()))?;
     let text =

@@ -1,20 +1,24 @@
 //! The engine's threads.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatchReader;
-use arrow_quant_v2::{DiffusionQuantConfig, QuantError};
+use arrow_quant_bounds::{QueryFault, on_planning_thread};
+use arrow_quant_udfs::Cancellation;
+use arrow_quant_v2::{DiffusionQuantConfig, QuantError, start_runtime};
+use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::DataFrame;
 use futures::StreamExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::config::checked;
 use crate::errors::Result;
@@ -22,9 +26,12 @@ use crate::logging;
 use crate::waiting;
 
 /// Bytes of a thread's stack, of which only what is used takes memory: a long expression of SQL is a deep tree.
-const STACK: usize = 64 << 20;
+const STACK: usize = 256 << 20;
 
-/// Batches that wait for whoever reads a result.
+/// The name of all threads of the engine.
+pub(crate) const THREADS: &str = "arrow-quant";
+
+/// Batches that are computed before the reader of a result asks for them.
 const AHEAD: usize = 2;
 
 /// All cores.
@@ -46,18 +53,12 @@ pub(crate) fn cores(num_threads: Option<&Bound<'_, PyAny>>) -> Result<usize> {
     Ok(if config.num_threads == 0 { all_cores() } else { config.num_threads })
 }
 
-/// A runtime on so many cores.
+/// A runtime on so many cores, or on fewer where the system refuses threads.
 ///
 /// # Errors
-/// If the threads cannot be started.
-pub(crate) fn start(threads: usize) -> PyResult<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("arrow-quant")
-        .thread_stack_size(STACK)
-        .enable_all()
-        .build()
-        .map_err(|error| PyRuntimeError::new_err(format!("cannot start {threads} threads: {error}")))
+/// If it refuses all.
+pub(crate) fn start(threads: usize) -> Result<Runtime> {
+    Ok(start_runtime(threads, STACK)?.runtime)
 }
 
 /// The threads of a session. Whatever runs on them ends with it.
@@ -71,7 +72,7 @@ impl Threads {
     ///
     /// # Errors
     /// If they cannot be started.
-    pub(crate) fn start(threads: usize) -> PyResult<Arc<Self>> {
+    pub(crate) fn start(threads: usize) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { runtime: Some(start(threads)?), process: std::process::id() }))
     }
 
@@ -103,7 +104,7 @@ impl Threads {
         logging::hand_on(py);
         match outcome {
             Ok(Some(result)) => Ok(result?),
-            Ok(None) => Err(waiting::panicked().into()),
+            Ok(None) => Err(QuantError::from(fault_of(task)).into()),
             Err(failure) => {
                 task.abort();
                 Err(failure)
@@ -111,11 +112,15 @@ impl Threads {
         }
     }
 
-    /// Lets a query run ahead of whoever reads its batches.
+    /// Lets a query run ahead of the reader of its batches.
     ///
     /// # Errors
     /// If the process was forked.
-    pub(crate) fn stream(self: &Arc<Self>, mut stream: SendableRecordBatchStream) -> PyResult<Batches> {
+    pub(crate) fn stream(
+        self: &Arc<Self>,
+        mut stream: SendableRecordBatchStream,
+        stop: StopOnDrop,
+    ) -> PyResult<Batches> {
         let schema = stream.schema();
         let (sender, receiver) = channel();
         let room = Arc::new(Semaphore::new(AHEAD));
@@ -131,7 +136,7 @@ impl Threads {
             // Nobody may be reading any more.
             drop(sender.send(None));
         });
-        Ok(Batches { schema, receiver, room, task: task.abort_handle(), threads: Arc::clone(self) })
+        Ok(Batches { schema, receiver, room, task, threads: Arc::clone(self), _stop: stop })
     }
 }
 
@@ -148,17 +153,53 @@ impl Drop for Threads {
     }
 }
 
+/// Stops the functions of a query when it is dropped: a function that computes cannot be stopped from outside.
+pub(crate) struct StopOnDrop(Cancellation);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Runs a query, and what stops its functions.
+pub(crate) async fn executed(frame: DataFrame) -> arrow_quant_v2::Result<(SendableRecordBatchStream, StopOnDrop)> {
+    let (mut state, plan) = frame.into_parts();
+    let cancellation = Cancellation::default();
+    state.config_mut().options_mut().extensions.insert(cancellation.clone());
+    // Functions are planned with the options of the execution, which are older.
+    let options = Arc::clone(state.config().options());
+    state.execution_props_mut().config_options = Some(options);
+    let stop = StopOnDrop(cancellation);
+    let threads = tokio::runtime::Handle::current();
+    let rows = on_planning_thread(&threads, async move { DataFrame::new(state, plan).execute_stream().await });
+    Ok((rows.await?, stop))
+}
+
 /// The batches of a query as they come. Dropped, they stop it.
 pub(crate) struct Batches {
     schema: SchemaRef,
     /// `None` is the end; without it the query was broken off.
     receiver: Receiver<Option<arrow_quant_v2::Result<RecordBatch>>>,
     room: Arc<Semaphore>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
     threads: Arc<Threads>,
+    _stop: StopOnDrop,
+}
+
+/// Why a task ended without a word: it panicked.
+fn fault_of(task: JoinHandle<()>) -> DataFusionError {
+    // It has ended, and this thread may be one of another runtime.
+    let fault = futures::executor::block_on(task).err().and_then(QueryFault::of_task);
+    fault.map_or_else(|| DataFusionError::Execution("the query was stopped".to_string()), DataFusionError::from)
 }
 
 impl Batches {
+    fn fault(&mut self) -> PyResult<DataFusionError> {
+        let ended = std::mem::replace(&mut self.task, self.threads.runtime()?.spawn(async {}));
+        Ok(fault_of(ended))
+    }
+
     /// The next batch, hearing signals.
     ///
     /// # Errors
@@ -168,7 +209,7 @@ impl Batches {
         self.room.add_permits(1);
         match next {
             Some(next) => Ok(next.transpose()?),
-            None => Err(waiting::panicked().into()),
+            None => Err(QuantError::from(self.fault()?).into()),
         }
     }
 }
@@ -176,14 +217,25 @@ impl Batches {
 impl Iterator for Batches {
     type Item = std::result::Result<RecordBatch, ArrowError>;
 
-    /// Whoever reads may be a thread of any kind, with Python's lock or without: nothing here depends on it.
+    /// Any thread may call this, with Python's lock or without it.
     fn next(&mut self) -> Option<Self::Item> {
         if let Err(error) = self.threads.runtime() {
             return Some(Err(ArrowError::ComputeError(error.to_string())));
         }
-        let next = match self.receiver.recv() {
-            Ok(next) => next?,
-            Err(_) => return Some(Err(ArrowError::ComputeError(waiting::PANICKED.to_string()))),
+        let next = loop {
+            match self.receiver.recv_timeout(waiting::TICK) {
+                Ok(next) => break next?,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = waiting::signals_of_main_thread() {
+                        self.task.abort();
+                        return Some(Err(ArrowError::ComputeError(format!("the query was interrupted: {error}"))));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let fault = self.fault().map_or_else(|error| error.to_string(), |fault| fault.to_string());
+                    return Some(Err(ArrowError::ComputeError(fault)));
+                }
+            }
         };
         self.room.add_permits(1);
         Some(next.map_err(|error| ArrowError::ExternalError(Box::new(error))))

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use arrow_quant_v2::{register_model, session};
+use arrow_quant_bounds::{on_planning_thread, parse_one};
+use arrow_quant_v2::{plan_statement, register_model, session};
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{DataFrame, SessionContext};
+use futures::TryStreamExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyMapping};
 use pyo3_arrow::ffi::to_schema_pycapsule;
@@ -17,8 +19,9 @@ use tokio::sync::RwLock;
 
 use crate::arrow_objects::{Table, names, stream_capsule, to_pandas, to_polars, to_pyarrow};
 use crate::errors::{Result, argument};
+use crate::html;
 use crate::import::batches;
-use crate::runtime::{Threads, cores};
+use crate::runtime::{Threads, cores, executed};
 
 /// Opens a session in which models are schemas and functions quantize.
 ///
@@ -131,16 +134,27 @@ impl Connection {
         let (ctx, replacing) = (self.ctx.clone(), Arc::clone(&self.replacing));
         let answer = self.threads.wait(py, async move {
             let planning = replacing.read().await;
-            let frame = ctx.sql(&query).await?;
+            let frame = planned(&ctx, query).await?;
             drop(planning);
             if !matches!(frame.logical_plan(), LogicalPlan::Dml(_) | LogicalPlan::Copy(_)) {
                 return Ok(Answer::Query(Box::new(frame)));
             }
             let schema = Arc::clone(frame.schema().inner());
-            Ok(Answer::Done(schema, frame.collect().await?))
+            let (rows, _stop) = executed(frame).await?;
+            Ok(Answer::Done(schema, rows.try_collect().await?))
         })?;
         Ok(QueryResult { answer, threads: Arc::clone(&self.threads) })
     }
+}
+
+/// A statement, planned; what defines tables and sets variables has run.
+async fn planned(ctx: &SessionContext, query: String) -> arrow_quant_v2::Result<DataFrame> {
+    let (ctx, threads) = (ctx.clone(), tokio::runtime::Handle::current());
+    let planned = on_planning_thread(&threads, async move {
+        let plan = plan_statement(&ctx, parse_one(&ctx.state(), &query)?).await?;
+        ctx.execute_logical_plan(plan).await
+    });
+    Ok(planned.await?)
 }
 
 /// What a query gives.
@@ -175,8 +189,8 @@ impl QueryResult {
 
     fn stream(&self, py: Python<'_>, frame: &DataFrame) -> Result<crate::runtime::Batches> {
         let frame = frame.clone();
-        let stream = self.threads.wait(py, async move { Ok(frame.execute_stream().await?) })?;
-        Ok(self.threads.stream(stream)?)
+        let (rows, stop) = self.threads.wait(py, executed(frame))?;
+        Ok(self.threads.stream(rows, stop)?)
     }
 }
 
@@ -238,6 +252,24 @@ impl QueryResult {
     /// Runs the query; as a polars.DataFrame.
     fn to_polars<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyAny>> {
         Ok(to_polars(Bound::new(py, self.collect(py)?)?.as_any())?)
+    }
+
+    /// The first rows, as a notebook shows them: the query runs until it has given them.
+    fn _repr_html_(&self, py: Python<'_>) -> Result<String> {
+        let frame = match &self.answer {
+            Answer::Query(frame) => frame,
+            Answer::Done(schema, batches) => {
+                let rows = batches.iter().map(RecordBatch::num_rows).sum();
+                return Ok(html::table(schema, batches, Some(rows))?);
+            }
+        };
+        let first = DataFrame::clone(frame).limit(0, Some(html::ROWS + 1))?;
+        let mut stream = self.stream(py, &first)?;
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.wait(py)? {
+            batches.push(batch);
+        }
+        Ok(html::table(&self.schema(), &batches, None)?)
     }
 
     fn __repr__(&self) -> String {

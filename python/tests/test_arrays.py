@@ -246,7 +246,7 @@ def test_torch_tensors_without_elements_to_read_are_refused() -> None:
     for tensor, what in [
         (torch.empty(3, device="meta"), "w is on the device meta, allowed: dense tensors that hold data"),
         (torch.eye(3).to_sparse(), "w is of the layout torch.sparse_coo, allowed: dense tensors that hold data"),
-        (torch.arange(3), "w is of torch.int64, allowed: float32, bfloat16, float16, float64"),
+        (torch.zeros(3, dtype=torch.complex64), "w is of torch.complex64, allowed: float32, bfloat16, float16, float64"),
     ]:
         with pytest.raises(QuantizationError, match=f"^{what}") as caught:
             quantize({"w": tensor})
@@ -592,8 +592,6 @@ def test_bfloat16_rows_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> Non
 # Errors
 
 REFUSED = {
-    "integers": np.arange(3),
-    "booleans": np.zeros(3, bool),
     "complex numbers": np.zeros(3, np.complex64),
     "text": np.array(["a"]),
     "objects": np.array([None]),
@@ -618,10 +616,42 @@ def test_arrays_that_cannot_be_quantized_are_named(kind: str) -> None:
 
 def test_integers_are_told_what_is_allowed() -> None:
     allowed = "float32, bfloat16, float16, float64"
-    with pytest.raises(QuantizationError, match=f"^step is of int64, allowed: {allowed}; convert it, or leave it out$"):
-        quantize({"step": np.arange(3)})
-    with pytest.raises(QuantizationError, match="^weights is of int64, "):
+    with pytest.raises(QuantizationError, match=f"^weights is of int64, allowed: {allowed}; convert it, or leave it out$"):
         quantize(np.arange(3))
+
+
+def test_integers_of_a_mapping_are_kept() -> None:
+    buffers = {"step": np.arange(3), "flag": np.array(True), "count": np.int64(7), "empty": np.zeros(0, np.uint8)}
+    quantized = quantize({"a": weights(), **buffers, "b": weights()}, bit_width=8)
+    assert list(quantized) == ["a", *buffers, "b"]
+    assert quantized.kept == tuple(buffers)
+    assert all(quantized[name] is value for name, value in buffers.items())
+    assert quantized.elements == 2 * weights().size
+    assert repr(quantized).startswith("QuantizedTensors(2 tensors, 4 kept, ")
+    restored = dequantize(quantized)
+    assert list(restored) == list(quantized)
+    assert all(restored[name] is value for name, value in buffers.items())
+    assert dequantize(dict(quantized.items()))["step"] is buffers["step"]
+    # A table has no place for them.
+    assert pa.table(quantized)["tensor"].to_pylist().count("step") == 0
+
+
+def test_buffers_of_a_module_are_kept() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    quantized = quantize(module.state_dict(), bit_width=8)
+    assert quantized.kept == ("1.num_batches_tracked",)
+    module.load_state_dict(dequantize(quantized))
+
+
+def test_a_mapping_of_integers_alone_is_kept() -> None:
+    quantized = quantize({"step": np.arange(3)})
+    assert (len(quantized), quantized.kept, quantized.nbytes) == (1, ("step",), 0)
+
+
+def test_a_notebook_shows_names_as_text() -> None:
+    html = quantize({"<script>alert(1)</script>": weights()})._repr_html_()
+    assert "&lt;script&gt;" in html and "<script" not in html
 
 
 def test_what_is_no_tensor_has_no_rows_of_one_length() -> None:

@@ -501,7 +501,7 @@ def test_wrong_arguments_are_refused(torch: Any) -> None:
         ({"samples": True}, "samples", "samples is True, allowed: 1 or more"),
         ({"histogram_bins": 1}, "histogram_bins", "histogram_bins is 1, allowed: 0 for none, or 2 to 65536"),
         ({"histogram_bins": 65537}, "histogram_bins", "histogram_bins is 65537, allowed: 0 for none, or 2 to 65536"),
-        ({"layers": "("}, "layers", "layers is '(', which is no regular expression: missing"),
+        ({"layers": "("}, "layers", "layers is '(', which is not a regular expression: missing"),
         ({"layers": ["a"]}, "layers", "layers is ['a'], allowed: a regular expression, or None"),
         ({"layers": "x"}, "layers", "layers is 'x', which matches none of the model's: "),
         ({"component": None}, "component", "component is None, allowed: a string"),

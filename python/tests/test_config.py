@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import pickle
@@ -34,6 +35,7 @@ FLAG: dict[str, Any] = {"allowed": [True, False], "wrong_types": ["true", 1, Non
 CASES = [
     Field("deployment_profile", "local", ["edge", "cloud"], [1, None], ["phone", "Edge", ""]),
     Field("modality", None, ["text", "code", "image", "audio", None], [1, ["text"]], ["video", ""]),
+    Field("variant", None, ["fp16", "non_ema", None], [1, ["fp16"]], ["", "a/b", "a.b"]),
     Field("bit_width", 4, [2, 4, 8], ["4", 4.5, None, True], [3, 16, 0, -2, 2**70]),
     Field("group_size", 128, [32, 64, 128, 256], ["64", 64.5, None], [100, 512, 0, -32]),
     Field("scheme", "affine", ["affine", "asymmetric", "symmetric"], [1, None], ["linear", "Affine"]),
@@ -99,6 +101,7 @@ PROFILES = {
 CHANGED: dict[str, Any] = {
     "deployment_profile": "edge",
     "modality": "audio",
+    "variant": "fp16",
     "bit_width": 8,
     "group_size": 32,
     "scheme": "symmetric",
@@ -131,7 +134,7 @@ def values(config: DiffusionQuantConfig) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of whoever runs the tests has no part in them."""
+    """Variables of the environment have no part in the tests."""
     for name in os.environ:
         if name.startswith("ARROW_QUANT_") and name != "ARROW_QUANT_ISA":
             monkeypatch.delenv(name)
@@ -311,7 +314,7 @@ def test_a_yaml_file_is_over_the_profile_that_it_names(tmp_path: Path) -> None:
         ("bit_width: 3", "bit_width is 3, allowed: 2, 4 or 8", "bit_width"),
         ("min_acuracy: 0.9", "there is no field 'min_acuracy'; did you mean min_accuracy?", "min_acuracy"),
         ("deployment_profile: phone", "deployment_profile is 'phone', allowed: ", "deployment_profile"),
-        ("a: [", "no YAML: ", None),
+        ("a: [", "not YAML: ", None),
         ("4", "expected fields and their values", None),
     ],
 )
@@ -322,6 +325,46 @@ def test_a_yaml_file_that_is_wrong(text: str, message: str, field: str | None, t
         DiffusionQuantConfig.from_yaml(path)
     assert str(caught.value).startswith(f"{path}: {message}")
     assert (caught.value.path, caught.value.field) == (str(path), field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "python", "yaml"),
+    [
+        ("tensors", 3, "is 3, allowed: a regular expression, or None for all", "or null for all"),
+        ("min_sqnr_db", "high", "is 'high', allowed: a number of dB, or None for no floor", "or null for no floor"),
+        ("max_memory_limit_mb", 5, "is 5, allowed: 192 or more, or None for no limit", "or null for no limit"),
+        ("target_bpw", True, "is True, allowed: a number above 0 and up to 64, or None for no target", "is true, allowed: "),
+        ("bit_width", None, "is None, allowed: 2, 4 or 8", "is null, allowed: 2, 4 or 8"),
+        ("fail_fast", "yes", "is 'yes', allowed: True or False", "is 'yes', allowed: true or false"),
+        ("sensitive_layer_names", [None, True], "is [None, True], allowed: ", "is [null,true], allowed: "),
+        ("layer_bit_widths", {"a": None}, "of 'a' is None, allowed: 2, 4, 8, or 16 to keep it", "of 'a' is null, "),
+        ("tensors", "(", "is '(', which is not a regular expression: unclosed group", "unclosed group"),
+    ],
+)
+def test_values_are_written_as_python_or_yaml_has_them(
+    field: str, value: Any, python: str, yaml: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig(**{field: value})
+    assert str(caught.value).startswith(f"{field} {python}")
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps({field: value}))
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig.from_yaml(path)
+    assert str(caught.value).startswith(f"{path}: {field} ") and yaml in str(caught.value)
+
+
+def test_a_contradiction_is_told_in_python() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig(enable_mixed_precision=False, layer_bit_widths={"a": 8})
+    assert str(caught.value) == (
+        "layer_bit_widths is set but enable_mixed_precision is False: set it to True, or leave out layer_bit_widths"
+    )
+
+
+def test_documentation_speaks_of_none() -> None:
+    assert "or None for all" in (DiffusionQuantConfig.tensors.__doc__ or "")
+    assert "Allowed: True or False." in (DiffusionQuantConfig.fail_fast.__doc__ or "")
 
 
 def test_a_yaml_file_that_is_not_there(tmp_path: Path) -> None:

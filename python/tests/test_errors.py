@@ -21,6 +21,7 @@ from arrow_quant_v2 import (
     DiffusionQuantConfig,
     MetadataError,
     ModelNotFoundError,
+    OutputExistsError,
     QuantizationError,
     ShapeMismatchError,
     ValidationError,
@@ -29,6 +30,7 @@ from arrow_quant_v2 import (
 ALL = [
     ConfigurationError,
     ModelNotFoundError,
+    OutputExistsError,
     MetadataError,
     ShapeMismatchError,
     ValidationError,
@@ -42,10 +44,11 @@ def about(error: ArrowQuantError) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def test_there_are_six_under_one_base() -> None:
+def test_there_are_seven_under_one_base() -> None:
     assert all(issubclass(kind, ArrowQuantError) for kind in ALL)
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(ModelNotFoundError, FileNotFoundError)
+    assert issubclass(OutputExistsError, ConfigurationError) and issubclass(OutputExistsError, FileExistsError)
     names = [name for name in arrow_quant_v2.__all__ if name.endswith("Error")]
     assert sorted(names) == sorted(kind.__name__ for kind in [ArrowQuantError, *ALL])
 
@@ -119,7 +122,7 @@ def test_a_weight_that_is_no_number(weight: float, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="199") as caught:
         ArrowQuantV2().quantize_diffusion_model(model, tmp_path / "out")
     assert about(caught.value) == {"tensor": "w"}
-    assert str(caught.value).endswith("; repair the model, or leave the tensor out with `tensors=`")
+    assert str(caught.value).endswith("; repair the model, or keep the tensor as it is: name it in `sensitive_layer_names=`")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -148,16 +151,44 @@ def test_an_output_that_an_interrupted_run_left(tiny_model: Path, tmp_path: Path
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "journal.jsonl").write_text("")
-    with pytest.raises(ConfigurationError, match="continue it with `resume=True`, remove it, or choose") as caught:
+    with pytest.raises(OutputExistsError, match="continue it with `resume=True`, remove it, or choose") as caught:
         ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out")
     assert about(caught.value) == {"path": str(partial)}
 
 
 def test_an_output_that_exists(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigurationError, match="out` exists already: remove it, or choose another output$") as caught:
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(FileExistsError, match="out` exists already: remove it, or choose another output$") as caught:
         ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out")
+    assert type(caught.value) is OutputExistsError
     assert about(caught.value) == {"path": str(tmp_path / "out")}
+
+
+def test_an_output_is_replaced_when_told_to_and_only_if_it_is_a_model(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quantizer = ArrowQuantV2()
+    quantizer.quantize_diffusion_model(tiny_model, out, DiffusionQuantConfig(bit_width=8))
+    with pytest.raises(FileExistsError):
+        quantizer.quantize_diffusion_model(tiny_model, out)
+    result = quantizer.quantize_diffusion_model(tiny_model, out, DiffusionQuantConfig(bit_width=4), overwrite=True)
+    assert result["bit_width"] == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(FileExistsError):
+        quantizer.quantize_diffusion_model(tiny_model, tmp_path / "mine", overwrite=True)
+
+
+def test_a_model_that_is_cut_while_it_is_open(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", {"w": gaussian((1024, 1024))})
+    file = next(model.glob("*.safetensors"))
+    connection = arrow_quant_v2.connect(models={"m": model})
+    with file.open("r+b") as opened:
+        opened.truncate(100_000)
+    with pytest.raises(QuantizationError, match="it had .* bytes when it was opened and has 100000") as caught:
+        connection.sql("SELECT tensor_stats(weights)['n'] FROM m.weights").to_pyarrow()
+    assert about(caught.value) == {"path": str(file)}
 
 
 def test_a_selection_of_nothing(tiny_model: Path, tmp_path: Path) -> None:

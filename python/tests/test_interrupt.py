@@ -22,7 +22,7 @@ import sys
 
 from arrow_quant_v2 import ArrowQuantV2, DiffusionQuantConfig
 
-# Where whoever started the tests ignores Ctrl-C, they would not be interrupted.
+# The process that started the tests may ignore Ctrl-C; then the tests could not be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -38,6 +38,90 @@ try:
 except KeyboardInterrupt:
     print("KeyboardInterrupt", flush=True)
 """
+
+
+# Reads a query that takes hours, and is sent a signal meanwhile: prints what it met, and the seconds it went on.
+QUERY_CHILD = """
+import os
+import signal
+import sys
+import threading
+import time
+
+import pyarrow as pa
+
+from arrow_quant_v2 import connect
+
+
+class Handled(Exception):
+    pass
+
+
+def handler(*_):
+    raise Handled
+
+
+read, threads, number, sql = sys.argv[1], int(sys.argv[2]), getattr(signal, sys.argv[3]), sys.argv[4]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGUSR1, handler)
+connection = connect(num_threads=threads)
+result = connection.sql(sql)
+sent = 0
+
+
+def send():
+    global sent
+    sent = time.monotonic()
+    os.kill(os.getpid(), number)
+
+
+timer = threading.Timer(0.7, send)
+timer.start()
+try:
+    # Where a library reads, Python hears of Ctrl-C after the library's own error.
+    try:
+        pa.table(result) if read == "stream" else result.to_pyarrow()
+    except Exception as error:
+        first = error
+        time.sleep(0.01)
+        raise first
+except BaseException as error:
+    took = time.monotonic() - sent
+    print(type(error).__name__, took, flush=True)
+assert connection.sql("SELECT 1 AS one").to_pyarrow()["one"].to_pylist() == [1]
+print(time.monotonic() - sent, flush=True)
+"""
+
+# A row of many million weights, which is worked on for as long as there are functions; and a join.
+SETTINGS = [f"v, {bits}, {size}, '{s}'" for bits in (2, 4, 8) for size in (32, 64, 128) for s in ("affine", "symmetric")]
+BUSY = [
+    "SELECT "
+    + " + ".join(f"sqnr(quantize({settings}))" for settings in SETTINGS)
+    + " AS x FROM (SELECT arrow_cast(range(0, 20000000), 'List(Float32)') AS v)",
+    "SELECT count(*) AS n FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y) WHERE x + y > 0",
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal to send")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sql", BUSY)
+@pytest.mark.parametrize(
+    ("read", "number", "met"),
+    [
+        ("collect", "SIGINT", {"KeyboardInterrupt"}),
+        ("collect", "SIGUSR1", {"Handled"}),
+        ("stream", "SIGINT", {"KeyboardInterrupt"}),
+        ("stream", "SIGUSR1", {"ArrowInvalid", "OSError", "ArrowException"}),
+    ],
+)
+def test_signals_end_queries(read: str, number: str, met: set[str], sql: str, threads: int) -> None:
+    arguments = [sys.executable, "-c", QUERY_CHILD, read, str(threads), number, sql]
+    child = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert child.returncode == 0, child.stderr
+    name, took, next_query = child.stdout.split()
+    assert name in met, child.stdout + child.stderr
+    # What a busy machine may add to the 0.2 s that a query may go on.
+    assert float(took) < 2.0 and float(next_query) < 3.0, child.stdout
 
 
 def weights(model: Path) -> dict[str, bytes]:

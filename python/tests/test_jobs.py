@@ -237,7 +237,7 @@ def test_what_is_no_path_is_refused(argument: str, tiny_model: Path, tmp_path: P
     assert caught.value.field == argument
 
 
-@pytest.mark.parametrize("config", [{"bit_width": 4}, "edge", 4, DiffusionQuantConfig])
+@pytest.mark.parametrize("config", ["edge", 4, ["bit_width"], DiffusionQuantConfig])
 def test_what_is_no_configuration_is_refused(config: Any, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="^config is .*, allowed: a DiffusionQuantConfig") as caught:
         ArrowQuantV2().quantize_model(tiny_model, tmp_path / "out", config)

@@ -319,6 +319,8 @@ def test_a_bar_is_shown(digits_dit: Path, tmp_path: Path, capsys: pytest.Capture
     ArrowQuantV2().quantize_diffusion_model(digits_dit, f"{tmp_path}/digits-int4/", progress=True)
     shown = capsys.readouterr().err
     assert "digits-int4:   0%" in shown and "digits-int4: 100%" in shown and shown.endswith("\n")
+    # One percentage, that of the whole job: none of the stage.
+    assert all(line.count("%") <= 1 for line in shown.replace("\n", "\r").split("\r")), shown
 
 
 def test_a_bar_ends_with_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

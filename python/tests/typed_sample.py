@@ -17,6 +17,7 @@ from arrow_quant_v2 import (
     ConfigurationError,
     Connection,
     DiffusionQuantConfig,
+    QuantizeResult,
     Result,
     functions,
 )
@@ -43,10 +44,23 @@ def job() -> None:
     print(quality["passed"], quality["per_layer_accuracy"])
 
 
+def keywords() -> None:
+    result = arrow_quant_v2.quantize_model("dream-7b/", "dream-7b-int4/", bit_width=4, layer_bit_widths={"lm_head": 8})
+    assert_type(result, QuantizeResult)
+    assert_type(result["kept"][0]["because"], str)
+    arrow_quant_v2.quantize_model("dream-7b/", "dream-7b-int8/", {"bit_width": 8})
+    arrow_quant_v2.quantize_model("dream-7b/", "dream-7b-int8/", bitwidth=8)  # type: ignore[call-arg]
+    arrow_quant_v2.quantize_model("dream-7b/", "dream-7b-int8/", bit_width="8")  # type: ignore[arg-type]
+    plan = ArrowQuantV2().plan("dream-7b/", target_bpw=3.5, output=Path("plan.csv"))
+    assert_type(plan["tensors"][0]["bits"], int | None)
+    assert_type(arrow_quant_v2.inspect("dream-7b/")["weights"], int)
+    print(arrow_quant_v2.report("dream-7b-int4/", html="report.html")["settings"], plan["nothing"])  # type: ignore[typeddict-item]
+
+
 def calibrated() -> None:
     quantizer = ArrowQuantV2()
     quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration="calibration.parquet")
-    table = arrow_quant_v2.connect().sql("SELECT * FROM 'calibration.parquet'")
+    table = arrow_quant_v2.connect().sql("SELECT * FROM calibration")
     quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration=table.collect())
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=Path("calibration.parquet"))
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=3)  # type: ignore[arg-type]
@@ -56,7 +70,9 @@ def calibrated() -> None:
 
 async def service() -> None:
     result = await AsyncArrowQuantV2().quantize_diffusion_model("dream-7b/", "dream-7b-int2/", progress=True)
-    print(result["quantized_path"])
+    assert_type(result, QuantizeResult)
+    print(result["quantized_path"], (await AsyncArrowQuantV2().plan("dream-7b/", bit_width=2))["parts"])
+    await AsyncArrowQuantV2().validate_quality("dream-7b/")  # type: ignore[call-arg]
 
 
 def configuration() -> DiffusionQuantConfig:

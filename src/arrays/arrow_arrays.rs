@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Float32Type};
 use arrow_quant_kernels::Dtype;
 
 use super::{QuantizedData, TensorData};
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, ShapeProblem};
 
 impl TensorData {
     /// A tensor of Arrow arrays, one after another along the first dimension. Floats (16, 32, 64) have one dimension; each
@@ -95,8 +95,7 @@ fn refuse_nulls(name: &str, array: &ArrayRef, first_row: usize) -> Result<()> {
     let Some(row) = array.nulls().and_then(|nulls| (0..nulls.len()).find(|&row| nulls.is_null(row))) else {
         return Ok(());
     };
-    let message = format!("{name} has a NULL at {}: a tensor has none, fill it or leave it out", first_row + row);
-    Err(QuantError::ShapeMismatch { tensor: name.to_string(), message })
+    Err(QuantError::shape(Some(name), ShapeProblem::Null { at: first_row + row }))
 }
 
 /// The values of lists that are all of one length, which is that of the first.
@@ -109,12 +108,8 @@ fn equal_lists<O: OffsetSizeTrait>(
     for (row, found) in lists.offsets().lengths().enumerate() {
         let expected = *length.get_or_insert(found);
         if found != expected {
-            let message = format!(
-                "{name}: the list at {} has {found} elements, those before it {expected}: the rows of a tensor are of equal \
-                 length",
-                first_row + row
-            );
-            return Err(QuantError::ShapeMismatch { tensor: name.to_string(), message });
+            let problem = ShapeProblem::UnequalRows { at: first_row + row, found, expected };
+            return Err(QuantError::shape(Some(name), problem));
         }
     }
     let offsets = lists.value_offsets();
@@ -125,8 +120,8 @@ fn equal_lists<O: OffsetSizeTrait>(
 /// Floats as a type, with lists around them as long as the dimensions say.
 fn nested(floats: ArrayRef, data_type: &DataType, shape: &[i64]) -> Result<ArrayRef> {
     let wrong = || {
-        let message = format!("a tensor of shape {shape:?} cannot be {data_type}");
-        QuantError::ShapeMismatch { tensor: String::new(), message }
+        let problem = ShapeProblem::ArrowType { shape: shape.to_vec(), data_type: data_type.clone() };
+        QuantError::shape(None, problem)
     };
     let (item, length) = match data_type {
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {

@@ -7,6 +7,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use arrow::array::{AsArray, StructArray};
 use arrow::buffer::Buffer;
@@ -18,7 +19,7 @@ pub use rows::quantized_row_schema;
 use arrow_quant_formats::row_length;
 
 use crate::tables::cut;
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, ShapeProblem};
 
 /// Weights that are worth another thread.
 const THREAD: u64 = 1 << 18;
@@ -43,8 +44,7 @@ impl TensorData {
         let expected = elements.and_then(|elements| elements.checked_mul(dtype.size() as u64));
         let found: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
         if expected != Some(found) || buffers.iter().any(|buffer| buffer.len() % dtype.size() != 0) {
-            let message = format!("{found} bytes are not the elements of a tensor of {dtype} with shape {shape:?}");
-            return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+            return Err(QuantError::shape(None, ShapeProblem::Bytes { found, dtype, shape }));
         }
         Ok(Self { dtype, shape, buffers })
     }
@@ -176,8 +176,8 @@ impl QuantizedData {
     /// If `out` has not as many elements, or the values contradict themselves.
     pub fn dequantize_into(&self, out: &mut [f32], threads: usize) -> Result<()> {
         if out.len() as u64 != self.elements() {
-            let message = format!("{} elements are no room for {}", out.len(), self.elements());
-            return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+            let problem = ShapeProblem::Room { found: out.len() as u64, expected: self.elements() };
+            return Err(QuantError::shape(None, problem));
         }
         let isa = Isa::active()?;
         let values = QuantizedColumn::try_new("dequantize", &self.values)?;
@@ -193,27 +193,21 @@ impl QuantizedData {
         let restore = |run: &mut [(usize, &mut [f32])]| {
             run.iter_mut().try_for_each(|(row, out)| restore_row(isa, &values, *row, out))
         };
-        std::thread::scope(|scope| {
-            let mut runs = work.chunks_mut(per_thread);
-            let own = runs.next();
-            let others: Vec<_> = runs.map(|run| scope.spawn(|| restore(run))).collect();
-            own.map_or(Ok(()), restore)?;
-            others.into_iter().try_for_each(joined)
-        })
+        share(work.chunks_mut(per_thread), threads, restore)
     }
 }
 
 fn restore_row(isa: Isa, values: &QuantizedColumn, row: usize, out: &mut [f32]) -> Result<()> {
     let Some(value) = values.row(row)? else {
-        return Err(QuantError::ShapeMismatch { tensor: String::new(), message: format!("row {row} is NULL") });
+        return Err(QuantError::shape(None, ShapeProblem::NullChunk { row }));
     };
     let restored = dequantize(isa, &value).map_err(|error| QuantError::Quantization {
         tensor: None,
         message: format!("row {row} is no quantized value: {error}"),
     })?;
     if restored.len() != out.len() {
-        let message = format!("row {row} has {} weights, expected {}", restored.len(), out.len());
-        return Err(QuantError::ShapeMismatch { tensor: String::new(), message });
+        let problem = ShapeProblem::ChunkLength { row, found: restored.len(), expected: out.len() };
+        return Err(QuantError::shape(None, problem));
     }
     out.copy_from_slice(&restored);
     Ok(())
@@ -225,16 +219,36 @@ fn in_runs<T: Sync, U: Send, E: Send>(
     threads: usize,
     work: impl Fn(&[T]) -> Result<Vec<U>, E> + Sync,
 ) -> Result<Vec<U>, E> {
+    let runs = items.chunks(items.len().div_ceil(threads).max(1));
+    let mut made: Vec<_> = runs.clone().map(|_| Vec::new()).collect();
+    share(runs.zip(&mut made), threads, |(run, made)| {
+        *made = work(run)?;
+        Ok(())
+    })?;
+    Ok(made.into_iter().flatten().collect())
+}
+
+/// Does each piece of some work, on so many threads with this one; on fewer where the system refuses more.
+fn share<W: Send, E: Send>(
+    work: impl Iterator<Item = W> + Send,
+    threads: usize,
+    one: impl Fn(W) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let work = Mutex::new(work);
+    let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let run = || {
+        while let Some(piece) = next() {
+            one(piece)?;
+        }
+        Ok(())
+    };
     // Threads of its own, not a pool's: a pool's do not outlive a fork, which Python's multiprocessing does.
     std::thread::scope(|scope| {
-        let mut runs = items.chunks(items.len().div_ceil(threads).max(1));
-        let own = runs.next().unwrap_or_default();
-        let others: Vec<_> = runs.map(|run| scope.spawn(|| work(run))).collect();
-        let mut all = work(own)?;
-        for other in others {
-            all.extend(joined(other)?);
-        }
-        Ok(all)
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
+        let others: Vec<_> = (1..threads).map_while(start).collect();
+        let own = run();
+        let others = others.into_iter().try_for_each(joined);
+        own.and(others)
     })
 }
 

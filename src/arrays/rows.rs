@@ -11,7 +11,7 @@ use datafusion::error::DataFusionError;
 
 use super::{QuantizedData, summed};
 use crate::tables::{shape_type, shapes};
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, ShapeProblem};
 
 /// The columns of [`QuantizedData::rows`].
 pub fn quantized_row_schema() -> SchemaRef {
@@ -84,20 +84,15 @@ impl Columns {
         let column = |name: &str| {
             let found = batch.column_by_name(name);
             found.filter(|column| column.null_count() == 0 || name == "quantized").ok_or_else(|| {
-                let expected =
-                    quantized_row_schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>().join(", ");
-                let message = format!("the table has no column '{name}' without NULLs; expected: {expected}");
-                QuantError::ShapeMismatch { tensor: String::new(), message }
+                let expected = quantized_row_schema().fields().iter().map(|f| f.name().clone()).collect();
+                QuantError::shape(None, ShapeProblem::NoColumn { name: name.to_string(), expected })
             })
         };
-        let quantized = column("quantized")?.as_struct_opt().cloned().ok_or_else(|| QuantError::ShapeMismatch {
-            tensor: String::new(),
-            message: "the column 'quantized' does not hold quantized values".to_string(),
-        })?;
+        let quantized = column("quantized")?.as_struct_opt().cloned();
+        let quantized = quantized.ok_or_else(|| QuantError::shape(None, ShapeProblem::NotQuantized))?;
         if let Some(row) = (0..quantized.len()).find(|&row| quantized.is_null(row)) {
             let tensor = cast(column("tensor")?, &DataType::Utf8)?.as_string::<i32>().value(row).to_string();
-            let message = format!("{tensor}: the column 'quantized' is NULL at {row}");
-            return Err(QuantError::ShapeMismatch { tensor, message });
+            return Err(QuantError::shape(Some(&tensor), ShapeProblem::NullChunk { row }));
         }
         Ok(Self {
             tensor: cast(column("tensor")?, &DataType::Utf8)?.as_string().clone(),
@@ -129,8 +124,7 @@ impl Gathered {
     }
 
     fn finish(self, name: &str) -> Result<QuantizedData> {
-        let wrong =
-            |what: String| QuantError::ShapeMismatch { tensor: name.to_string(), message: format!("{name}: {what}") };
+        let wrong = |problem: String| QuantError::shape(Some(name), ShapeProblem::Chunks { problem });
         let values = self.values.iter().map(|values| values as &dyn Array).collect::<Vec<_>>();
         let values = concat(&values)?;
         let mut order: Vec<usize> = (0..self.starts.len()).collect();

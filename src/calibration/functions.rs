@@ -8,6 +8,7 @@ use datafusion::logical_expr::Expr;
 
 use super::Grouping;
 use crate::tables::{Files, table_of};
+use crate::workers::in_place;
 use crate::{Calibration, DiffusionQuantConfig};
 
 /// The table functions over the calibration tables that `files` opens.
@@ -42,7 +43,8 @@ impl TableFunctionImpl for TimeGroups {
         if options.len() > 2 {
             return plan_err!("{TIME_GROUPS} expects 1 to 3 arguments (path [, groups [, boundaries]])");
         }
-        let calibration = self.0.open(path, |path| Calibration::open(path, config.calibration_samples))?;
+        let samples = config.calibration_samples;
+        let calibration = in_place(|| self.0.open(path, |path| Calibration::open(path, samples)))?;
         Ok(table_of(calibration.activations(Grouping::of(&config))?)?)
     }
 }
@@ -59,7 +61,7 @@ impl TableFunctionImpl for Importance {
             return plan_err!("{IMPORTANCE} expects the path of a calibration table and nothing else");
         };
         let samples = DiffusionQuantConfig::default().calibration_samples;
-        let calibration = self.0.open(path, |path| Calibration::open(path, samples))?;
+        let calibration = in_place(|| self.0.open(path, |path| Calibration::open(path, samples)))?;
         Ok(table_of(calibration.importance()?)?)
     }
 }

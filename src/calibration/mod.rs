@@ -126,7 +126,7 @@ impl Calibration {
                     || "the calibration is of another model".to_string(),
                     |near| format!("did you mean '{near}'?"),
                 );
-                return Err(self.refused(&layer.tensor, &format!("which is no tensor of the model; {advice}")));
+                return Err(self.refused(&layer.tensor, &format!("which is not a tensor of the model; {advice}")));
             };
             let found = layer.channels();
             match input_channels(&model.tensors()[tensor]) {

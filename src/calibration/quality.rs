@@ -12,7 +12,7 @@ use super::inputs::ChannelWeights;
 use super::smoothing::LayerWeights;
 use super::{LayerState, LayerStatistics};
 use crate::tables::QuantizedModel;
-use crate::{LayerQuality, QuantError, Result};
+use crate::{LayerQuality, QuantError, Result, ValidationProblem};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
@@ -74,12 +74,11 @@ impl StoredCalibration {
         weights: &LayerWeights,
         errors: &[f64],
     ) -> Result<LayerQuality> {
-        let refused = |message: String| QuantError::Validation { tensor: Some(layer.tensor.clone()), message };
-        let of_state = if layer.state.is_empty() { String::new() } else { format!(" in the state '{}'", layer.state) };
+        let refused = |problem| QuantError::validation(Some(&layer.tensor), problem);
         let groups = self.activations.get(&(layer.tensor.clone(), layer.state.clone())).map_or(&[][..], Vec::as_slice);
         let factors = self.model.factors(&layer.tensor);
         if factors.is_some_and(|factors| factors.len() != layer.channels()) {
-            return Err(refused(format!("{}: its smoothing is of another number of channels", layer.tensor)));
+            return Err(refused(ValidationProblem::SmoothedChannels));
         }
         let (parts, sum) = weights.parts(factors);
         let channels = ChannelWeights { parts: &parts, divisors: factors };
@@ -88,9 +87,9 @@ impl StoredCalibration {
         for (index, step) in layer.steps.iter().enumerate() {
             let mut covering = groups.iter().filter(|(timesteps, _)| timesteps.contains(&step.timestep));
             let (Some((_, parameters)), None) = (covering.next(), covering.next()) else {
-                let covering = groups.iter().filter(|(timesteps, _)| timesteps.contains(&step.timestep)).count();
-                let at = format!("{}: timestep {}{of_state}", layer.tensor, step.timestep);
-                return Err(refused(format!("{at} is in {covering} time groups of the quantized model, expected 1")));
+                let groups = groups.iter().filter(|(timesteps, _)| timesteps.contains(&step.timestep)).count();
+                let (timestep, state) = (step.timestep, layer.state.clone());
+                return Err(refused(ValidationProblem::TimeGroups { timestep, state, groups }));
             };
             let noise = loss(step, &parts, factors, *parameters);
             let power = channels.power(step);

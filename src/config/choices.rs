@@ -7,7 +7,7 @@ use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Problem, Refused};
+use super::{Allowed, Problem, Refused};
 use crate::{QuantError, Result};
 
 /// A type with a few values, each of which is written as a name or a number.
@@ -54,7 +54,7 @@ macro_rules! choices {
             fn from_str(text: &str) -> Result<Self> {
                 let found = Self::ALL.into_iter().find(|(_, name)| *name == text);
                 found.map(|(choice, _)| choice).ok_or_else(|| {
-                    Refused::new($field, Problem::Value { found: text.into(), allowed: $allowed }).into()
+                    Refused::new($field, Problem::Value { found: text.into(), allowed: Allowed::words($allowed) }).into()
                 })
             }
         }

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use serde_json::{Number, Value};
 
-use super::refused::pattern;
-use super::{Choice, Problem, Width};
+use super::pattern::pattern;
+use super::{Allowed, Choice, Problem, Width, listed};
 
 /// How values of a kind look, for front ends that write flags and type hints.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +109,24 @@ impl<T: Choice> Kind for OneOf<T> {
 
     fn show(&self, value: &T) -> Value {
         T::all().into_iter().find(|(choice, _)| choice == value).map(|(_, written)| written).unwrap_or_default()
+    }
+}
+
+/// Text for which this is true.
+#[derive(Debug)]
+pub struct Text(pub fn(&str) -> bool);
+
+impl Kind for Text {
+    type Value = String;
+
+    const SHAPE: Shape = Shape::Text;
+
+    fn read(&self, value: &Value) -> Option<String> {
+        value.as_str().filter(|text| self.0(text)).map(str::to_string)
+    }
+
+    fn show(&self, value: &String) -> Value {
+        value.as_str().into()
     }
 }
 
@@ -242,7 +260,7 @@ impl Kind for Widths {
             None => Some(Problem::Entry {
                 entry: layer.clone(),
                 found: width.clone(),
-                allowed: "2, 4, 8, or 16 to keep it",
+                allowed: Allowed::words(listed::WIDTH),
             }),
         })
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::table::{Assignment, named, unknown};
 use arrow_quant_formats::nearest;
 
-use super::{Configuration, DiffusionQuantConfig, Origin, Problem, Refused};
+use super::{Allowed, Configuration, DiffusionQuantConfig, Origin, Problem, Refused};
 use crate::{QuantError, Result};
 
 /// A configuration, and where each field's value came from.
@@ -19,6 +19,8 @@ pub struct Layered<C> {
     /// All layers together.
     pub config: C,
     origins: BTreeMap<&'static str, Origin>,
+    /// What each place says, in the order in which they were put together.
+    said: Vec<(&'static str, Value, Origin)>,
 }
 
 impl<C: Configuration> Layered<C> {
@@ -37,25 +39,52 @@ impl<C: Configuration> Layered<C> {
             named::<C>(other)?.set(&mut self.config, &Value::Null)?;
             self.origins.remove(other);
         }
-        self.origins.insert(field.name, origin);
+        self.origins.insert(field.name, origin.clone());
+        self.said.push((field.name, value, origin));
         Ok(())
     }
 
-    /// Checks fields that belong together. The message names the file, if a file has the field that is wrong.
+    /// Checks fields that belong together. The message names them as the places do that their values came from.
     fn check(&self) -> Result<(), Refused> {
-        self.config.check().map_err(|refused| {
-            match refused.field.as_deref().and_then(|field| self.origins.get(field)) {
-                Some(origin) => refused.at(origin.clone()),
-                None => refused,
-            }
+        self.config.check().map_err(|mut refused| {
+            let field = refused.field.as_deref().unwrap_or_default();
+            refused.origin = if let Problem::Missing { needed_by } = *refused.problem {
+                self.beside(needed_by, field)
+            } else {
+                self.origins.get(field).cloned()
+            };
+            refused.others.clone_from(&self.origins);
+            refused
         })
+    }
+
+    /// The place that set a field, unless it has its default.
+    pub fn set_by(&self, field: &str) -> Option<&Origin> {
+        self.origins.get(field)
+    }
+
+    /// The place that an entry of a list or mapping is from, if places add up. Names of a mapping are compared without case.
+    pub fn entry_set_by(&self, field: &str, entry: &str) -> Option<&Origin> {
+        let has_entry = |value: &Value| match value {
+            Value::Array(items) => items.iter().any(|item| item == entry),
+            Value::Object(entries) => entries.keys().any(|name| name.eq_ignore_ascii_case(entry)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        };
+        let said = self.said.iter().rev().find(|(name, value, _)| *name == field && has_entry(value));
+        said.map(|(_, _, origin)| origin)
+    }
+
+    /// What a field would be called at the place that set another.
+    pub fn beside(&self, set: &str, field: &str) -> Option<Origin> {
+        let field = named::<C>(field).ok()?;
+        self.origins.get(set).map(|origin| field.beside(origin))
     }
 }
 
 impl Layered<DiffusionQuantConfig> {
     /// Where a field's value came from; the profile, unless a layer above it set the field.
     pub fn origin(&self, field: &str) -> Origin {
-        let profile = Origin::Profile(self.config.deployment_profile);
+        let profile = Origin::Profile(self.config.deployment_profile.name());
         self.origins.get(field).cloned().unwrap_or(profile)
     }
 }
@@ -73,9 +102,20 @@ impl Layered<DiffusionQuantConfig> {
 pub struct Layers<C: 'static> {
     file: Option<PathBuf>,
     variables: Vec<(String, String)>,
-    /// Names and values, and whether each came from a flag.
-    given: Vec<(String, Value, bool)>,
+    /// Names and values, and how each was given.
+    given: Vec<(String, Value, Given)>,
     config: std::marker::PhantomData<C>,
+}
+
+/// How a caller gave a value.
+#[derive(Debug)]
+enum Given {
+    /// By the name of the field.
+    Explicitly,
+    /// By the flag of the field.
+    ByFlag,
+    /// By another flag, which this is.
+    ByAnotherFlag(String),
 }
 
 impl<C: Configuration> Default for Layers<C> {
@@ -109,13 +149,19 @@ impl<C: Configuration> Layers<C> {
 
     /// With a field's value, null for none.
     pub fn explicit(mut self, field: &str, value: Value) -> Self {
-        self.given.push((field.to_string(), value, false));
+        self.given.push((field.to_string(), value, Given::Explicitly));
         self
     }
 
     /// The same, by the field's flag, which is what messages call the field.
     pub fn flag(mut self, field: &str, value: Value) -> Self {
-        self.given.push((field.to_string(), value, true));
+        self.given.push((field.to_string(), value, Given::ByFlag));
+        self
+    }
+
+    /// The same, by another flag than the field's.
+    pub fn another_flag(mut self, flag: &str, field: &str, value: Value) -> Self {
+        self.given.push((field.to_string(), value, Given::ByAnotherFlag(flag.to_string())));
         self
     }
 
@@ -126,9 +172,13 @@ impl<C: Configuration> Layers<C> {
     pub fn load(&self) -> Result<Layered<C>> {
         let mut assignments = self.file.as_deref().map(of_file).transpose()?.unwrap_or_default();
         assignments.extend(of_variables(&self.variables)?);
-        for (name, value, is_flag) in &self.given {
+        for (name, value, given) in &self.given {
             let field = named(name)?;
-            let origin = if *is_flag { Origin::Flag(format!("--{}", field.flag())) } else { Origin::Explicit };
+            let origin = match given {
+                Given::Explicitly => Origin::Explicit,
+                Given::ByFlag => field.as_flag(),
+                Given::ByAnotherFlag(flag) => Origin::Flag(flag.clone()),
+            };
             assignments.push(Assignment { field, value: value.clone(), origin });
         }
         // The profile comes first, whatever layer it is from: its defaults are below all layers.
@@ -199,8 +249,7 @@ fn refuse_unknown<C: Configuration>(name: &str) -> Result<(), Refused> {
         Some(field) => field.variable,
         None => variables().find(|(rest, _)| Some(*rest) == similar).map(|(_, variable)| variable),
     };
-    let problem = Box::new(Problem::UnknownVariable { name: name.to_string(), nearest });
-    Err(Refused { field: None, origin: None, problem })
+    Err(Refused::general(Problem::UnknownVariable { name: name.to_string(), nearest }))
 }
 
 /// What a text stands for: a number, a truth value, or text.
@@ -237,7 +286,7 @@ fn flatten<C: Configuration>(
                 Value::Object(entries) => flatten(assignments, &inner, entries, origin)?,
                 _ if is_unset => {}
                 other => {
-                    let problem = Problem::Value { found: other.clone(), allowed: "names and values" };
+                    let problem = Problem::Value { found: other.clone(), allowed: Allowed::words("names and values") };
                     return Err(Refused::new(&full, problem));
                 }
             }
@@ -257,7 +306,7 @@ fn read(path: &Path) -> Result<Map<String, Value>> {
     // A configuration that is not there is one that is wrong, not a failing disk.
     let missing = |e| QuantError::configuration(QuantError::io(path, e).to_string()).at(path);
     let text = fs::read_to_string(path).map_err(missing)?;
-    let yaml = serde_yaml::from_str(&text).map_err(|e| Refused::file(path, format_args!("no YAML: {e}")))?;
+    let yaml = serde_yaml::from_str(&text).map_err(|e| Refused::file(path, format_args!("not YAML: {e}")))?;
     match json(yaml).map_err(|message| Refused::file(path, message))? {
         Value::Object(fields) => Ok(fields),
         Value::Null => Ok(Map::new()),

@@ -6,9 +6,10 @@
 mod choices;
 mod kinds;
 mod layers;
+pub(crate) mod listed;
+mod pattern;
 #[cfg(test)]
 mod reference;
-mod refused;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -21,11 +22,13 @@ use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme, Settings};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+pub use crate::error::{Allowed, Origin, Problem, Refused};
 pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
-pub use kinds::{Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Whole, Widths, number, one_of};
+pub use kinds::{
+    Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number, one_of,
+};
 pub use layers::{Layered, Layers, value_of};
-pub(crate) use refused::regex;
-pub use refused::{Origin, Problem, Refused, shown};
+pub(crate) use pattern::regex;
 pub use table::{Configuration, Field, check, named, set};
 
 use crate::{QuantError, Result, config_field};
@@ -73,12 +76,17 @@ configuration! {
     deployment_profile: DeploymentProfile = one_of::<DeploymentProfile>(), "edge, local or cloud",
         flags(&["profile", "deployment-profile"]);
     /// What the model generates. Usually its files say so; `skip_sensitive_layers` needs to know.
-    modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio, or null to find out";
+    modality: Option<Modality> = Nullable(one_of::<Modality>()), "text, code, image or audio",
+        or_null("to find out");
+    /// Which of a model's weights to read, where it has them in several variants: `fp16` of `model.fp16.safetensors`. Without it
+    /// those that have no variant are read.
+    variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -",
+        or_null("for the weights without one"), hint("NAME"), example("fp16");
     /// Bits of a code. With a target size, they are chosen for each tensor.
-    bit_width: Bits = one_of::<Bits>(), "2, 4 or 8",
+    bit_width: Bits = one_of::<Bits>(), listed::BITS,
         variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
     /// Weights that share a scale. With a target size, their number is chosen for each tensor.
-    group_size: GroupSize = one_of::<GroupSize>(), "32, 64, 128 or 256",
+    group_size: GroupSize = one_of::<GroupSize>(), listed::GROUP_SIZES,
         variable("ARROW_QUANT_GROUP_SIZE"), hint("N");
     /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
     scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
@@ -89,13 +97,13 @@ configuration! {
     min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
         variable("ARROW_QUANT_MIN_ACCURACY");
     /// A second floor, the least SQNR in dB.
-    min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB, or null for no floor",
-        hint("DB"), example("20.0");
+    min_sqnr_db: Option<f64> = Nullable(Real(|_| true)), "a number of dB",
+        or_null("for no floor"), hint("DB"), example("20.0");
     /// Whether a tensor below a floor ends the job.
     fail_fast: bool = Switch, BOOLEAN, variable("ARROW_QUANT_FAIL_FAST");
     /// Quantizes only the tensors whose names match; the others keep their dtype.
-    tensors: Option<String> = Nullable(Pattern), "a regular expression, or null for all",
-        hint("REGEX"), example("'attn|mlp'");
+    tensors: Option<String> = Nullable(Pattern), "a regular expression",
+        or_null("for all"), hint("REGEX"), example("'attn|mlp'");
     /// Whether to keep the tensors that are known to be sensitive in the model's architecture.
     skip_sensitive_layers: bool = Switch, BOOLEAN;
     /// Tensors to keep, and modules with all their tensors.
@@ -105,19 +113,19 @@ configuration! {
     sensitive_layer_patterns: Vec<String> = Patterns, "a list of regular expressions",
         hint("REGEX"), example(r"['\.gate\.', '^model\.layers\.0\.']");
     /// Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above.
-    layer_bit_widths: BTreeMap<String, Width> = Widths, "a mapping from a name or regular expression to 2, 4, 8 or 16",
+    layer_bit_widths: BTreeMap<String, Width> = Widths, listed::WIDTHS,
         hint("NAME=BITS"), example(r"{lm_head: 8, 'mlp\.down_proj': 4}");
     /// Whether tensors may differ in bits, by a target size or by `layer_bit_widths`. If not, a target size chooses one width
     /// and group size for all tensors.
     enable_mixed_precision: bool = Switch, BOOLEAN;
     /// The most that the files of weights may take, in MB (10^6 bytes). Bits and group size of each tensor are chosen for
     /// the least error at this size.
-    target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0, or null for no target",
-        hint("MB"), example("1900"), replaces("target_bpw");
+    target_model_size_mb: Option<f64> = Nullable(Real(|size| size > 0.0)), "a number above 0",
+        or_null("for no target"), hint("MB"), example("1900"), replaces("target_bpw");
     /// The same in bits per weight, an alternative to `target_model_size_mb`.
     target_bpw: Option<f64> = Nullable(Real(|bits| bits > 0.0 && bits <= 64.0)),
-        "a number above 0 and up to 64, or null for no target",
-        hint("BITS"), example("3.5"), replaces("target_model_size_mb");
+        "a number above 0 and up to 64",
+        or_null("for no target"), hint("BITS"), example("3.5"), replaces("target_model_size_mb");
     /// Whether activations are quantized for each group of timesteps, and weights by the importance of their input channels
     /// over all timesteps. Needs a calibration table.
     enable_time_aware: bool = Switch, BOOLEAN;
@@ -140,8 +148,8 @@ configuration! {
     enable_streaming: bool = Switch, BOOLEAN;
     /// The most memory the job may take, in MB (10^6 bytes).
     max_memory_limit_mb: Option<u64> = Nullable(Whole(|limit: u64| limit >= LEAST_MEMORY_MB)),
-        "192 or more, or null for no limit",
-        variable("ARROW_QUANT_MAX_MEMORY_MB"), flags(&["max-memory-limit-mb", "max-memory-mb"]), hint("MB"),
+        "192 or more",
+        or_null("for no limit"), variable("ARROW_QUANT_MAX_MEMORY_MB"), flags(&["max-memory-limit-mb", "max-memory-mb"]), hint("MB"),
         example("300");
 }
 
@@ -158,18 +166,11 @@ impl Configuration for DiffusionQuantConfig {
     }
 
     fn check(&self) -> Result<(), Refused> {
-        let contradiction = |field: &str, clause: &str| Err(Refused::new(field, Problem::Other(clause.to_string())));
         if self.target_model_size_mb.is_some() && self.target_bpw.is_some() {
-            return contradiction(
-                "target_bpw",
-                "target_model_size_mb and target_bpw are both set, allowed: one of them",
-            );
+            return Err(Refused::new("target_bpw", Problem::BothSet { other: "target_model_size_mb" }));
         }
         if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
-            return contradiction(
-                "layer_bit_widths",
-                "layer_bit_widths is set but enable_mixed_precision is false: set it to true, or leave the widths out",
-            );
+            return Err(Refused::new("layer_bit_widths", Problem::IsOff { switch: "enable_mixed_precision" }));
         }
         Ok(())
     }
@@ -200,6 +201,7 @@ impl DiffusionQuantConfig {
         Self {
             deployment_profile: profile,
             modality: None,
+            variant: None,
             bit_width,
             group_size,
             scheme: Scheme::Affine,
@@ -293,6 +295,11 @@ impl DiffusionQuantConfig {
     pub fn settings(&self) -> Settings {
         Settings { bits: self.bit_width, group_size: self.group_size, scheme: self.scheme, method: self.method }
     }
+}
+
+/// Whether a text can be a part of the name of a file.
+fn is_variant(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
 /// Groups of so many weights. In a constant, a size that there is not does not compile.

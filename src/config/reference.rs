@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::*;
+use crate::Literals;
 
 /// The text of a file between two marks must be this. With `UPDATE_DOCS=1` in the environment, writes it instead.
 fn is_up_to_date(file: &str, begin: &str, end: &str, expected: &str) {
@@ -54,8 +55,8 @@ fn configuration_page_has_every_field() {
     let mut table = "\n| field | meaning | allowed | variable | flag |\n|---|---|---|---|---|\n".to_string();
     for field in FIELDS {
         let variable = field.variable.map_or("–".to_string(), |variable| format!("`{variable}`"));
-        let (help, flag) = (field.help(), flag(field));
-        writeln!(table, "| `{}` | {help} | {} | {variable} | {flag} |", field.name, field.allowed).unwrap();
+        let (help, flag, allowed) = (field.help(), flag(field), field.allowed.spelled(Literals::Yaml));
+        writeln!(table, "| `{}` | {help} | {allowed} | {variable} | {flag} |", field.name).unwrap();
     }
     is_up_to_date(page, "<!-- begin fields -->\n", "\n<!-- end fields -->", &table);
 }
@@ -93,7 +94,8 @@ fn example_has_every_field_with_its_default() {
             format!("default {local}")
         };
         let variable = field.variable.map_or_else(String::new, |variable| format!("; {variable}"));
-        let facts = format!("# allowed: {}; {default}{variable}{such_as}", field.allowed);
+        let allowed = field.allowed.spelled(Literals::Yaml);
+        let facts = format!("# allowed: {allowed}; {default}{variable}{such_as}");
         writeln!(example, "{}\n{facts}\n{}: {local}\n", wrapped(&help, "# "), field.name).unwrap();
     }
     let end = "# docs/configuration.md has more on all of them.";
@@ -106,6 +108,10 @@ fn example_has_every_field_with_its_default() {
 fn examples_are_allowed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("c.yaml");
+    for field in FIELDS {
+        let speaks_of_null = matches!(field.allowed, Allowed::Words { null: Some(_), .. });
+        assert_eq!(speaks_of_null, field.is_nullable, "{}", field.name);
+    }
     for (field, example) in FIELDS.iter().filter_map(|field| Some((field, field.example?))) {
         fs::write(&path, format!("{}: {example}", field.name)).unwrap();
         let config = DiffusionQuantConfig::from_yaml(&path).unwrap();

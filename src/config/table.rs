@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use arrow_quant_formats::nearest;
 
-use super::{Kind, Origin, Problem, Refused, Shape};
+use super::{Allowed, Kind, Origin, Problem, Refused, Shape};
+use crate::error::Literals;
 
 /// A configuration that has a table of fields.
 pub trait Configuration: Clone + Default + 'static {
@@ -49,7 +50,7 @@ pub struct Field<C> {
     /// field's name.
     pub flags: &'static [&'static str],
     /// What the field may hold, in words.
-    pub allowed: &'static str,
+    pub allowed: Allowed,
     /// What the field may hold, for programs.
     pub shape: Shape,
     /// Whether null is a value of the field.
@@ -78,7 +79,7 @@ impl<C> Field<C> {
             name,
             variable: None,
             flags: &[],
-            allowed,
+            allowed: if matches!(K::SHAPE, Shape::Switch) { Allowed::Switch } else { Allowed::words(allowed) },
             shape: K::SHAPE,
             is_nullable: K::IS_NULLABLE,
             hint: None,
@@ -93,6 +94,11 @@ impl<C> Field<C> {
     /// With a variable.
     pub const fn variable(self, variable: &'static str) -> Self {
         Self { variable: Some(variable), ..self }
+    }
+
+    /// With what null means, if it is a value that users may give.
+    pub const fn or_null(self, meaning: &'static str) -> Self {
+        Self { allowed: self.allowed.or_null(meaning), ..self }
     }
 
     /// With a flag, and aliases of it.
@@ -120,14 +126,23 @@ impl<C> Field<C> {
         self.help.trim()
     }
 
-    /// What the field's flag may hold, in words: null is not spelled there.
-    pub fn allowed_in_flag(&self) -> &'static str {
-        self.allowed.split_once(", or null").filter(|_| self.is_nullable).map_or(self.allowed, |(allowed, _)| allowed)
-    }
-
     /// The documentation of the field in Python: what it is for, and what it may hold.
     pub fn docstring(&self) -> String {
-        format!("{} Allowed: {}.", self.help().replace('`', "``"), self.allowed.replace("null", "None"))
+        format!("{} Allowed: {}.", self.help().replace('`', "``"), self.allowed.spelled(Literals::Python))
+    }
+
+    /// What a value of the field would be called at the place where the value of another is from.
+    pub(super) fn beside(&self, origin: &Origin) -> Origin {
+        match origin {
+            Origin::Variable(_) => self.variable.map_or_else(|| self.as_flag(), Origin::Variable),
+            Origin::Flag(_) => self.as_flag(),
+            Origin::File(_) | Origin::Profile(_) | Origin::Explicit => origin.clone(),
+        }
+    }
+
+    /// That a value is from the field's flag.
+    pub fn as_flag(&self) -> Origin {
+        Origin::Flag(format!("--{}", self.flag()))
     }
 
     /// The flag, without the dashes before it.

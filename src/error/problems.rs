@@ -1,9 +1,9 @@
 //! What can be wrong with a setting or a place for an output. Sentences are made with the words of a front end.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use arrow_quant_formats::manifest::{Reason, Shortfall};
+use arrow_quant_formats::manifest::Reason;
 use arrow_quant_stores::StoreError;
 
 use super::Words;
@@ -19,6 +19,11 @@ pub enum SettingProblem {
     },
     /// The setting decides what a plan decides.
     BesidePlan,
+    /// The name of a plan's file does not tell its format.
+    PlanName {
+        /// The file.
+        path: PathBuf,
+    },
     /// The model cannot become so small.
     TooSmall {
         /// The size that was asked for, in the unit of the setting.
@@ -26,6 +31,8 @@ pub enum SettingProblem {
         /// About the smallest size there is.
         least: f64,
     },
+    /// A target size is asked of a model without weights.
+    NothingToChoose,
     /// The files turned out larger than the target size.
     NotMet {
         /// The target size in 10⁶ bytes.
@@ -65,6 +72,17 @@ pub enum SettingProblem {
         /// What is held.
         held: Held,
     },
+    /// The weights are there in several variants, or not in the one that was asked for.
+    Variant {
+        /// The directory of the weights.
+        path: PathBuf,
+        /// The variant that was asked for, if one was.
+        asked: Option<String>,
+        /// The variants that are there.
+        there: Vec<String>,
+    },
+    /// A size that is asked for by the weight, of a model without weights.
+    NoWeights,
     /// A path or URL that cannot be allowed.
     Allow(StoreError),
 }
@@ -80,6 +98,7 @@ pub enum Held {
 
 impl SettingProblem {
     /// Writes the sentence about a setting.
+    // Long because: it has one sentence for each problem, and they are found best beside one another.
     pub(super) fn write(&self, field: &str, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setting = words.setting(field);
         match self {
@@ -91,9 +110,18 @@ impl SettingProblem {
             Self::BesidePlan => {
                 write!(f, "{setting} is set beside a plan, which says what each tensor becomes: leave one out")
             }
-            Self::TooSmall { asked, least } => {
-                write!(f, "{setting} is {asked:.3}, allowed for this model: about {least:.3} or more")
+            Self::PlanName { path } => {
+                write!(f, "{setting} is `{}`, allowed: names that end with .parquet or .csv", path.display())
             }
+            Self::TooSmall { asked, least } => {
+                let unit = if field == "target_model_size_mb" { " MB" } else { "" };
+                write!(f, "{setting} is {asked:.3}{unit}, allowed for this model: about {least:.3}{unit} or more")
+            }
+            Self::NothingToChoose => write!(
+                f,
+                "{setting} is set, but the model has no weights that can be quantized to meet it: leave it out, or see {}",
+                words.list_of_tensors()
+            ),
             Self::NotMet { target_mb, below_floor: 0 } => {
                 write!(f, "the target size of {target_mb:.6} MB ({setting}) cannot be met: allow a little more")
             }
@@ -104,7 +132,7 @@ impl SettingProblem {
                 words.setting("min_accuracy")
             ),
             Self::UnknownName { name, nearest } => {
-                write!(f, "{setting} has '{name}', which is no tensor or module of the model; ")?;
+                write!(f, "{setting} has '{name}', which is not a tensor or module of the model; ")?;
                 match nearest {
                     Some(near) => write!(f, "did you mean '{near}'?"),
                     None => write!(f, "see {}", words.list_of_tensors()),
@@ -115,6 +143,7 @@ impl SettingProblem {
                 "{setting} of '{first}' is {width} and of '{second}' {other}, and both match {tensor}: name it, or narrow one"
             ),
             Self::CannotBeQuantized { name, width, reason } => {
+                let reason = reason.worded(&|field| words.setting(field));
                 write!(f, "{setting} of '{name}' is {width}, but it cannot be quantized ({reason}): leave it out")
             }
             Self::MemoryLimit { limit_mb, least_mb, held } => {
@@ -129,8 +158,32 @@ impl SettingProblem {
                     Held::Model => write!(f, ", or {}", words.switched("enable_streaming", true)),
                 }
             }
+            Self::Variant { path, asked, there } => write_variant((field, words), path, asked.as_deref(), there, f),
+            Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }
+    }
+}
+
+/// Writes which variants there are of the weights at a path.
+fn write_variant(
+    (field, words): (&str, &dyn Words),
+    path: &Path,
+    asked: Option<&str>,
+    there: &[String],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let (setting, path, names) = (words.setting(field), path.display(), there.join(", "));
+    match asked {
+        Some(asked) if there.is_empty() => {
+            write!(f, "{setting} is '{asked}', but the weights in `{path}` have no variants: leave it out")
+        }
+        Some(asked) => write!(f, "{setting} is '{asked}', allowed for `{path}`: {names}"),
+        None => write!(
+            f,
+            "`{path}` has its weights as {names} and none without a variant: choose one with {}",
+            words.advised(field)
+        ),
     }
 }
 
@@ -140,6 +193,8 @@ impl SettingProblem {
 pub enum OutputProblem {
     /// The output exists.
     Exists,
+    /// The output exists, and is finished, and another job wrote it than the one that is to go on with it.
+    OfAnotherJob,
     /// Another run is writing it.
     Running,
     /// An interrupted run left parts of it.
@@ -154,6 +209,9 @@ impl OutputProblem {
         write!(f, "`{}` ", path.display())?;
         match self {
             Self::Exists => write!(f, "exists already: remove it")?,
+            Self::OfAnotherJob => {
+                write!(f, "is finished already, and was made of another model or with other settings: remove it")?
+            }
             Self::Running => write!(f, "belongs to a run that is still going on: wait for it")?,
             Self::Interrupted => write!(
                 f,
@@ -163,19 +221,5 @@ impl OutputProblem {
             Self::Foreign => write!(f, "is in the way, and not from a run of arrow-quant: remove it")?,
         }
         write!(f, ", or choose another output")
-    }
-}
-
-/// Writes what of a tensor is below the floor.
-pub(super) fn write_shortfall(shortfall: &Shortfall, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let accuracy = || words.setting("min_accuracy");
-    match shortfall {
-        Shortfall::CosineSimilarity { found, floor } => {
-            write!(f, "has a cosine similarity of {found:.6}, below {} {floor}", accuracy())
-        }
-        Shortfall::Sqnr { found, floor } => {
-            write!(f, "has an SQNR of {found:.2} dB, below {} {floor}", words.setting("min_sqnr_db"))
-        }
-        Shortfall::Zeros { floor } => write!(f, "became all zeros, below {} {floor}", accuracy()),
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::*;
 
 /// Words that show where a sentence asks for which.
@@ -21,6 +23,10 @@ impl Words for Marked {
         format!("<{name} {value}>")
     }
 
+    fn literals(&self) -> Literals {
+        Literals::Python
+    }
+
     fn list_of_tensors(&self) -> &'static str {
         "<list>"
     }
@@ -35,7 +41,8 @@ fn output(problem: OutputProblem) -> QuantError {
 }
 
 fn unfinished() -> QuantError {
-    QuantError::Unfinished { path: PathBuf::from("part"), source: io::Error::from_raw_os_error(28) }
+    let problem = QuantError::Io { path: PathBuf::from("part"), source: io::Error::from_raw_os_error(28) };
+    QuantError::Unfinished { problem: Box::new(problem) }
 }
 
 #[test]
@@ -63,7 +70,7 @@ fn settings_are_named_by_the_front_end() {
         (setting("target_bpw", SettingProblem::NotMet { target_mb: 2.0, below_floor: 3 }), "or lower <min_accuracy>"),
         (
             setting("tensors", unknown(Some("y"))),
-            "<tensors> has 'x', which is no tensor or module of the model; did you",
+            "<tensors> has 'x', which is not a tensor or module of the model; did you",
         ),
         (setting("tensors", unknown(None)), "see <list>"),
         (
@@ -98,7 +105,7 @@ fn settings_are_named_by_the_front_end() {
                 tensor: "w".to_string(),
                 problem: KernelError::NotFinite { index: 7, value: f64::NAN },
             },
-            "leave the tensor out with <give tensors>",
+            "keep the tensor as it is: name it in <give sensitive_layer_names>",
         ),
         (unfinished(), "the finished parts are kept: continue with <resume true>"),
     ];
@@ -121,6 +128,51 @@ fn display_names_fields() {
         "part: the disk is full: free space, or choose an output elsewhere; the finished parts are kept: continue with \
          `resume: true`"
     );
+}
+
+#[test]
+fn refused_settings_are_named_as_their_place_names_them() {
+    let value = |found| Problem::Value { found, allowed: Allowed::words("a size").or_null("for none") };
+    let refused = |problem| Refused {
+        others: [("switch", Origin::Flag("--switch".into()))].into(),
+        ..Refused::new("size", problem)
+    };
+    let told = |refused: Refused| QuantError::from(refused).worded(&Marked).to_string();
+    let file = || Origin::File("c.yaml".into());
+    assert_eq!(told(refused(value(json!(null)))), "<size> is None, allowed: a size, or None for none");
+    assert_eq!(
+        told(refused(value(json!([true]))).at(file())),
+        "c.yaml: size is [true], allowed: a size, or null for none"
+    );
+    assert_eq!(told(refused(value(json!(3))).at(Origin::Flag("--size".into()))), "--size is 3, allowed: a size");
+    assert_eq!(told(refused(value(json!(3))).at(Origin::Variable("SIZE"))), "SIZE is '3', allowed: a size");
+    let off = || Problem::IsOff { switch: "switch" };
+    assert_eq!(
+        told(refused(off()).at(file())),
+        "c.yaml: size is set but --switch is false: set it to true, or leave out size"
+    );
+    assert_eq!(
+        told(Refused::new("size", off())),
+        "<size> is set but <switch> is False: set it to True, or leave out <size>"
+    );
+    let switch = Problem::Value { found: json!("yes"), allowed: Allowed::Switch };
+    assert_eq!(told(Refused::new("size", switch)), "<size> is 'yes', allowed: True or False");
+}
+
+#[test]
+fn what_does_not_fit_is_told_of_a_tensor_or_of_one_without_a_name() {
+    let uneven = || ShapeProblem::UnequalRows { at: 2, found: 3, expected: 4 };
+    let told = |tensor| QuantError::shape(tensor, uneven()).to_string();
+    assert!(told(Some("w")).starts_with("w: the list at 2 has 3 elements, those before it 4: "));
+    assert!(told(None).starts_with("the list at 2 has 3 elements"));
+    let null = |tensor| QuantError::shape(tensor, ShapeProblem::Null { at: 1 }).to_string();
+    assert!(
+        null(Some("w")).starts_with("w has a NULL at 1: ")
+            && null(Some("")).starts_with("the tensor has a NULL at 1: ")
+    );
+    let uncalibrated = QuantError::validation(None, ValidationProblem::Uncalibrated { quantized: "out".into() });
+    let message = uncalibrated.worded(&Marked).to_string();
+    assert!(message.starts_with("`out` was quantized without a calibration: leave out <calibration>, or"), "{message}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! How front ends name what their users set, so that one sentence serves all of them.
 
+use super::Literals;
+
 /// How a front end writes the settings that a message is about.
 ///
 /// A setting has the name of its field in YAML: `bit_width`, `tensors`; options of a job have names too: `resume`.
@@ -12,6 +14,9 @@ pub trait Words {
 
     /// A switch with the value that the reader is advised to give it.
     fn switched(&self, name: &str, value: bool) -> String;
+
+    /// How the front end writes values.
+    fn literals(&self) -> Literals;
 
     /// Where the reader can see the tensors of a model.
     fn list_of_tensors(&self) -> &'static str;
@@ -32,6 +37,10 @@ impl Words for FieldNames {
 
     fn switched(&self, name: &str, value: bool) -> String {
         format!("`{name}: {value}`")
+    }
+
+    fn literals(&self) -> Literals {
+        Literals::Yaml
     }
 
     fn list_of_tensors(&self) -> &'static str {

@@ -5,8 +5,8 @@
 //! the part itself is durable. A line that was cut off by the end of the run counts for nothing.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -15,13 +15,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::task::PartRecord;
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, disk};
 
 /// What a run is of. Parts are used again only by a run of the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RunIdentity {
     /// The program that writes the parts.
     pub program: String,
+    /// The name of the target.
+    pub target: String,
     /// The source's fingerprint.
     pub source: String,
     /// The configuration, as recorded in the manifest.
@@ -37,6 +39,9 @@ impl RunIdentity {
     fn difference(&self, other: &Self) -> String {
         if self.program != other.program {
             return format!("it was begun by {}", other.program);
+        }
+        if self.target != other.target {
+            return format!("it was begun as {}", other.target);
         }
         if self.source != other.source {
             return "the model has changed since".to_string();
@@ -74,7 +79,7 @@ struct Inner {
 
 /// A journal that was found.
 pub(crate) enum Found {
-    /// Nobody else is at work on its run. It is locked from now on.
+    /// Its run has ended. It is locked from now on.
     Left(LeftJournal),
     /// Its run is still going on.
     Running,
@@ -118,7 +123,11 @@ impl LeftJournal {
             records.insert((record.part, record.key.clone()), record);
         }
         latest.retain(|_, record| is_intact(&record.file));
-        self.file.set_len(complete as u64).and_then(|()| self.file.seek(SeekFrom::End(0))).map_err(io)?;
+        // There are file systems on which nothing can be cut.
+        if complete < text.len() {
+            self.file.set_len(complete as u64).map_err(io)?;
+        }
+        self.file.seek(SeekFrom::End(0)).map_err(io)?;
         let on_disk = latest.into_values().map(|record| (record.part, record.key)).collect();
         Ok(Ok(Journal::new(&self.path, self.file, records, on_disk)))
     }
@@ -127,7 +136,7 @@ impl LeftJournal {
     pub(super) fn restart(mut self, identity: &RunIdentity) -> Result<Journal> {
         let io = |e| QuantError::io(&self.path, e);
         self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(io)?;
-        write_line(&mut self.file, identity).map_err(io)?;
+        write_line(&mut self.file, &self.path, identity).map_err(io)?;
         Ok(Journal::new(&self.path, self.file, HashMap::new(), HashMap::new()))
     }
 }
@@ -137,8 +146,10 @@ impl Journal {
     pub(super) fn create(path: &Path, identity: &RunIdentity) -> Result<Self> {
         let io = |e| QuantError::io(path, e);
         let mut file = File::create_new(path).map_err(io)?;
-        file.try_lock().map_err(|e| io(e.into()))?;
-        write_line(&mut file, identity).map_err(io)?;
+        if !disk::lock(&file, path) {
+            return Err(io(ErrorKind::WouldBlock.into()));
+        }
+        write_line(&mut file, path, identity).map_err(io)?;
         Ok(Self::new(path, file, HashMap::new(), HashMap::new()))
     }
 
@@ -146,14 +157,11 @@ impl Journal {
     pub(super) fn find(path: &Path) -> Result<Option<Found>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(QuantError::io(path, e)),
         };
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Found::Left(LeftJournal { path: path.to_path_buf(), file }))),
-            Err(TryLockError::WouldBlock) => Ok(Some(Found::Running)),
-            Err(TryLockError::Error(e)) => Err(QuantError::io(path, e)),
-        }
+        let is_locked = disk::lock(&file, path);
+        Ok(Some(if is_locked { Found::Left(LeftJournal { path: path.to_path_buf(), file }) } else { Found::Running }))
     }
 
     fn new(
@@ -188,7 +196,7 @@ impl Journal {
     /// Adds a part that is durable.
     pub(super) fn append(&self, record: &PartRecord) -> Result<()> {
         let mut inner = self.lock();
-        write_line(&mut inner.file, record).map_err(|e| QuantError::io(&self.path, e))?;
+        write_line(&mut inner.file, &self.path, record).map_err(|e| QuantError::io(&self.path, e))?;
         inner.on_disk.insert(record.part, record.key.clone());
         inner.records.insert((record.part, record.key.clone()), record.clone());
         Ok(())
@@ -201,11 +209,11 @@ impl Journal {
 }
 
 /// Writes a value as a line, and waits until it is durable. If it cannot be written, nothing of it stays.
-fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
+fn write_line(file: &mut File, path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     let start = file.stream_position()?;
-    file.write_all(&line).and_then(|()| file.sync_data()).inspect_err(|_| {
+    file.write_all(&line).and_then(|()| disk::sync_file(file, path)).inspect_err(|_| {
         // Of a second failure the first one tells enough; a line that is cut off is understood as such.
         let _ = file.set_len(start).and_then(|()| file.seek(SeekFrom::Start(start)));
     })
@@ -222,6 +230,7 @@ mod tests {
         let settings = Map::from_iter([("bit_width".to_string(), Value::from(4))]);
         RunIdentity {
             program: "p 1".into(),
+            target: "t".into(),
             source: "abc".into(),
             settings,
             calibration: String::new(),
@@ -281,6 +290,7 @@ mod tests {
         assert!(Journal::find(&path).unwrap().is_none());
         drop(Journal::create(&path, &identity()).unwrap());
         assert_eq!(reason(|r| r.program = "p 2".into()), "it was begun by p 1");
+        assert_eq!(reason(|r| r.target = "u".into()), "it was begun as t");
         assert_eq!(reason(|r| r.source = "x".into()), "the model has changed since");
         assert_eq!(reason(|r| r.plan = "x".into()), "its plan was another");
         assert_eq!(

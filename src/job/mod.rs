@@ -1,8 +1,11 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
 mod figures;
+mod finished;
+mod inspect;
 mod journal;
 mod open;
+mod place;
 mod planned;
 mod query;
 mod report;
@@ -22,6 +25,7 @@ use std::time::{Duration, Instant};
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
+pub use inspect::inspect_model;
 pub use planned::plan_model;
 pub use source::{plan_query, quantize_query};
 pub use staging::unfinished_run;
@@ -30,14 +34,16 @@ pub use validate::{validate_model, verify_model};
 use crate::plan::TensorPlan;
 use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
-use crate::targets::default_target;
+use crate::targets::TargetName;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
+use finished::finished;
 use journal::RunIdentity;
 use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
-use staging::{Earlier, Staging};
+use staging::{Earlier, Existing, Staging};
+use task::TaskModel;
 
 /// The program that writes quantized models.
 const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
@@ -48,6 +54,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What a job is asked for beside its configuration.
 #[derive(Clone)]
 pub struct JobOptions {
+    /// What the model is written as.
+    pub target: TargetName,
     /// A file that says what each tensor becomes, as [`PlanReport::write`] makes it; instead of what the configuration
     /// would have.
     pub plan: Option<PathBuf>,
@@ -55,6 +63,9 @@ pub struct JobOptions {
     pub calibration: Option<Arc<Calibration>>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
+    /// Whether to replace a quantized model that is where the output goes, with all that is in its directory, once the new one is
+    /// complete. Nothing else is replaced.
+    pub overwrite: bool,
     /// Told how far the job is.
     pub on_progress: Option<OnProgress>,
     /// The shortest time between two calls of `on_progress`; each stage's first and last are made in any case.
@@ -63,11 +74,24 @@ pub struct JobOptions {
 
 impl Default for JobOptions {
     fn default() -> Self {
-        Self { plan: None, calibration: None, resume: false, on_progress: None, progress_interval: PROGRESS_INTERVAL }
+        Self {
+            target: TargetName::default(),
+            plan: None,
+            calibration: None,
+            resume: false,
+            overwrite: false,
+            on_progress: None,
+            progress_interval: PROGRESS_INTERVAL,
+        }
     }
 }
 
 impl JobOptions {
+    /// What becomes of what is where the output goes.
+    fn existing(&self) -> Existing {
+        Existing { resume: self.resume, overwrite: self.overwrite }
+    }
+
     fn listener(&self) -> Listener {
         Listener { on_progress: self.on_progress.clone(), interval: self.progress_interval }
     }
@@ -97,32 +121,39 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let (started, resume, target) = (Instant::now(), options.resume, default_target());
+    let (started, existing, target) = (Instant::now(), options.existing(), options.target.target());
     // Before anything else, as planning may take a while.
-    let path = out.to_path_buf();
-    blocking(move || Staging::look(&path, resume).map(drop)).await?;
-    let planned = plan(model, config, options, target.allowed()).await?;
+    if let Some(report) = finished(model, out, config, existing, query).await? {
+        return Ok(report);
+    }
+    let planned = plan(model, config, options).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
-    let source = Source { name: default_name(planned.plan.model.path()), fingerprint };
+    let model_files = Arc::clone(&planned.plan.model);
+    // The files of a query's rows are ours, and gone when the job ends.
+    let files = model_files.files().filter(|_| query.is_none()).map(|(name, _)| name.to_string()).collect();
+    let source = Source { name: default_name(model_files.path()), fingerprint, files };
     let identity = RunIdentity {
         program: writer(),
+        target: options.target.to_string(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),
         plan: plan_hash(&planned.plan.tensors),
     };
     let path = out.to_path_buf();
-    let (staging, earlier) = blocking(move || Staging::open(&path, resume, &identity, target)).await?;
+    let (staging, earlier) = blocking(move || Staging::open(&path, existing, &identity, target)).await?;
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
-    manifest.notes.extend(query.map(|sql| format!("the model is what this query gave: {sql}")));
+    manifest.notes.extend(query.map(query_note));
     let manifest = match write(planned, query.is_none(), config, options, &staging, manifest).await {
         Ok(manifest) => manifest,
         Err(error) => {
+            // Weights of a file that was modified may fail in any way: the cause is told, not what came of it.
+            let error = model_files.check().err().unwrap_or(error);
             let is_of_use = !is_final(&error);
             let stays = blocking(move || Ok(staging.end(is_of_use))).await?;
-            return Err(if stays { resumable(error) } else { error });
+            return Err(if stays { QuantError::Unfinished { problem: Box::new(error) } } else { error });
         }
     };
     Ok(QuantizeReport {
@@ -130,6 +161,7 @@ async fn quantize_source(
         output: out.to_path_buf(),
         parts: manifest.files.len(),
         resumed_parts: if let Earlier::Parts(parts) = &earlier { *parts } else { 0 },
+        was_finished: false,
         started_afresh: if let Earlier::Unlike(reason) = earlier { Some(reason) } else { None },
         report: ModelReport::new(manifest),
         quantization_time_s: started.elapsed().as_secs_f64(),
@@ -148,11 +180,13 @@ async fn write(
     let Planned { plan, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
     let (beside, tables) = (calibrated.bytes(), std::mem::take(&mut calibrated.tables));
     manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
-    let run = Run { parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
+    let model = TaskModel { location: plan.model.absolute_path()?, fingerprint: manifest.source.fingerprint.clone() };
+    let run = Run { model, parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
     let at_first = plan.tensors.clone();
     let Done { plan, fallbacks, sums, records } = Rounds::new(plan, beside, config).run(&run).await?;
     calibrated.forget_gains(&at_first, &plan.tensors);
-    manifest.files = records.into_iter().map(|record| record.file).collect();
+    let (parts, at) = (records.into_iter().map(|record| record.file).collect(), Arc::clone(staging));
+    manifest.files = blocking(move || at.assemble(parts)).await?;
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
     manifest.totals = figures::totals(&plan.model, stored_bytes, &sums);
     manifest.tensors = figures::tensor_reports(&plan.model, &plan.tensors, &sums, &fallbacks)?;
@@ -180,7 +214,7 @@ async fn write_beside(
     blocking(move || {
         if let Some(source) = source {
             for file in source.config_files()? {
-                staging.copy(source.path(), &file)?;
+                staging.copy(&source, &file)?;
             }
         }
         tables.iter().map(|(name, bytes)| staging.write(name, bytes)).collect()
@@ -188,20 +222,35 @@ async fn write_beside(
     .await
 }
 
-/// Whether another run would end the same way.
-fn is_final(error: &QuantError) -> bool {
-    match error {
-        QuantError::Io { .. } => false,
-        QuantError::Quantization { tensor, .. } => tensor.is_some(),
-        _ => true,
-    }
+/// What the notes of an output say of the query that gave its weights.
+fn query_note(sql: &str) -> String {
+    format!("the model is what this query gave: {sql}")
 }
 
-/// A failure that leaves parts behind says so.
-fn resumable(error: QuantError) -> QuantError {
+/// True if another run of the same job would fail the same way, so that its finished parts are of no use. Where that is
+/// not certain, they are kept.
+fn is_final(error: &QuantError) -> bool {
     match error {
-        QuantError::Io { path, source } => QuantError::Unfinished { path, source },
-        other => other,
+        // The disk, the machine and files that are in the way can change.
+        QuantError::Io { .. }
+        | QuantError::Query(_)
+        | QuantError::Output { .. }
+        | QuantError::ModelNotFound { .. }
+        | QuantError::Threads { .. }
+        | QuantError::Unfinished { .. } => false,
+        QuantError::Quantization { tensor, .. } => tensor.is_some(),
+        QuantError::Refused(_)
+        | QuantError::Configuration { .. }
+        | QuantError::Setting { .. }
+        | QuantError::Metadata { .. }
+        | QuantError::UnknownModality { .. }
+        | QuantError::ShapeMismatch { .. }
+        | QuantError::Validation { .. }
+        | QuantError::BelowFloor { .. }
+        | QuantError::Weights { .. }
+        // Parts of the file as it was must not get beside parts of the file as it is.
+        | QuantError::Changed { .. }
+        | QuantError::Access(_) => true,
     }
 }
 
@@ -210,12 +259,13 @@ fn writer() -> String {
     format!("{PROGRAM}, format version {FORMAT_VERSION}")
 }
 
+/// A hash of what tensors become. It leaves out the reasons, which change no byte of a part.
 fn plan_hash(plans: &[TensorPlan]) -> String {
     let mut hash = ContentHash::new();
     for plan in plans {
         let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
         let channels = plan.channels.as_ref().map(|channels| &channels.hash);
-        hash.update(serde_json::json!([plan.component, plan.tensor, choice, plan.reason, channels]).to_string());
+        hash.update(serde_json::json!([plan.component, plan.tensor, choice, channels]).to_string());
     }
     hash.finish()
 }

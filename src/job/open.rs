@@ -13,15 +13,21 @@ use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 /// memory, of which `held` bytes are taken. It waits for the disk.
 ///
 /// # Errors
-/// If there is no readable model, or it does not fit the limit.
+/// If there is no readable model, another program quantized it, or it does not fit the limit.
 pub(super) fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Model>, usize)> {
-    let mut model = Model::open(path)?;
+    // Not mapped where the weights are not streamed, for there are file systems that refuse it. Headers alone are read to know
+    // what the model is and how large.
+    let residence = if config.enable_streaming { Residence::File } else { Residence::Ranges };
+    let mut model = Model::load(path, residence, config.variant.as_deref())?;
+    if let Some(source) = model.quantized_source()?.filter(|source| source.is_in_tensors) {
+        return Err(QuantError::missing(path, Missing::Quantized(Box::new(source))));
+    }
     let in_flight = if config.enable_streaming {
         memory::in_flight(config, held)?
     } else {
         let bytes: u64 = model.files().map(|(_, file)| file.identity().length).sum();
         let in_flight = memory::in_flight(config, bytes + held)?;
-        model = Model::load(path, Residence::Memory)?;
+        model = Model::load(path, Residence::Memory, config.variant.as_deref())?;
         in_flight
     };
     if model.tensors().is_empty() {

@@ -14,7 +14,6 @@ use crate::plan::{
 };
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
-use crate::targets::default_target;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Modality, Result};
 
@@ -37,21 +36,18 @@ struct Decided {
     parts: ModelParts,
     in_flight: usize,
     detected: Detected,
+    notes: Vec<String>,
 }
 
 /// Plans what becomes of a model.
 ///
 /// # Errors
 /// If there is no readable model, or what is asked for does not fit it, the limit of memory or the target.
-pub(super) async fn plan(
-    model: &Path,
-    config: &DiffusionQuantConfig,
-    options: &JobOptions,
-    allowed: Allowed,
-) -> Result<Planned> {
+pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Planned> {
+    let allowed = options.target.target().allowed();
     config.validate()?;
     Isa::active()?;
-    let Decided { mut plan, parts, in_flight, detected } = {
+    let Decided { mut plan, parts, in_flight, detected, notes } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, allowed)).await?
     };
@@ -69,15 +65,9 @@ pub(super) async fn plan(
         }
         None => Calibrated::none(),
     };
-    Ok(Planned {
-        notes: notes(config, &plan.model, &detected, calibration.is_some()),
-        modality: config.modality.or(detected.modality),
-        plan,
-        parts,
-        in_flight,
-        calibrated,
-        sampled,
-    })
+    // What was decided by the weights is worth nothing if they were written to meanwhile.
+    plan.model.check()?;
+    Ok(Planned { notes, modality: config.modality.or(detected.modality), plan, parts, in_flight, calibrated, sampled })
 }
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
@@ -92,7 +82,8 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, allo
     }
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
-    Ok(Decided { plan, parts, in_flight, detected })
+    let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
+    Ok(Decided { plan, parts, in_flight, detected, notes })
 }
 
 /// Bytes that the calibration takes in memory.
@@ -105,9 +96,9 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
-        self::plan(model, config, options, default_target().allowed()).await?;
+    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
+    plan.model.check()?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
     let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =
         Estimate::new(&plan, &sampled, overhead, config.threads());

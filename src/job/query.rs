@@ -7,8 +7,11 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_formats::full_name;
+use arrow_quant_kernels::KernelError;
+use arrow_quant_udfs::RowError;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::provider_as_source;
+use datafusion::error::DataFusionError;
 use datafusion::execution::{FunctionRegistry, TaskContext};
 use datafusion::logical_expr::{JoinType, LogicalPlanBuilder, col, lit, when};
 use datafusion::physical_plan::ExecutionPlan;
@@ -16,6 +19,7 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
 use super::task::{PartRecord, PartTask, TaskTensor};
+use super::writer;
 use crate::plan::Choice;
 use crate::session::{session_config, with_config};
 use crate::tables::{ChunkCursor, ModelParts, WeightsTable, table_of};
@@ -38,8 +42,11 @@ impl TaskQuery {
     /// Plans the query of tasks of one job.
     ///
     /// # Errors
-    /// If the tasks are of another model, or contradict each other.
+    /// If the tasks are of another model or program, or contradict each other.
     pub(super) async fn new(model: &Arc<Model>, tasks: Vec<PartTask>) -> Result<Self> {
+        let opened = Arc::clone(model);
+        let fingerprint = blocking(move || opened.fingerprint()).await?;
+        check_origin(&tasks, model, &fingerprint)?;
         let parts = parts(model, &tasks)?;
         // Partitions are parts of the model, whatever the number of threads; one thread takes one at a time.
         let mut config = session_config(1);
@@ -66,7 +73,7 @@ impl TaskQuery {
         let mut batches = self.plan.execute(index, Arc::clone(&self.context))?;
         let chunks = self.parts.chunks(index);
         let mut part = PartInWork { model: Arc::clone(&self.model), writer, chunks, tensors: Vec::new() };
-        while let Some(batch) = batches.try_next().await? {
+        while let Some(batch) = batches.try_next().await.map_err(|error| part.with_tensor(error))? {
             let written;
             (part, written) = blocking(move || part.write(batch)).await?;
             on_batch(&written);
@@ -75,6 +82,8 @@ impl TaskQuery {
         let (number, key) = (*number, key.clone());
         blocking(move || {
             let file = part.writer.finish()?;
+            // Kept weights are views until they are written.
+            part.model.check()?;
             Ok(PartRecord { part: number, key, file, tensors: part.tensors })
         })
         .await
@@ -91,6 +100,25 @@ struct PartInWork {
 }
 
 impl PartInWork {
+    /// Puts the tensor's name to the error of a row that cannot be quantized: the function that met it knows only the batch
+    /// that comes after those that were written.
+    fn with_tensor(&self, error: DataFusionError) -> QuantError {
+        let DataFusionError::External(inner) = error.find_root() else { return error.into() };
+        let Some(RowError { row, problem, .. }) = inner.downcast_ref() else { return error.into() };
+        let Some(chunk) = self.chunks.chunk(*row) else { return error.into() };
+        let tensor = &self.model.tensors()[chunk.tensor];
+        let tensor = full_name(&tensor.component, &tensor.name);
+        match problem.clone().within(chunk.start as usize) {
+            problem @ (KernelError::NotFinite { .. } | KernelError::Range { .. }) => {
+                QuantError::Weights { tensor, problem }
+            }
+            problem => {
+                let message = format!("{tensor}: {problem}");
+                QuantError::Quantization { tensor: Some(tensor), message }
+            }
+        }
+    }
+
     /// Writes a batch, and gives the pages of its weights back.
     fn write(mut self, batch: RecordBatch) -> Result<(Self, Written)> {
         let written = add_written(&batch, &mut self.tensors)?;
@@ -103,6 +131,25 @@ impl PartInWork {
         }
         Ok((self, written))
     }
+}
+
+/// Checks that tasks are of this program and this model, which has the fingerprint.
+fn check_origin(tasks: &[PartTask], model: &Model, fingerprint: &str) -> Result<()> {
+    let program = writer();
+    if let Some(task) = tasks.iter().find(|task| task.program != program) {
+        let message = format!(
+            "part {} was planned by {}, and this is {program}: run both with the same version",
+            task.part, task.program
+        );
+        return Err(QuantError::configuration(message));
+    }
+    if let Some(task) = tasks.iter().find(|task| task.model.fingerprint != fingerprint) {
+        let (path, planned) = (model.path().display(), task.model.location.display());
+        let message =
+            format!("`{path}` is not the model that was planned, or has changed since: plan `{planned}` again");
+        return Err(QuantError::configuration(message).at(model.path()));
+    }
+    Ok(())
 }
 
 /// The chunks of each task.

@@ -8,16 +8,18 @@ use tokio::task::JoinError;
 
 use super::query::TaskQuery;
 use super::staging::Staging;
-use super::task::{PartRecord, PartTask};
-use crate::plan::{ModelPlan, refusal};
+use super::task::{PartRecord, PartTask, TaskModel};
+use crate::plan::ModelPlan;
 use crate::report::{Listener, Stage, StageProgress};
 use crate::tables::ModelParts;
-use crate::targets::{PartWriter, target_named};
+use crate::targets::{PartWriter, TargetName};
 use crate::workers::{blocking, ended_early};
 use crate::{QuantError, Result};
 
 /// What a job works on, and with.
 pub(super) struct Run {
+    /// The model as its tasks name it.
+    pub model: TaskModel,
     pub parts: ModelParts,
     pub staging: Arc<Staging>,
     /// Parts under way at once.
@@ -32,7 +34,7 @@ impl Run {
     /// What was measured of every part as a plan has it; parts that were never written so are written now.
     pub(super) async fn measure(&self, plan: &ModelPlan, stage: Stage, on_part: OnPart<'_>) -> Result<Vec<PartRecord>> {
         let journal = self.staging.journal();
-        let tasks = PartTask::all(plan, &self.parts);
+        let tasks = PartTask::all(plan, &self.parts, &self.model);
         let missing = tasks.iter().filter(|task| journal.record(task.part, &task.key).is_none());
         self.write(missing.cloned().collect(), plan, stage, on_part).await?;
         let record = |task: &PartTask| {
@@ -46,7 +48,7 @@ impl Run {
 
     /// Writes the parts that do not lie on disk as a plan has them.
     pub(super) async fn complete(&self, plan: &ModelPlan) -> Result<()> {
-        let mut tasks = PartTask::all(plan, &self.parts);
+        let mut tasks = PartTask::all(plan, &self.parts, &self.model);
         tasks.retain(|task| !self.staging.journal().is_on_disk(task.part, &task.key));
         self.write(tasks, plan, Stage::Requantizing, &mut |_| Ok(())).await
     }
@@ -66,49 +68,31 @@ impl Run {
                 let (staging, working) = (Arc::clone(&self.staging), Arc::clone(&working));
                 AbortOnDrop(tokio::spawn(async move {
                     let permit = working.acquire_owned().await.map_err(|error| ended_early(&error))?;
-                    let at_work = AtWork { staging, _permit: Arc::new(permit) };
-                    at_work.write(&query, index, &task, &progress).await
+                    let guard = StagingGuard { staging, _permit: Arc::new(permit) };
+                    guard.write(&query, index, &task, &progress).await
                 }))
             })
             .buffer_unordered(self.in_flight);
         let result = written.try_for_each(|record| std::future::ready(on_part(&record))).await;
-        // After an error others are at work for a moment longer. What they leave must be known before it is told.
+        // After an error, other parts are written for a moment longer. The error is returned after them, when it is known which
+        // parts are finished.
         let all = u32::try_from(self.in_flight).unwrap_or(u32::MAX);
         drop(working.acquire_many(all).await);
-        if let Err(error) = result {
-            return Err(explain(error, plan).await);
-        }
+        result?;
         progress.finish();
         Ok(())
     }
 }
 
-/// Puts the tensor's name to the error of a weight that cannot be quantized: the function that met it saw only a chunk.
-async fn explain(error: QuantError, plan: &ModelPlan) -> QuantError {
-    if !matches!(error, QuantError::Query(_)) {
-        return error;
-    }
-    let plan = plan.clone();
-    let found = blocking(move || {
-        let quantized = plan.model.tensors().iter().zip(&plan.tensors).filter_map(|(t, plan)| Some((t, plan.choice?)));
-        Ok(quantized.into_iter().find_map(|(t, choice)| refusal(t, choice.with(plan.settings))))
-    });
-    match found.await {
-        Ok(Some(refusal)) => refusal,
-        // That no tensor is to blame, or that this cannot be found out, says less than the error itself.
-        Ok(None) | Err(_) => error,
-    }
-}
-
-/// Held while a part is worked on in the staging directory, its file being synced included: nobody is at work there any
-/// more when all permits are back.
+/// Held while a part is written to the staging directory, until its file is synced. When all permits are back, no part is
+/// being written.
 #[derive(Clone)]
-struct AtWork {
+struct StagingGuard {
     staging: Arc<Staging>,
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
-impl AtWork {
+impl StagingGuard {
     /// Runs a task, and records what it wrote.
     async fn write(
         self,
@@ -117,8 +101,8 @@ impl AtWork {
         task: &PartTask,
         progress: &StageProgress,
     ) -> Result<PartRecord> {
-        let (at_work, part, target) = (self.clone(), task.part, task.target.clone());
-        let writer = blocking(move || StagedPart::create(at_work, part, &target)).await?;
+        let (guard, part, target) = (self.clone(), task.part, task.target.clone());
+        let writer = blocking(move || StagedPart::create(guard, part, &target)).await?;
         let record = query.run(index, writer, |written| progress.add(written.weights, &written.tensor)).await?;
         blocking(move || {
             self.staging.journal().append(&record)?;
@@ -132,15 +116,14 @@ impl AtWork {
 struct StagedPart {
     part: usize,
     writer: Box<dyn PartWriter>,
-    at_work: AtWork,
+    guard: StagingGuard,
 }
 
 impl StagedPart {
-    fn create(at_work: AtWork, part: usize, target: &str) -> Result<Box<dyn PartWriter>> {
-        let target = target_named(target)
-            .ok_or_else(|| QuantError::configuration(format!("the target '{target}' is not known here")))?;
-        let writer = target.part_writer(at_work.staging.path(), part)?;
-        Ok(Box::new(Self { part, writer, at_work }))
+    fn create(guard: StagingGuard, part: usize, target: &str) -> Result<Box<dyn PartWriter>> {
+        let target: TargetName = target.parse()?;
+        let writer = target.target().part_writer(guard.staging.path(), part)?;
+        Ok(Box::new(Self { part, writer, guard }))
     }
 }
 
@@ -151,7 +134,7 @@ impl PartWriter for StagedPart {
 
     fn finish(self: Box<Self>) -> Result<arrow_quant_formats::manifest::FileEntry> {
         // What lies on disk is about to be replaced.
-        self.at_work.staging.journal().forget(self.part);
+        self.guard.staging.journal().forget(self.part);
         self.writer.finish()
     }
 }

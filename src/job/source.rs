@@ -1,7 +1,7 @@
 //! Jobs over a query: its rows are a model, written beside the output for as long as the job runs.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +9,16 @@ use std::time::Instant;
 
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
+use tokio::runtime::Handle;
 
+use super::finished::finished;
+use super::place::{absolute, create_error, in_the_way};
 use super::planned::plan_model;
-use super::staging::{Staging, absolute, create_error, in_the_way};
 use super::{JobOptions, quantize_source};
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;
-use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result};
+use crate::workers::blocking;
+use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result, disk};
 
 /// The directory that opens as the model, and what the model is called.
 const MODEL: &str = "query";
@@ -42,10 +45,14 @@ pub async fn quantize_query(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before the query, which may take a while.
-    Staging::look(out, options.resume)?;
+    if let Some(report) = finished(Path::new(sql), out, config, options.existing(), Some(sql)).await? {
+        return Ok(report);
+    }
     config.validate()?;
-    let source = SourceDirectory::of_query(ctx, sql, out).await?;
-    let mut report = quantize_source(&source.model, out, config, options, Some(sql)).await?;
+    let source = Source::of_query(ctx, sql, out).await?;
+    let done = quantize_source(&source.model, out, config, options, Some(sql)).await;
+    source.remove().await?;
+    let mut report = done?;
     report.model = PathBuf::from(sql);
     report.quantization_time_s = started.elapsed().as_secs_f64();
     Ok(report)
@@ -64,8 +71,10 @@ pub async fn plan_query(
     options: &JobOptions,
 ) -> Result<PlanReport> {
     config.validate()?;
-    let source = SourceDirectory::of_query(ctx, sql, beside).await?;
-    let mut report = plan_model(&source.model, config, options).await?;
+    let source = Source::of_query(ctx, sql, beside).await?;
+    let done = plan_model(&source.model, config, options).await;
+    source.remove().await?;
+    let mut report = done?;
     report.model = PathBuf::from(sql);
     Ok(report)
 }
@@ -74,6 +83,50 @@ pub async fn plan_query(
 async fn relation(ctx: &SessionContext, sql: &str) -> Result<DataFrame> {
     let queries_alone = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     Ok(ctx.sql_with_options(sql, queries_alone).await?)
+}
+
+/// The rows of a query for as long as a job reads them. Removing them takes as long as removing a model, so a future that is
+/// dropped leaves that to a thread for blocking work.
+struct Source {
+    model: PathBuf,
+    /// `None` once it is being removed.
+    directory: Option<Arc<SourceDirectory>>,
+}
+
+impl Source {
+    /// Runs a query, and writes its rows beside an output.
+    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Self> {
+        let relation = relation(ctx, sql).await?;
+        let out = out.to_path_buf();
+        let directory = Arc::new(blocking(move || SourceDirectory::create(&out)).await?);
+        let source = Self { model: directory.model.clone(), directory: Some(Arc::clone(&directory)) };
+        match stage(relation, directory).await {
+            Ok(()) => Ok(source),
+            Err(error) => {
+                source.remove().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes them. Returns when they are gone.
+    async fn remove(mut self) -> Result<()> {
+        let directory = self.directory.take();
+        blocking(move || {
+            drop(directory);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // Without a runtime, the directory is removed here.
+        if let (Some(directory), Ok(runtime)) = (self.directory.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(directory));
+        }
+    }
 }
 
 /// Where the rows of a query are while a job reads them: `OUT.source`. It is removed when it is dropped.
@@ -86,21 +139,15 @@ struct SourceDirectory {
 }
 
 impl SourceDirectory {
-    /// Runs a query, and writes its rows beside an output.
-    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Arc<Self>> {
-        let relation = relation(ctx, sql).await?;
-        let source = Arc::new(Self::create(out)?);
-        stage(relation, Arc::clone(&source)).await?;
-        Ok(source)
-    }
-
     /// Makes the directory beside an output. One that a run left which was killed is replaced.
     fn create(out: &Path) -> Result<Self> {
-        let path = sibling(&absolute(out)?);
+        let out = absolute(out)?;
+        let path = sibling(&out);
         let found = match fs::create_dir(&path) {
             Ok(()) => None,
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Self::left(&path)?,
-            Err(e) => return Err(create_error(&path, e)),
+            // Of the output, which is what was asked for.
+            Err(e) => return Err(create_error(&out, e)),
         };
         let lock = match found {
             Some(lock) => lock,
@@ -135,11 +182,7 @@ impl SourceDirectory {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(running()),
             opened => opened.map_err(|e| QuantError::io(&lock_path, e))?,
         };
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(running()),
-            Err(TryLockError::Error(e)) => Err(QuantError::io(&lock_path, e)),
-        }
+        if disk::lock(&lock, &lock_path) { Ok(lock) } else { Err(running()) }
     }
 
     fn remove(&self) -> io::Result<()> {

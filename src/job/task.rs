@@ -1,7 +1,8 @@
 //! The unit of work of a job as plain data: what is to be written of a part, and what was. Either can be sent to another
-//! process as JSON; a task and the model are all that writing the part needs.
+//! process as JSON; a task and the model that it names are all that writing the part needs.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow_quant_formats::ContentHash;
@@ -9,13 +10,26 @@ use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::{Method, Scheme};
 use serde::{Deserialize, Serialize};
 
+use super::writer;
 use crate::plan::{Channels, Choice, ModelPlan};
 use crate::tables::ModelParts;
 use crate::targets::WrittenTensor;
 
+/// The model that tasks are of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TaskModel {
+    /// Where it is opened, whatever the working directory is.
+    pub location: PathBuf,
+    /// Its fingerprint, which another model of the same tensors does not have.
+    pub fingerprint: String,
+}
+
 /// What is to be written of a part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PartTask {
+    /// The program that wrote the task: another one may write other bytes for it.
+    pub program: String,
+    pub model: TaskModel,
     /// The part's number.
     pub part: usize,
     /// A hash of what its tensors are to become: tasks of a job with the same key write the same.
@@ -60,11 +74,11 @@ pub(crate) struct PartRecord {
 
 impl PartTask {
     /// The tasks of all parts of a model, in the order of the parts.
-    pub(super) fn all(plan: &ModelPlan, parts: &ModelParts) -> Vec<Self> {
-        (0..parts.iter().len()).map(|part| Self::new(part, plan, parts)).collect()
+    pub(super) fn all(plan: &ModelPlan, parts: &ModelParts, model: &TaskModel) -> Vec<Self> {
+        (0..parts.iter().len()).map(|part| Self::new(part, plan, parts, model)).collect()
     }
 
-    fn new(part: usize, plan: &ModelPlan, parts: &ModelParts) -> Self {
+    fn new(part: usize, plan: &ModelPlan, parts: &ModelParts, model: &TaskModel) -> Self {
         let task_tensor = |(tensor, chunks): (usize, Range<usize>)| {
             let planned = &plan.tensors[tensor];
             TaskTensor {
@@ -78,6 +92,8 @@ impl PartTask {
         };
         let tensors: Vec<_> = parts.tensors(part).into_iter().map(task_tensor).collect();
         Self {
+            program: writer(),
+            model: model.clone(),
             part,
             key: key(&tensors),
             target: plan.allowed.target.to_string(),

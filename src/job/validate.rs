@@ -18,7 +18,7 @@ use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
 use crate::session::{register, session_config, with_config};
 use crate::tables::{AnyModel, QuantizedModel, table_of};
 use crate::workers::{blocking, on_threads};
-use crate::{Calibration, Model, QuantError, Result, Tensor};
+use crate::{Calibration, Model, QuantError, Result, ShapeProblem, Tensor, ValidationProblem};
 
 /// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
 /// side has the chunks that its tensors' shapes imply, so chunks with the same number correspond.
@@ -67,6 +67,7 @@ pub async fn validate_model(
         Some(calibration) => layers(&ctx, &model, &other, calibration, threads).await?,
         None => Vec::new(),
     };
+    model.check()?;
     let mut pooled = Pooled::default();
     let mut tensors = Vec::new();
     for (tensor, report) in model.tensors().iter().zip(reports) {
@@ -75,8 +76,8 @@ pub async fn validate_model(
         }
         let name = full_name(&tensor.component, &tensor.name);
         let Some(figures) = measured.get(&(tensor.component.clone(), tensor.name.clone())) else {
-            let message = format!("{name}: `{}` has no weights of it, quantize the model again", quantized.display());
-            return Err(QuantError::ShapeMismatch { tensor: name, message });
+            let problem = ShapeProblem::NoWeights { quantized: quantized.to_path_buf() };
+            return Err(QuantError::shape(Some(&name), problem));
         };
         if report.bits.is_some() && report.same_as.is_none() {
             pooled.add(tensor.elements(), figures);
@@ -111,7 +112,11 @@ async fn open(
 ) -> Result<(Arc<Model>, Arc<QuantizedModel>)> {
     let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
     blocking(move || {
-        let (model, other) = (Model::open(&original)?, QuantizedModel::open(&quantized)?);
+        let other = QuantizedModel::open(&quantized);
+        // The weights that were quantized, of those that the original may have several variants of.
+        let settings = other.as_ref().ok().map(|other| &other.manifest().settings);
+        let variant = settings.and_then(|settings| settings.get("variant")?.as_str());
+        let (model, other) = (Model::open_variant(&original, variant)?, other?);
         if let Some(calibration) = &calibration {
             calibration.check(&model)?;
             refuse_uncalibrated(&other)?;
@@ -123,11 +128,8 @@ async fn open(
 
 fn refuse_uncalibrated(other: &QuantizedModel) -> Result<()> {
     if other.manifest().tables.is_empty() {
-        let message = format!(
-            "`{}` was quantized without a calibration: leave it out, or quantize the model with it",
-            other.path().display()
-        );
-        return Err(QuantError::Validation { tensor: None, message });
+        let problem = ValidationProblem::Uncalibrated { quantized: other.path().to_path_buf() };
+        return Err(QuantError::validation(None, problem));
     }
     Ok(())
 }
@@ -310,25 +312,19 @@ fn same_tensors<'a>(model: &Model, other: &'a QuantizedModel) -> Result<Vec<&'a 
         other.manifest().tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
     let mut reports = Vec::with_capacity(theirs.len());
     for tensor in model.tensors() {
-        let name = full_name(&tensor.component, &tensor.name);
-        let message = match theirs.remove(&(tensor.component.as_str(), tensor.name.as_str())) {
+        let problem = match theirs.remove(&(tensor.component.as_str(), tensor.name.as_str())) {
             Some(report) if report.shape == tensor.shape => {
                 reports.push(report);
                 continue;
             }
-            Some(report) => format!(
-                "{name} has shape {:?} in the original and {:?} in the quantized model: they are not the same model",
-                tensor.shape, report.shape
-            ),
-            None => format!("{name} is missing from the quantized model: they are not the same model"),
+            Some(report) => ShapeProblem::Differs { original: tensor.shape.clone(), quantized: report.shape.clone() },
+            None => ShapeProblem::NotInQuantized,
         };
-        return Err(QuantError::ShapeMismatch { tensor: name, message });
+        return Err(QuantError::shape(Some(&full_name(&tensor.component, &tensor.name)), problem));
     }
     match theirs.keys().min() {
         Some((component, tensor)) => {
-            let name = full_name(component, tensor);
-            let message = format!("{name} is missing from the original: they are not the same model");
-            Err(QuantError::ShapeMismatch { tensor: name, message })
+            Err(QuantError::shape(Some(&full_name(component, tensor)), ShapeProblem::NotInOriginal))
         }
         None => Ok(reports),
     }

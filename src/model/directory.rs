@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use arrow_quant_formats::directory::{Directory, DirectoryError, Entry, EntryKind};
 use arrow_quant_stores::{ListedKind, Location, StoreError};
 
-use crate::error::QuantError;
+use crate::error::{QuantError, SettingProblem};
 
 /// The directory of a model.
 pub(super) struct ModelDirectory<'a>(pub &'a Location);
@@ -35,16 +35,19 @@ impl Directory for ModelDirectory<'_> {
 }
 
 impl ModelDirectory<'_> {
-    /// Whether there is a file at a path below the directory.
-    pub(super) fn has_file(&self, file: &Path) -> bool {
-        matches!(Location::local(self.0.path().join(file)).is_directory(), Ok(Some(false)))
-    }
-
     /// An error of the layout with the path of the model.
     pub(super) fn explain(&self, error: DirectoryError<StoreError>) -> QuantError {
         match error {
             DirectoryError::Store(error) => error.into(),
             DirectoryError::Missing(missing) => QuantError::missing(self.0.path(), missing),
+            DirectoryError::Variant { directory, asked, there } => {
+                let path = if directory.as_os_str().is_empty() {
+                    self.0.path().to_path_buf()
+                } else {
+                    self.0.path().join(directory)
+                };
+                QuantError::setting("variant", SettingProblem::Variant { path, asked, there })
+            }
             DirectoryError::File { file, tensor, problem } => {
                 QuantError::defect(&self.0.path().join(file), tensor, problem)
             }

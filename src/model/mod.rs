@@ -12,26 +12,34 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_quant_formats::directory::{Component, FoundTensor, Missing, check_file, components, config_files};
+use arrow_quant_formats::directory::{
+    Component, FoundTensor, LeftOut, Why, check_file, config_files, is_adapter, layout, not_there,
+};
+use arrow_quant_formats::safetensors::Header;
+use arrow_quant_formats::schemes::{
+    Claim, QuantizedSource, SchemeTensor, claim_of_config, claim_of_metadata, claiming_files, recognize,
+};
 use arrow_quant_formats::{ContentHash, StoredType, full_name, row_length, safetensors};
 use arrow_quant_kernels::Dtype;
 use arrow_quant_stores::{Location, Residence, Store};
 use bytes::Bytes;
 
-use crate::error::{QuantError, Result};
+use crate::error::{QuantError, Result, SettingProblem};
 use directory::ModelDirectory;
 pub(crate) use quantized::{QuantizedDirectory, hash_of};
 
 /// Bytes of a file that tell whether it can be one of weights, and how long its header is.
 const START: u64 = 64;
 
-/// The tensors of a model, and the files they are in. The files must not be modified while the model is open.
+/// The tensors of a model, and the files they are in. The files must not be modified while the model is open;
+/// [`check`](Self::check) tells whether they were.
 #[derive(Debug)]
 pub struct Model {
     location: Location,
     tensors: Vec<Tensor>,
     files: Vec<WeightFile>,
     metadata: BTreeMap<String, String>,
+    left_out: Vec<LeftOut>,
     is_pipeline: bool,
 }
 
@@ -67,34 +75,56 @@ impl Model {
     ///
     /// - a `.safetensors` file;
     /// - a directory with a `*.safetensors.index.json`: the files that it names, each holding the tensors it says;
-    /// - a directory without: all its `*.safetensors`, save variants (`model.fp16.safetensors` beside
-    ///   `model.safetensors`);
-    /// - a diffusers pipeline, a directory with a `model_index.json`: each subdirectory that it names as a component and
-    ///   that has weights, read as above.
+    /// - a directory without: all its `*.safetensors`, of which no shard may be missing;
+    /// - a diffusers pipeline, a directory with a `model_index.json`: each subdirectory that it names as a component, read as
+    ///   above.
+    ///
+    /// Of weights that are there more than once one copy is read, and [`left_out`](Self::left_out) tells of the others: those
+    /// without a variant (`model.safetensors` beside `model.fp16.safetensors`), the names of transformers (`model.safetensors`
+    /// beside `consolidated.safetensors`), what an index names, and a whole file before shards without an index.
     ///
     /// # Errors
-    /// [`ModelNotFound`](QuantError::ModelNotFound) if there is nothing that can be read,
+    /// [`ModelNotFound`](QuantError::ModelNotFound) if there is nothing that can be read, or weights are missing,
     /// [`Metadata`](QuantError::Metadata) if headers or indexes contradict each other or the files,
     /// [`Io`](QuantError::Io) if a file cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::load(path, Residence::File)
+        Self::load(path, Residence::File, None)
+    }
+
+    /// Opens the model at `path` as [`open`](Self::open) does, and of weights with variants the one that is asked for, such as
+    /// `fp16` of `model.fp16.safetensors`. Components that do not have it are read without.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Setting`](QuantError::Setting) if there is no such variant.
+    pub fn open_variant(path: &Path, variant: Option<&str>) -> Result<Self> {
+        Self::load(path, Residence::File, variant)
     }
 
     /// Opens the model at `path`, the bytes of its files where `residence` says.
-    pub(crate) fn load(path: &Path, residence: Residence) -> Result<Self> {
-        let location = Location::local(path);
+    pub(crate) fn load(path: &Path, residence: Residence, variant: Option<&str>) -> Result<Self> {
+        let location = Location::parse(path)?;
         let directory = ModelDirectory(&location);
-        let components = match location.is_directory()? {
-            None => return Err(QuantError::missing(path, Missing::Nothing)),
-            Some(true) => components(&directory).map_err(|error| directory.explain(error))?,
+        let (components, left_out) = match location.is_directory()? {
+            None => return Err(QuantError::missing(path, not_there(path))),
+            Some(true) => {
+                let found = layout(&directory, variant).map_err(|error| directory.explain(error))?;
+                (found.components, found.left_out)
+            }
             Some(false) => {
                 check_file(path).map_err(|missing| QuantError::missing(path, missing))?;
-                vec![Component { name: String::new(), files: vec![PathBuf::new()], index: None }]
+                if let Some(asked) = variant {
+                    let (path, asked) = (path.to_path_buf(), Some(asked.to_string()));
+                    return Err(QuantError::setting(
+                        "variant",
+                        SettingProblem::Variant { path, asked, there: Vec::new() },
+                    ));
+                }
+                (vec![Component { name: String::new(), files: vec![PathBuf::new()], index: None }], Vec::new())
             }
         };
         let is_pipeline = components.iter().any(|component| !component.name.is_empty());
-        let mut model =
-            Self { location, tensors: Vec::new(), files: Vec::new(), metadata: BTreeMap::new(), is_pipeline };
+        let (tensors, files, metadata) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut model = Self { location, tensors, files, metadata, left_out, is_pipeline };
         for component in components {
             model.read(&component, residence)?;
         }
@@ -106,6 +136,11 @@ impl Model {
     /// The file or directory it was opened at.
     pub fn path(&self) -> &Path {
         self.location.path()
+    }
+
+    /// The same, from which it can be opened whatever the working directory is.
+    pub(crate) fn absolute_path(&self) -> Result<PathBuf> {
+        Ok(self.location.absolute()?)
     }
 
     /// Every tensor, in the order of component and name, bytewise.
@@ -123,9 +158,45 @@ impl Model {
         self.files.iter().map(|file| (&*file.name, &file.store))
     }
 
-    /// The files of the model's directory that are not weights, such as `config.json` and tokenizers, as paths
-    /// relative to it, in order; of a pipeline those of its subdirectories too. Hidden files, weights in any format
-    /// and their indexes are left out, and so are tables and arrays of data. Empty for a model that is a single file.
+    /// What was found beside the weights and is no part of the model.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// What another program made of the weights, if it quantized them: of the first component that is quantized. Of a claim
+    /// that the tensors do not bear out, that is told, too.
+    ///
+    /// # Errors
+    /// [`Io`](QuantError::Io) if a configuration cannot be read.
+    pub fn quantized_source(&self) -> Result<Option<QuantizedSource>> {
+        let mut claimed = None;
+        for tensors in self.tensors.chunk_by(|a, b| a.component == b.component) {
+            let claims = self.claims(&tensors[0].component)?;
+            let looked_at: Vec<_> = tensors
+                .iter()
+                .map(|tensor| SchemeTensor { name: &tensor.name, stored: tensor.stored, shape: &tensor.shape })
+                .collect();
+            match recognize(&claims, &looked_at) {
+                Some(found) if found.is_in_tensors => return Ok(Some(found)),
+                found => claimed = claimed.or(found),
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// What configurations and metadata say of the quantization of a component.
+    fn claims(&self, component: &str) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for file in claiming_files(component).filter(|file| self.location.has_file(file)) {
+            claims.extend(claim_of_config(&file, &self.location.read(&file)?));
+        }
+        claims.extend(claim_of_metadata(&self.metadata));
+        Ok(claims)
+    }
+
+    /// The files of the model's directory that it needs beside its weights, such as `config.json`, tokenizers and licences, as
+    /// paths relative to it, in order; of a pipeline those of its subdirectories too. Empty for a model that is a single
+    /// file.
     ///
     /// # Errors
     /// [`Io`](QuantError::Io) if a directory cannot be listed.
@@ -134,6 +205,14 @@ impl Model {
             Some(true) => Ok(config_files(&ModelDirectory(&self.location), self.is_pipeline)?),
             Some(false) | None => Ok(Vec::new()),
         }
+    }
+
+    /// Copies a file of the model's directory to a path of this machine.
+    ///
+    /// # Errors
+    /// [`Io`](QuantError::Io) if it cannot be read, or not be written there.
+    pub(crate) fn copy_file(&self, file: &Path, to: &Path) -> Result<()> {
+        Ok(self.location.copy(file, to)?)
     }
 
     /// The JSON in a file of the model's directory. `None` without the file, or for a model that is a single file.
@@ -145,10 +224,10 @@ impl Model {
         file: &Path,
         expected: &'static str,
     ) -> Result<Option<T>> {
-        let directory = ModelDirectory(&self.location);
-        if !directory.has_file(file) {
+        if !self.location.has_file(file) {
             return Ok(None);
         }
+        let directory = ModelDirectory(&self.location);
         let read = arrow_quant_formats::directory::read_json(&directory, file, expected);
         read.map(Some).map_err(|error| directory.explain(error))
     }
@@ -171,21 +250,29 @@ impl Model {
         Ok(hash.finish())
     }
 
+    /// Checks that every file of weights is still the one that was opened, so that what was made of its weights up to now is
+    /// right. Files that were replaced by renaming are as good: the model goes on with those it has.
+    ///
+    /// # Errors
+    /// [`Changed`](QuantError::Changed) if one was modified, [`Io`](QuantError::Io) if a part of one could not be read.
+    pub fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| Ok(file.store.check()?))
+    }
+
     fn read(&mut self, component: &Component, residence: Residence) -> Result<()> {
         let first = self.tensors.len();
+        let mut opened = Vec::with_capacity(component.files.len());
         for path in &component.files {
-            let store = self.location.open(path, residence)?;
-            let length = store.identity().length;
-            let format = |error| QuantError::format(&store.identity().path, error);
-            let start = store.read_now(0..length.min(START))?;
-            let header = safetensors::header_length(&start, length).map_err(format)?;
-            let parsed = safetensors::parse(&store.read_now(0..header)?, length).map_err(format)?;
-            let own_name = store.identity().path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let file = WeightFile { name: full_name(&component.name, &own_name).into(), store, header };
-            for (key, value) in parsed.metadata {
+            opened.push((path.clone(), self.open_file(component, path, residence)?));
+        }
+        if component.index.is_none() {
+            self.leave_out_adapters(&mut opened);
+        }
+        for (_, (file, header)) in opened {
+            for (key, value) in header.metadata {
                 self.metadata.entry(key).or_insert(value);
             }
-            self.tensors.extend(parsed.tensors.into_iter().map(|entry| Tensor {
+            self.tensors.extend(header.tensors.into_iter().map(|entry| Tensor {
                 component: component.name.clone(),
                 bytes: entry.range.end - entry.range.start,
                 offset: entry.range.start,
@@ -203,6 +290,31 @@ impl Model {
             .map(|tensor| FoundTensor { name: &tensor.name, file: &tensor.file.store.identity().path })
             .collect();
         component.check(&found).map_err(|error| ModelDirectory(&self.location).explain(error))
+    }
+
+    /// Opens a file of weights, and reads its header.
+    fn open_file(&self, component: &Component, path: &Path, residence: Residence) -> Result<(WeightFile, Header)> {
+        let store = self.location.open(path, residence)?;
+        let length = store.identity().length;
+        let format = |error| QuantError::format(&store.identity().path, error);
+        let start = store.read_now(0..length.min(START))?;
+        let header = safetensors::header_length(&start, length).map_err(format)?;
+        let parsed = safetensors::parse(&store.read_now(0..header)?, length).map_err(format)?;
+        let own_name = store.identity().path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((WeightFile { name: full_name(&component.name, &own_name).into(), store, header }, parsed))
+    }
+
+    /// Takes away files of adapters beside those of a model.
+    fn leave_out_adapters(&mut self, opened: &mut Vec<(PathBuf, (WeightFile, Header))>) {
+        let is_one = |header: &Header| is_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str()));
+        if opened.iter().all(|(_, (_, header))| is_one(header)) {
+            return;
+        }
+        let adapters = opened.extract_if(.., |(_, (_, header))| is_one(header));
+        let files: Vec<PathBuf> = adapters.map(|(path, _)| path).collect();
+        if !files.is_empty() {
+            self.left_out.push(LeftOut { files, why: Why::Adapter });
+        }
     }
 }
 

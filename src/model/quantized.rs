@@ -1,13 +1,17 @@
 //! Quantized model directories: the manifest, and whether the files are those it tells of.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
+use arrow_quant_stores::{Location, Residence, Store};
+use url::Url;
 
+use crate::workers::blocking;
 use crate::{QuantError, Result};
 
 /// What is wrong with a file of a quantized model.
@@ -29,7 +33,7 @@ pub(crate) enum Damage {
 /// A quantized model directory.
 #[derive(Debug, Clone)]
 pub(crate) struct QuantizedDirectory {
-    pub path: PathBuf,
+    location: Location,
     /// What it says of itself.
     pub manifest: Manifest,
 }
@@ -37,71 +41,94 @@ pub(crate) struct QuantizedDirectory {
 impl QuantizedDirectory {
     /// True if there is a manifest at a path: a directory with one is complete.
     pub(crate) fn is_at(path: &Path) -> bool {
-        path.join(MANIFEST).is_file()
+        Location::parse(path).is_ok_and(|location| location.has_file(Path::new(MANIFEST)))
     }
 
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        if !Self::is_at(path) {
+        let location = Location::parse(path)?;
+        let name = Path::new(MANIFEST);
+        if !location.has_file(name) {
             return Err(QuantError::missing(path, Missing::NotQuantized));
         }
-        let manifest_path = path.join(MANIFEST);
-        let text = std::fs::read_to_string(&manifest_path).map_err(|e| QuantError::io(&manifest_path, e))?;
-        let manifest = Manifest::parse(&text).map_err(|error| QuantError::defect(&manifest_path, None, error))?;
-        for FileEntry { path: relative, bytes, .. } in manifest.stored() {
+        let file = location.path().join(name);
+        let text = String::from_utf8(location.read(name)?).map_err(|error| QuantError::defect(&file, None, error))?;
+        let manifest = Manifest::parse(&text).map_err(|error| QuantError::defect(&file, None, error))?;
+        let directory = Self { location, manifest };
+        directory.check_sizes()?;
+        Ok(directory)
+    }
+
+    /// Checks that all files are there with the sizes the manifest tells.
+    pub(crate) fn check_sizes(&self) -> Result<()> {
+        for FileEntry { path, bytes, .. } in self.manifest.stored() {
             let expected = *bytes;
-            let file = path.join(relative);
-            let damage = match std::fs::metadata(&file).map(|metadata| metadata.len()) {
-                Ok(found) if found == expected => continue,
-                Ok(found) => Damage::Length { found, expected },
-                Err(_) => Damage::Missing { expected },
+            let damage = match self.location.length(Path::new(path))? {
+                Some(found) if found == expected => continue,
+                Some(found) => Damage::Length { found, expected },
+                None => Damage::Missing { expected },
             };
-            return Err(QuantError::defect(&file, None, damage));
-        }
-        Ok(Self { path: path.to_path_buf(), manifest })
-    }
-
-    /// Checks that a file has the content that the manifest tells.
-    pub(crate) fn verify_file(&self, file: &FileEntry) -> Result<()> {
-        let path = self.path.join(&file.path);
-        let found = hash_of(&path).map_err(|e| QuantError::io(&path, e))?;
-        if found == file.sha256 { Ok(()) } else { Err(QuantError::defect(&path, None, Damage::Content { found })) }
-    }
-
-    /// The same for every file, between which, and within large ones, the caller may stop waiting.
-    pub(crate) async fn verify(&self) -> Result<()> {
-        for file in self.manifest.stored() {
-            let path = self.path.join(&file.path);
-            let found = hash_in_steps(&path).await.map_err(|e| QuantError::io(&path, e))?;
-            if found != file.sha256 {
-                return Err(QuantError::defect(&path, None, Damage::Content { found }));
-            }
+            return Err(QuantError::defect(&self.path().join(path), None, damage));
         }
         Ok(())
     }
+
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        self.location.path()
+    }
+
+    /// The URL by which queries read a file.
+    pub(crate) fn url(&self, file: &FileEntry) -> Result<Url> {
+        Ok(self.location.url(Path::new(&file.path))?)
+    }
+
+    /// The bytes of a file, if they are those that the manifest tells.
+    pub(crate) fn read(&self, file: &FileEntry) -> Result<Vec<u8>> {
+        let bytes = self.location.read(Path::new(&file.path))?;
+        self.check_content(file, ContentHash::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Checks that every file has the content that the manifest tells. Between files, and within large ones, the caller may
+    /// stop waiting.
+    pub(crate) async fn verify(&self) -> Result<()> {
+        for file in self.manifest.stored() {
+            let (location, path) = (self.location.clone(), PathBuf::from(&file.path));
+            let store = blocking(move || Ok(location.open(&path, Residence::File)?)).await?;
+            self.check_content(file, hash_in_steps(store).await?)?;
+        }
+        Ok(())
+    }
+
+    fn check_content(&self, file: &FileEntry, found: String) -> Result<()> {
+        let path = self.path().join(&file.path);
+        if found == file.sha256 { Ok(()) } else { Err(QuantError::defect(&path, None, Damage::Content { found })) }
+    }
 }
 
-/// The SHA-256 of a file, in hexadecimal.
+/// The SHA-256 of a file of this machine, in hexadecimal.
 pub(crate) fn hash_of(path: &Path) -> io::Result<String> {
     let mut hash = ContentHash::new();
     io::copy(&mut File::open(path)?, &mut hash)?;
     Ok(hash.finish())
 }
 
-/// The same on the threads for blocking work, in steps between which the caller may stop waiting.
-async fn hash_in_steps(path: &Path) -> io::Result<String> {
+/// The SHA-256 of a file in a store, in steps between which the caller may stop waiting.
+async fn hash_in_steps(store: Arc<dyn Store>) -> Result<String> {
     /// Bytes of a step: a few milliseconds.
     const STEP: u64 = 8 << 20;
-    let (mut file, mut hash) = (File::open(path)?, ContentHash::new());
-    loop {
-        let step = tokio::task::spawn_blocking(move || {
-            let read = io::copy(&mut (&mut file).take(STEP), &mut hash)?;
-            Ok::<_, io::Error>((read, file, hash))
-        });
-        let (read, rest, so_far) = step.await.map_err(io::Error::other)??;
-        if read == 0 {
-            return Ok(so_far.finish());
-        }
-        (file, hash) = (rest, so_far);
+    let length = store.identity().length;
+    let (mut hash, mut start) = (ContentHash::new(), 0);
+    while start < length {
+        let (store, range) = (Arc::clone(&store), start..length.min(start + STEP));
+        start = range.end;
+        hash = blocking(move || {
+            hash.update(store.read_now(range.clone())?);
+            store.release(range);
+            Ok(hash)
+        })
+        .await?;
     }
+    Ok(hash.finish())
 }

@@ -174,7 +174,7 @@ fn variants_are_left_out() {
 }
 
 const PIPELINE: &str = r#"{"_class_name":"P","unet":["diffusers","U"],"vae":["diffusers","V"],"scheduler":["diffusers","S"],
-    "safety_checker":[null,null],"not_there":["diffusers","N"],"force":true}"#;
+    "safety_checker":[null,null],"tokenizer":["transformers","T"],"force":true}"#;
 
 #[test]
 fn a_pipeline() {
@@ -184,7 +184,7 @@ fn a_pipeline() {
         ("unet/diffusion_pytorch_model.safetensors", weights(&[("w", &[1]), ("a", &[1])])),
         ("unet/config.json", vec![]),
         ("vae/a.safetensors", weights(&[("w", &[1])])),
-        ("vae/a.safetensors.index.json", index(&[("w", "a.safetensors")])),
+        ("vae/a.safetensors.index.json", index(&[("w", "./a.safetensors")])),
         ("vae/pytorch_model.bin", vec![]),
         ("scheduler/config.json", vec![]),
         ("safety_checker/model.safetensors", weights(&[("w", &[1])])),
@@ -195,7 +195,7 @@ fn a_pipeline() {
     let model = Model::open(dir.path()).unwrap();
     let unet = "unet/diffusion_pytorch_model.safetensors";
     assert_eq!(names(&model), [format!("unet:a@{unet}"), format!("unet:w@{unet}"), "vae:w@vae/a.safetensors".into()]);
-    let expected = ["README.md", "model_index.json", "scheduler/config.json", "unet/config.json"].map(PathBuf::from);
+    let expected = ["model_index.json", "scheduler/config.json", "unet/config.json"].map(PathBuf::from);
     assert_eq!(model.config_files().unwrap(), expected);
     assert_eq!(model.files().map(|(name, _)| name).collect::<Vec<_>>(), [unet, "vae/a.safetensors"]);
 }

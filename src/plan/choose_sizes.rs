@@ -6,7 +6,7 @@ use super::sample::{Cost, Sampled};
 use super::size::Allocation;
 use super::size_target::{SizeTarget, Sizing};
 use crate::report::Listener;
-use crate::{DiffusionQuantConfig, Result};
+use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
 
 /// Chooses bits and group sizes for the target size of a configuration from samples of the tensors; nothing if it has
 /// none. `overhead` is what is stored beside the tensors, more or less.
@@ -21,6 +21,9 @@ pub(crate) async fn choose_sizes(
 ) -> Result<Option<(Sizing, Sampled)>> {
     let weights = plan.model.tensors().iter().map(|tensor| tensor.elements()).sum();
     let Some(target) = SizeTarget::of(config, weights) else { return Ok(None) };
+    if weights == 0 {
+        return Err(QuantError::setting(target.field, SettingProblem::NoWeights));
+    }
     let floor = Floor::of(config);
     let open = plan.tensors.iter().enumerate().filter(|(_, plan)| plan.is_open && plan.same_as.is_none());
     let wanted = open.map(|(index, _)| (index, plan.allowed.choices())).collect();
@@ -35,6 +38,9 @@ pub(crate) async fn choose_sizes(
     let least = beside + allocation.least_bytes();
     // What is beside the tensors is known more or less. Whether the smallest choices fit is seen when they are written.
     if target.bytes + overhead / 8 < least {
+        if weights == 0 {
+            return Err(QuantError::setting(target.field, SettingProblem::NothingToChoose));
+        }
         return Err(target.refused(least, weights));
     }
     let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());

@@ -18,7 +18,8 @@ use super::allowed::Allowed;
 use super::choice::Choice;
 use super::tensors::{TensorPlan, unite};
 use super::ties::repeated;
-use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, Tensor};
+use crate::config::listed::BITS_AND_MORE;
+use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, SettingProblem, Tensor};
 
 /// The columns that a job looks at.
 const COLUMNS: [&str; 4] = ["component", "tensor", "bits", "group_size"];
@@ -30,15 +31,13 @@ enum Format {
 }
 
 impl Format {
-    fn of(path: &Path) -> Result<Self> {
+    /// The format of a file that a setting names.
+    fn of(path: &Path, setting: &'static str) -> Result<Self> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         match extension.to_str() {
             Some("parquet") => Ok(Self::Parquet),
             Some("csv") => Ok(Self::Csv),
-            _ => Err(QuantError::configuration(format!(
-                "the plan `{}` is of no known format, allowed: names that end with .parquet or .csv",
-                path.display()
-            ))),
+            _ => Err(QuantError::setting(setting, SettingProblem::PlanName { path: path.to_path_buf() })),
         }
     }
 }
@@ -56,7 +55,7 @@ impl PlanReport {
 
 /// Writes a plan.
 fn write(plan: &PlanReport, path: &Path) -> Result<()> {
-    let format = Format::of(path)?;
+    let format = Format::of(path, "path")?;
     let batch = batch(&plan.tensors)?;
     let failed = |error: &dyn std::error::Error| QuantError::Quantization {
         tensor: None,
@@ -125,7 +124,7 @@ pub(super) fn read(path: &Path, model: &Model, settings: Settings, allowed: &All
     if let Some((component, tensor)) = rows.into_keys().min() {
         let near = nearest(&tensor, model.tensors().iter().map(|t| t.name.as_str()));
         let advice = near.map_or("remove the row".to_string(), |near| format!("did you mean '{near}'?"));
-        return Err(defect(format!("{} is no tensor of the model; {advice}", full_name(&component, &tensor))));
+        return Err(defect(format!("{} is not a tensor of the model; {advice}", full_name(&component, &tensor))));
     }
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)
@@ -154,7 +153,7 @@ fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(
                 // Tools that know no NULL among integers write 4.0.
                 Some(text) => match text.trim().parse::<f64>() {
                     Ok(number) if number.fract() == 0.0 => Ok(Some(number as i64)),
-                    _ => Err(defect(format!("{name}: {field} is '{text}', which is no whole number"))),
+                    _ => Err(defect(format!("{name}: {field} is '{text}', which is not a whole number"))),
                 },
             };
             let (bits, sizes) = (whole(&bits, "bits")?, whole(&sizes, "group_size")?);
@@ -172,7 +171,7 @@ fn without(column: &str) -> String {
 
 /// The table in a file; of CSV all columns are text.
 fn batches(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<Vec<RecordBatch>> {
-    let format = Format::of(path)?;
+    let format = Format::of(path, "plan")?;
     let open = || File::open(path).map_err(|e| QuantError::io(path, e));
     let unreadable = |error: &dyn std::error::Error| defect(format!("it cannot be read: {error}"));
     match format {
@@ -207,7 +206,8 @@ fn choice(
             if tensor.shape.len() < 2 { "it has less than two dimensions" } else { "its dtype is not quantized" };
         return Err(format!("bits is {bits}, but {what}: allowed is NULL, to keep it"));
     }
-    let bits = Bits::try_from(bits).map_err(|_| format!("bits is {bits}, allowed: 2, 4, 8, or NULL to keep it"))?;
+    let bits =
+        Bits::try_from(bits).map_err(|_| format!("bits is {bits}, allowed: {BITS_AND_MORE}, or NULL to keep it"))?;
     let group_size = match group_size {
         Some(size) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
         None => settings.group_size,

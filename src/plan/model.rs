@@ -7,6 +7,7 @@ use arrow_quant_kernels::Settings;
 
 use super::allowed::Allowed;
 use super::choice::Choice;
+use super::contents::{Contents, look};
 use super::family::Detected;
 use super::file;
 use super::refusals::{refuse_decisions, refuse_selection_of_nothing};
@@ -25,6 +26,8 @@ pub(crate) struct ModelPlan {
     pub allowed: Allowed,
     /// In the order of the model.
     pub tensors: Vec<TensorPlan>,
+    /// What the values of each tensor are.
+    pub contents: Vec<Contents>,
     /// With a target size, what it chose.
     pub sizing: Option<Sizing>,
 }
@@ -43,15 +46,16 @@ impl ModelPlan {
         allowed: Allowed,
     ) -> Result<Self> {
         let settings = config.settings();
+        let contents = model.tensors().iter().map(look).collect::<Result<Vec<_>>>()?;
         let tensors = match table {
             Some(path) => {
                 refuse_decisions(config)?;
                 file::read(path, &model, settings, &allowed)?
             }
-            None => plan_tensors(&model, config, settings, detected, &allowed)?,
+            None => plan_tensors(&model, config, settings, detected, &allowed, &contents)?,
         };
         refuse_selection_of_nothing(config, &tensors)?;
-        Ok(Self { model, settings, allowed, tensors, sizing: None })
+        Ok(Self { model, settings, allowed, tensors, contents, sizing: None })
     }
 
     /// Plans what the target size has chosen, if there is one.

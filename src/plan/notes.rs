@@ -1,18 +1,29 @@
 //! What there is to know of a plan beside what each tensor becomes.
 
+use arrow_quant_formats::shown;
+
+use super::contents::Contents;
 use super::family::Detected;
+use super::model::ModelPlan;
+use super::size_target::SizeTarget;
 use super::tensors::is_matched;
-use crate::{DiffusionQuantConfig, Model};
+use crate::{DiffusionQuantConfig, Model, Result};
 
 /// What there is to know of a plan beside what each tensor becomes, and what was asked for that has no effect.
+///
+/// # Errors
+/// If a configuration of the model cannot be read.
 pub(crate) fn notes(
     config: &DiffusionQuantConfig,
-    model: &Model,
+    plan: &ModelPlan,
     detected: &Detected,
     is_calibrated: bool,
-) -> Vec<String> {
+) -> Result<Vec<String>> {
+    let model = &plan.model;
     let has_target_size = config.target_model_size_mb.is_some() || config.target_bpw.is_some();
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = model.left_out().iter().map(ToString::to_string).collect();
+    notes.extend(claimed(model)?);
+    notes.extend(zeros(plan));
     if let (None, Some(modality)) = (config.modality, detected.modality) {
         notes.push(format!("the model makes {modality}, by {}", detected.from));
     }
@@ -48,5 +59,48 @@ pub(crate) fn notes(
     if has_target_size {
         notes.push("bits and group sizes follow from the target size, not from bit_width and group_size".to_string());
     }
-    notes
+    notes.extend(larger_target(config, model));
+    Ok(notes)
+}
+
+/// That a configuration says of plain weights that they are quantized.
+fn claimed(model: &Model) -> Result<Option<String>> {
+    let claimed = model.quantized_source()?.filter(|source| !source.is_in_tensors);
+    Ok(claimed.map(|source| {
+        format!("the weights are said to be quantized with {source}, but are plain numbers: they are taken as they are")
+    }))
+}
+
+/// That tensors hold nothing but zeros, as files do that a download made room for and did not fill.
+fn zeros(plan: &ModelPlan) -> Option<String> {
+    /// The most tensors that are named.
+    const MOST: usize = 3;
+    let tensors = plan.model.tensors().iter().zip(&plan.contents);
+    let zeros: Vec<_> = tensors.filter(|(_, contents)| **contents == Contents::Zeros).collect();
+    let named: Vec<String> = zeros.iter().take(MOST).map(|(tensor, _)| shown(&tensor.full_name())).collect();
+    let more = match zeros.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let are = if zeros.len() == 1 { "tensor is" } else { "tensors are" };
+    (!zeros.is_empty()).then(|| {
+        format!(
+            "{} {are} all zeros: {}{more}; if they should not be, a download has not ended: get the weights again",
+            zeros.len(),
+            named.join(", ")
+        )
+    })
+}
+
+/// That a target size is no smaller than the model.
+fn larger_target(config: &DiffusionQuantConfig, model: &Model) -> Option<String> {
+    let weights = model.tensors().iter().map(|tensor| tensor.elements()).sum();
+    let bytes: u64 = model.tensors().iter().map(|tensor| tensor.bytes).sum();
+    let target = SizeTarget::of(config, weights).filter(|target| target.bytes >= bytes)?;
+    Some(format!(
+        "{} asks for {:.6} MB and the model has {:.6} MB: nothing has to be quantized for that, and it gets no smaller",
+        target.field,
+        target.bytes as f64 / 1e6,
+        bytes as f64 / 1e6
+    ))
 }

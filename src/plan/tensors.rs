@@ -10,6 +10,7 @@ use regex::Regex;
 use super::allowed::Allowed;
 use super::channels::Channels;
 use super::choice::Choice;
+use super::contents::Contents;
 use super::family::Detected;
 use super::ties::repeated;
 use crate::config::{Width, regex};
@@ -52,9 +53,11 @@ pub(crate) fn plan_tensors(
     settings: Settings,
     detected: &Detected,
     allowed: &Allowed,
+    contents: &[Contents],
 ) -> Result<Vec<TensorPlan>> {
     let rules = Rules::new(model, config, settings, detected, allowed)?;
-    let mut plans = model.tensors().iter().map(|tensor| rules.plan(tensor)).collect::<Result<Vec<_>>>()?;
+    let tensors = model.tensors().iter().zip(contents);
+    let mut plans = tensors.map(|(tensor, contents)| rules.plan(tensor, *contents)).collect::<Result<Vec<_>>>()?;
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)
 }
@@ -138,11 +141,11 @@ impl<'a> Rules<'a> {
         })
     }
 
-    fn plan(&self, tensor: &Tensor) -> Result<TensorPlan> {
+    fn plan(&self, tensor: &Tensor, contents: Contents) -> Result<TensorPlan> {
         let choice = Choice { bits: self.settings.bits, group_size: self.settings.group_size };
         let unfit = unfit(tensor);
         let width = if unfit.is_none() { self.width(tensor)? } else { None };
-        let reason = unfit.or_else(|| self.reason_to_keep(tensor).filter(|_| width.is_none()));
+        let reason = unfit.or_else(|| self.reason_to_keep(tensor, contents).filter(|_| width.is_none()));
         let (choice, reason) = if let Some(reason) = reason {
             (None, reason)
         } else if let Some((layer, width)) = width {
@@ -191,7 +194,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Why a tensor is kept that could be quantized.
-    fn reason_to_keep(&self, tensor: &Tensor) -> Option<Reason> {
+    fn reason_to_keep(&self, tensor: &Tensor, contents: Contents) -> Option<Reason> {
         if let Some(name) = self.sensitive_names.iter().find(|name| is_named(tensor, name)) {
             return Some(Reason::SensitiveLayerNames { name: name.clone() });
         }
@@ -200,6 +203,11 @@ impl<'a> Rules<'a> {
         }
         if self.selected.as_ref().is_some_and(|pattern| !is_match(pattern, tensor)) {
             return Some(Reason::NotSelected);
+        }
+        match contents {
+            Contents::Mask => return Some(Reason::Mask),
+            Contents::BelowF32 => return Some(Reason::BelowF32),
+            Contents::Weights | Contents::Zeros => {}
         }
         self.defaults.and_then(|detected| detected.sensitive(&tensor.component, &tensor.name))
     }
@@ -287,7 +295,7 @@ fn parameter_bytes(scheme: Scheme) -> usize {
 }
 
 /// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.
-pub(crate) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
+pub(super) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
     let data = tensor.data().ok()?;
     let weights = Weights::new(dtype, &data, tensor.row_length() as usize).ok()?;

@@ -1,5 +1,8 @@
 //! Numbers as people read them, the same in every front end.
 
+/// What a measure in dB means, in a line of 80 characters.
+pub const DECIBELS: &str = "SQNR of 20 dB: errors are a tenth of the weights; each 6 dB more halves them";
+
 /// Steps of a thousand bytes.
 const BYTE_UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 

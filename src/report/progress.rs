@@ -1,4 +1,4 @@
-//! How far a job is, told to whoever wants to know, and not too often.
+//! The progress of a job, passed to a callback at bounded intervals.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -25,6 +25,9 @@ pub(crate) fn sqnr_db(sums: &PairSums) -> Option<f64> {
 pub struct ModelReport {
     /// The source's name.
     pub name: String,
+    /// The files that its weights were read from, relative to its directory; empty if a version of ours wrote it that did not
+    /// tell.
+    pub source_files: Vec<String>,
     /// The program that wrote it.
     pub created_by: String,
     /// The configuration, by its field names.
@@ -50,6 +53,7 @@ impl ModelReport {
     pub(crate) fn new(manifest: Manifest) -> Self {
         Self {
             name: manifest.source.name,
+            source_files: manifest.source.files,
             created_by: manifest.created_by,
             settings: manifest.settings,
             modality: manifest.modality,
@@ -89,6 +93,8 @@ pub struct QuantizeReport {
     pub parts: usize,
     /// Parts that an interrupted run had finished.
     pub resumed_parts: usize,
+    /// Whether an earlier run had finished the output, so that nothing was left to do.
+    pub was_finished: bool,
     /// Why an interrupted run was not gone on with, if there was one.
     pub started_afresh: Option<String>,
     /// Wall-clock seconds.

@@ -38,6 +38,55 @@ pub struct ValidationReport {
     pub layers: Vec<LayerQuality>,
 }
 
+/// A quantized tensor below the floor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Below {
+    /// The sub-model of a pipeline; empty in a plain model.
+    pub component: String,
+    /// The tensor's name.
+    pub tensor: String,
+    /// `None` if it became all zeros, or holds what is not a number.
+    pub cosine_similarity: Option<f64>,
+}
+
+impl ValidationReport {
+    /// The quantized tensors whose cosine similarity is below `floor`, worst first. A tensor that became all zeros has none,
+    /// and is below every floor.
+    pub fn below(&self, floor: f64) -> Vec<Below> {
+        let mut below: Vec<(f64, &TensorQuality)> = self
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.bits.is_some())
+            .map(|tensor| (tensor.accuracy(), tensor))
+            .filter(|(accuracy, tensor)| *accuracy < floor || tensor.has_lost_all())
+            .collect();
+        below.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let named = |(_, tensor): (f64, &TensorQuality)| Below {
+            component: tensor.component.clone(),
+            tensor: tensor.tensor.clone(),
+            cosine_similarity: tensor.cosine_similarity.filter(|cosine| cosine.is_finite()),
+        };
+        below.into_iter().map(named).collect()
+    }
+}
+
+impl TensorQuality {
+    /// Its cosine similarity, where that is not defined 1 if nothing was lost, and 0 if all was.
+    fn accuracy(&self) -> f64 {
+        match self.cosine_similarity {
+            None if self.has_lost_all() => 0.0,
+            None => 1.0,
+            Some(cosine) if cosine.is_nan() => -1.0,
+            Some(cosine) => cosine,
+        }
+    }
+
+    /// Whether it became all zeros, and was not.
+    fn has_lost_all(&self) -> bool {
+        self.cosine_similarity.is_none() && self.max_abs_error.is_some_and(|error| error > 0.0)
+    }
+}
+
 /// How good the parameters of a layer's inputs are, in one state of the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerQuality {
@@ -64,4 +113,51 @@ pub struct LayerQuality {
     pub output_sqnr_db: f64,
     /// That of the worst timestep.
     pub worst_output_sqnr_db: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, bits: Option<u8>, cosine: Option<f64>, max_abs_error: Option<f64>) -> TensorQuality {
+        TensorQuality {
+            component: String::new(),
+            tensor: name.to_string(),
+            bits,
+            elements: 100,
+            cosine_similarity: cosine,
+            sqnr_db: cosine.map(|_| 10.0),
+            max_abs_error,
+        }
+    }
+
+    fn below(tensors: Vec<TensorQuality>, floor: f64) -> Vec<(String, Option<f64>)> {
+        let report = ValidationReport {
+            tensors,
+            cosine_similarity: None,
+            sqnr_db: None,
+            compression_ratio: 1.0,
+            model_size_mb: 1.0,
+            layers: vec![],
+        };
+        report.below(floor).into_iter().map(|below| (below.tensor, below.cosine_similarity)).collect()
+    }
+
+    #[test]
+    fn tensors_below_the_floor_are_worst_first() {
+        let tensors = vec![
+            tensor("fine", Some(4), Some(0.99), Some(0.1)),
+            tensor("poor", Some(4), Some(0.8), Some(0.1)),
+            tensor("worse", Some(4), Some(0.7), Some(0.1)),
+            tensor("lost", Some(4), None, Some(0.1)),
+            tensor("broken", Some(4), Some(f64::NAN), Some(0.1)),
+            tensor("zeros", Some(4), None, Some(0.0)),
+            tensor("kept", None, None, None),
+        ];
+        let expected = [("broken", None), ("lost", None), ("worse", Some(0.7)), ("poor", Some(0.8))];
+        let expected: Vec<_> = expected.into_iter().map(|(name, cosine)| (name.to_string(), cosine)).collect();
+        assert_eq!(below(tensors.clone(), 0.9), expected);
+        assert!(below(tensors[..1].to_vec(), 0.9).is_empty());
+        assert_eq!(below(tensors, 0.0).len(), 2, "what is lost is below every floor");
+    }
 }

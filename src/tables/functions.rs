@@ -15,6 +15,7 @@ use datafusion::logical_expr::{CreateExternalTable, Expr};
 
 use super::{AnyModel, default_name};
 use crate::QuantError;
+use crate::workers::{blocking, in_place};
 
 /// The table functions over the models that `files` opens.
 pub(crate) fn table_functions(files: &Files) -> Vec<Arc<TableFunction>> {
@@ -56,8 +57,8 @@ impl Table {
         }
     }
 
-    fn open(self, files: &Files, path: &str) -> crate::Result<Arc<dyn TableProvider>> {
-        let model = files.open(path, AnyModel::open)?;
+    fn open(self, files: &Files, path: &str, variant: Option<&str>) -> crate::Result<Arc<dyn TableProvider>> {
+        let model = files.open(path, |path| AnyModel::open_variant(path, variant))?;
         let path = Path::new(path);
         let name = default_name(path);
         match self {
@@ -77,12 +78,29 @@ struct ModelTable {
 
 impl TableFunctionImpl for ModelTable {
     fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
-        match args.exprs() {
-            [Expr::Literal(ScalarValue::Utf8(Some(path)) | ScalarValue::Utf8View(Some(path)), _)] => {
-                Ok(self.table.open(&self.files, path)?)
+        let texts: Option<Vec<&str>> = args.exprs().iter().map(text).collect();
+        match (self.table, texts.as_deref()) {
+            (_, Some([path])) => Ok(in_place(|| self.table.open(&self.files, path, None))?),
+            (Table::Tensors | Table::Weights, Some([path, variant])) => {
+                Ok(in_place(|| self.table.open(&self.files, path, Some(variant)))?)
             }
-            _ => plan_err!("{0} expects one argument, the path of a model as text: {0}('path')", self.table.name()),
+            (Table::Tensors | Table::Weights, _) => plan_err!(
+                "{0} expects the path of a model as text, and a variant of its weights where it has several: {0}('path') or \
+                 {0}('path', 'fp16')",
+                self.table.name()
+            ),
+            (Table::Quantized, _) => {
+                plan_err!("{0} expects one argument, the path of a model as text: {0}('path')", self.table.name())
+            }
         }
+    }
+}
+
+/// The text of an argument.
+fn text(argument: &Expr) -> Option<&str> {
+    match argument {
+        Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => Some(text),
+        _ => None,
     }
 }
 
@@ -99,7 +117,7 @@ impl TableProviderFactory for SafetensorsFactory {
         let [location] = command.locations.as_slice() else {
             return plan_err!("{}: a SAFETENSORS table has one location, a file or model directory", command.name);
         };
-        let model = self.0.open(location, AnyModel::open)?;
-        Ok(model.weights(command.name.table())?)
+        let (files, path, name) = (self.0.clone(), location.clone(), command.name.table().to_string());
+        Ok(blocking(move || files.open(&path, AnyModel::open)?.weights(&name)).await?)
     }
 }

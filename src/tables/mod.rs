@@ -1,9 +1,12 @@
 //! Models as tables: `tensors`, `weights` and, for quantized models, `quantized`.
 
+mod checked;
 mod chunks;
 pub(crate) mod functions;
+mod part_files;
 mod parts;
 mod quantized;
+mod rooted;
 mod shapes;
 mod staged;
 mod tensors;
@@ -13,12 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow_quant_formats::directory::check_file;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 
 use crate::model::QuantizedDirectory;
-use crate::{Model, Result};
+use crate::{Model, QuantError, Result, SettingProblem};
 
+pub(crate) use checked::CheckSources;
 pub(crate) use chunks::{LIMIT, cut};
 pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::{ChunkCursor, ModelParts};
@@ -38,11 +43,28 @@ pub enum AnyModel {
 
 impl AnyModel {
     /// Opens whatever is at a path.
+    ///
+    /// # Errors
+    /// If it is no model, or a damaged one.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_variant(path, None)
+    }
+
+    /// Opens whatever is at a path, and of weights with variants the one that is asked for.
+    ///
+    /// # Errors
+    /// If it is no model, or a damaged one, or there is no such variant.
+    pub fn open_variant(path: &Path, variant: Option<&str>) -> Result<Self> {
         if QuantizedDirectory::is_at(path) {
-            return Ok(Self::Quantized(Arc::new(QuantizedModel::open(path)?)));
+            return match variant {
+                None => Ok(Self::Quantized(Arc::new(QuantizedModel::open(path)?))),
+                Some(asked) => {
+                    let (path, asked) = (path.to_path_buf(), Some(asked.to_string()));
+                    Err(QuantError::setting("variant", SettingProblem::Variant { path, asked, there: Vec::new() }))
+                }
+            };
         }
-        Ok(Self::Weights(Arc::new(Model::open(path)?)))
+        Ok(Self::Weights(Arc::new(Model::open_variant(path, variant)?)))
     }
 
     /// Tensors, and bytes of their weights as they are stored.
@@ -107,6 +129,7 @@ pub(crate) fn default_name(path: &Path) -> String {
     // `.` and `..` have no last part of their own.
     let canonical = if path.file_name().is_none() { path.canonicalize().ok() } else { None };
     let name = canonical.as_deref().unwrap_or(path).file_name().unwrap_or_default().to_string_lossy();
-    let name = name.strip_suffix(".safetensors").unwrap_or(&name);
+    let is_file_of_weights = check_file(Path::new(&*name)).is_ok();
+    let name = name.rsplit_once('.').filter(|_| is_file_of_weights).map_or(&*name, |(stem, _)| stem);
     if name.is_empty() { "model".to_string() } else { name.to_string() }
 }

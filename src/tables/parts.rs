@@ -88,6 +88,11 @@ pub(crate) struct ChunkCursor {
 }
 
 impl ChunkCursor {
+    /// The chunk of a row, counted from the first that is still to come.
+    pub(crate) fn chunk(&self, row: usize) -> Option<Chunk> {
+        self.chunks[self.rest.clone()].get(row).copied()
+    }
+
     /// The elements of the next rows: runs of single tensors.
     pub(crate) fn next_rows(&mut self, rows: usize) -> Vec<(usize, Range<u64>)> {
         let end = (self.rest.start + rows).min(self.rest.end);

@@ -9,6 +9,7 @@ use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
 use arrow_quant_formats::full_name;
 use arrow_quant_formats::manifest::{ACTIVATIONS, FileEntry, Manifest, SMOOTHING};
 use arrow_quant_udfs::{quantized_type, scalar_functions, tensor_type, with_encoding};
+use bytes::Bytes;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
@@ -17,8 +18,9 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, JoinType, LogicalPlanBuilder, ScalarUDF, Volatility, col, create_udf, lit, when,
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use url::Url;
 
+use super::part_files::PartFiles;
+use super::rooted::Root;
 use super::shapes::shape_type;
 use super::table_of;
 use crate::model::QuantizedDirectory;
@@ -40,7 +42,7 @@ pub(crate) fn part_schema() -> SchemaRef {
 
 /// A quantized model directory.
 pub struct QuantizedModel {
-    directory: QuantizedDirectory,
+    directory: Arc<QuantizedDirectory>,
     /// The tables of what its calibration became.
     activations: Option<RecordBatch>,
     smoothing: Option<RecordBatch>,
@@ -51,7 +53,7 @@ pub struct QuantizedModel {
 impl QuantizedModel {
     /// Opens a directory that has a manifest, and checks that its files are there with the sizes the manifest tells.
     pub fn open(path: &Path) -> Result<Self> {
-        let directory = QuantizedDirectory::open(path)?;
+        let directory = Arc::new(QuantizedDirectory::open(path)?);
         let table = |name: &str| match directory.manifest.tables.iter().find(|file| file.path == name) {
             Some(file) => read_table(&directory, file).map(Some),
             None => Ok(None),
@@ -74,7 +76,7 @@ impl QuantizedModel {
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
-        &self.directory.path
+        self.directory.path()
     }
 
     /// The tables beside those of weights, by name.
@@ -101,23 +103,18 @@ impl QuantizedModel {
     /// The rows of all parts as they are stored.
     fn parts(&self) -> Result<Arc<dyn TableProvider>> {
         let directory = self.path().canonicalize().map_err(|e| QuantError::io(self.path(), e))?;
-        let urls = self
-            .manifest()
-            .files
-            .iter()
-            .map(|file| {
-                let path = directory.join(&file.path);
-                // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
-                let url = Url::from_file_path(&path).map_err(|()| {
-                    QuantError::configuration(format!("`{}` cannot be read: it has no URL", path.display()))
-                })?;
-                Ok(ListingTableUrl::try_new(url, None)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let root = Root::of(&directory)?;
+        let url = |file: &FileEntry| match &root {
+            Some(root) => root.url(&file.path),
+            None => self.directory.url(file),
+        };
+        let files = self.manifest().files.iter();
+        // Not parsed: in a path that is parsed, `*`, `?` and `[` stand for other characters.
+        let urls = files.map(|file| Ok(ListingTableUrl::try_new(url(file)?, None)?)).collect::<Result<Vec<_>>>()?;
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config =
             ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(part_schema());
-        Ok(Arc::new(ListingTable::try_new(config)?))
+        Ok(Arc::new(PartFiles { directory: Arc::clone(&self.directory), rows: ListingTable::try_new(config)?, root }))
     }
 
     /// The rows of all parts, and those of tensors that are stored under another name.
@@ -275,12 +272,11 @@ fn function(name: &str) -> Result<Arc<ScalarUDF>> {
 
 /// A table of one Parquet file, read as a whole, if its content is what the manifest tells.
 fn read_table(directory: &QuantizedDirectory, file: &FileEntry) -> Result<RecordBatch> {
-    directory.verify_file(file)?;
-    let path = directory.path.join(&file.path);
+    let bytes = Bytes::from(directory.read(file)?);
+    let path = directory.path().join(&file.path);
     let unreadable =
         |error: String| QuantError::defect(&path, None, format!("cannot be read: {error}: quantize the model again"));
-    let file = std::fs::File::open(&path).map_err(|e| QuantError::io(&path, e))?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.to_string()))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| unreadable(e.to_string()))?;
     let schema = Arc::clone(reader.schema());
     let batches = reader.build().map_err(|e| unreadable(e.to_string()))?;
     let batches = batches.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| unreadable(e.to_string()))?;

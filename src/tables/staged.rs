@@ -9,14 +9,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use arrow::array::RecordBatch;
 use arrow_quant_formats::directory::PIPELINE;
 use arrow_quant_formats::{ContentHash, StoredType, TensorEntry, full_name, safetensors, shown};
+use arrow_quant_stores::Version;
 use datafusion::prelude::DataFrame;
 use futures::TryStreamExt;
 
+use crate::workers::blocking;
 use crate::{QuantError, Result};
 use rows::{Columns, Row, Rows};
 
@@ -24,10 +25,6 @@ mod rows;
 
 /// The key in the header of each file under which the SHA-256 of its content stands.
 const CONTENT: &str = "sha256";
-
-/// The time at which all files were modified, as far as the system tells: 1980-01-01. With it and the hashes in the headers,
-/// equal rows give a model of equal fingerprint, from which a job can be resumed.
-const MODIFIED: Duration = Duration::from_secs(315_532_800);
 
 /// Why a relation is not a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,14 +103,6 @@ where
         writer = blocking(move || writer.write(&batch, columns).map(|()| writer)).await?;
     }
     blocking(move || writer.finish()).await
-}
-
-/// Runs what waits for the disk on a thread for such work.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| QuantError::Quantization {
-        tensor: None,
-        message: format!("the rows of the query were not written: {error}"),
-    })?
 }
 
 /// Component and name of a tensor.
@@ -296,8 +285,8 @@ impl StagedTensor {
         Ok(())
     }
 
-    /// Gives the file its header and its time. The hash is over the chunks' places and hashes, so that the data need not be
-    /// read again.
+    /// Gives the file its header and its version: with both, equal rows give a model of equal fingerprint, from which a job can
+    /// be resumed. The hash is over the chunks' places and hashes, so that the data need not be read again.
     fn complete(&self) -> Result<()> {
         let mut hash = ContentHash::new();
         for chunk in &self.chunks {
@@ -309,7 +298,7 @@ impl StagedTensor {
         let io = |e| QuantError::io(&self.path, e);
         let mut file = OpenOptions::new().write(true).open(&self.path).map_err(io)?;
         file.write_all(&header).map_err(io)?;
-        file.set_modified(SystemTime::UNIX_EPOCH + MODIFIED).map_err(io)
+        Version::make_independent_of_time(&file).map_err(io)
     }
 }
 

@@ -218,7 +218,7 @@ impl Source {
 
 /// The scan of chunks, each partition a run of them.
 #[derive(Debug)]
-struct WeightsExec {
+pub(super) struct WeightsExec {
     source: Source,
     chunks: Arc<[Chunk]>,
     partitions: Vec<Range<usize>>,
@@ -243,6 +243,13 @@ impl WeightsExec {
         );
         let (properties, metrics) = (Arc::new(properties), ExecutionPlanMetricsSet::new());
         Ok(Self { source, chunks, partitions, projection, properties, metrics })
+    }
+}
+
+impl WeightsExec {
+    /// The model whose bytes the rows are views of; `None` if they are made of headers alone.
+    pub(super) fn viewed(&self) -> Option<&Arc<Model>> {
+        Some(&self.source.model).filter(|_| self.projection.contains(&WEIGHTS))
     }
 }
 

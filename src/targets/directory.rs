@@ -1,16 +1,17 @@
 //! Our own directory: Parquet files of the `quantized` table, and a manifest beside them.
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use arrow_quant_formats::manifest::{MANIFEST, Manifest};
 use arrow_quant_kernels::{Bits, GroupSize, Scheme};
 
 use super::part::ParquetPart;
-use super::{PartWriter, Target};
+use super::{PartWriter, Target, UNFINISHED};
 use crate::plan::Allowed;
 use crate::tables::part_schema;
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, disk};
 
 /// The folder of parts.
 const WEIGHTS: &str = "weights";
@@ -49,10 +50,15 @@ impl Target for Directory {
             message: format!("the manifest cannot be written: {error}"),
         })?;
         let path = output.join(MANIFEST);
-        fs::write(&path, json).map_err(|e| QuantError::io(&path, e))?;
-        for synced in [path.as_path(), &output.join(WEIGHTS), output] {
-            File::open(synced).and_then(|file| file.sync_all()).map_err(|e| QuantError::io(synced, e))?;
-        }
-        Ok(())
+        // The output may have its name already, and with the manifest it is complete: it must get it as a whole, and last.
+        let unfinished = path.with_extension(UNFINISHED);
+        let written = File::create(&unfinished).and_then(|mut file| {
+            file.write_all(json.as_bytes())?;
+            disk::sync_file(&file, &path)
+        });
+        written.map_err(|e| QuantError::io(&path, e))?;
+        disk::sync_directory(&output.join(WEIGHTS))?;
+        disk::rename_file(&unfinished, &path)?;
+        disk::sync_directory(output)
     }
 }

@@ -3,21 +3,28 @@
 
 mod directory;
 mod part;
+#[cfg(test)]
+mod tests;
 mod written;
 
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use arrow::array::RecordBatch;
 use arrow_quant_formats::manifest::{FileEntry, Manifest};
 
 pub(crate) use written::{Written, WrittenTensor, add_written};
 
-use crate::Result;
 use crate::plan::Allowed;
+use crate::{QuantError, Result};
 
-/// Every target; the first is the one that jobs write.
-static TARGETS: &[&dyn Target] = &[&directory::Directory];
+/// Every target; the first is the one that jobs write unless they are asked for another.
+static TARGETS: &[&dyn Target] = &[
+    &directory::Directory,
+    #[cfg(test)]
+    &tests::OneFile,
+];
 
 /// The extension of a part's file until it is complete, whatever the target: what a run that was cut short leaves of it
 /// is removed.
@@ -31,13 +38,28 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
     /// The folder of an output that holds the files of its parts, and nothing else.
     fn parts(&self) -> &'static str;
 
-    /// Creates the file of a part in an output. Parts are written at the same time and in any order.
+    /// The name of the file, below the folder that is written to, if an output is one file. `None` if it is the folder.
+    fn file(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Creates the file of a part in an output. Parts are written at the same time and in any order, and some of them again
+    /// when their tensors become something else.
     ///
     /// # Errors
     /// If the file cannot be created.
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>>;
 
-    /// Ends an output in which all parts are finished: writes what makes it a whole, and makes all of it durable.
+    /// Makes the files of an output from those of its parts, which are finished and in order. The files of the parts must
+    /// stay, for another run to go on from if this one ends now.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn assemble(&self, _output: &Path, parts: Vec<FileEntry>) -> Result<Vec<FileEntry>> {
+        Ok(parts)
+    }
+
+    /// Ends an output whose files are there: writes what makes it a whole, and makes all of it durable.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -59,12 +81,58 @@ pub(crate) trait PartWriter: Send {
     fn finish(self: Box<Self>) -> Result<FileEntry>;
 }
 
-/// The target that jobs write.
-pub(crate) fn default_target() -> &'static dyn Target {
-    TARGETS[0]
+/// A target, by its name.
+#[derive(Clone, Copy)]
+pub struct TargetName(&'static dyn Target);
+
+impl TargetName {
+    /// The names of all targets.
+    pub fn all() -> impl Iterator<Item = &'static str> {
+        TARGETS.iter().map(|target| target.allowed().target)
+    }
+
+    /// The names of the targets whose outputs are directories.
+    pub(crate) fn directories() -> impl Iterator<Item = &'static str> {
+        TARGETS.iter().filter(|target| target.file().is_none()).map(|target| target.allowed().target)
+    }
+
+    pub(crate) fn target(self) -> &'static dyn Target {
+        self.0
+    }
 }
 
-/// The target of a name.
-pub(crate) fn target_named(name: &str) -> Option<&'static dyn Target> {
-    TARGETS.iter().copied().find(|target| target.allowed().target == name)
+/// The quantized model directory.
+impl Default for TargetName {
+    fn default() -> Self {
+        Self(TARGETS[0])
+    }
+}
+
+impl PartialEq for TargetName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.allowed().target == other.0.allowed().target
+    }
+}
+
+impl fmt::Display for TargetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.0.allowed().target)
+    }
+}
+
+impl fmt::Debug for TargetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TargetName({self})")
+    }
+}
+
+impl FromStr for TargetName {
+    type Err = QuantError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        TARGETS.iter().find(|target| target.allowed().target == name).map(|target| Self(*target)).ok_or_else(|| {
+            let names: Vec<_> = Self::all().collect();
+            QuantError::field("target", format!("the target is '{name}', allowed: {}", names.join(", ")))
+        })
+    }
 }

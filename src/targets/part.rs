@@ -1,6 +1,6 @@
 //! One Parquet file of a quantized model.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::written::PAYLOADS;
 use super::{PartWriter, UNFINISHED};
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, disk};
 
 /// Bytes of a row group, more or less: what a writer holds in memory.
 const ROW_GROUP_BYTES: usize = 32 << 20;
@@ -52,8 +52,8 @@ impl PartWriter for ParquetPart {
     fn finish(mut self: Box<Self>) -> Result<FileEntry> {
         self.writer.finish().map_err(|e| write_error(&self.path, e))?;
         let file = self.writer.inner();
-        file.file.sync_data().map_err(|e| QuantError::io(&self.path, e))?;
-        fs::rename(unfinished(&self.path), &self.path).map_err(|e| QuantError::io(&self.path, e))?;
+        disk::sync_file(&file.file, &self.path).map_err(|e| QuantError::io(&self.path, e))?;
+        disk::rename_file(&unfinished(&self.path), &self.path)?;
         Ok(FileEntry { path: self.relative, bytes: file.bytes, sha256: file.hash.clone().finish() })
     }
 }

@@ -16,6 +16,14 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file was modified while it was open.
+    #[error("{}: {change}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it changed.
+        change: Change,
+    },
     /// A range is not in the file.
     #[error("{}: bytes {} to {} were asked for, and the file has {length}", path.display(), range.start, range.end)]
     Range {
@@ -48,12 +56,35 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: AllowProblem,
     },
+    /// A text that names no place models can be read from.
+    #[error("`{text}` cannot be read: give a path of this machine")]
+    NotALocation {
+        /// The text.
+        text: String,
+    },
     /// There is no such object store here.
     #[error("this server cannot read {store}: it has files alone")]
     NoStore {
         /// The store's scheme, host and port.
         store: String,
     },
+}
+
+/// How a file changed while it was in use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Change {
+    /// It has another length.
+    #[error("it had {before} bytes when it was opened and has {now}")]
+    Length {
+        /// Bytes when it was opened.
+        before: u64,
+        /// Bytes that it has now.
+        now: u64,
+    },
+    /// It has the same length, and was written to.
+    #[error("it was written to after it was opened")]
+    Written,
 }
 
 /// Why something cannot be allowed.

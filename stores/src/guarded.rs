@@ -276,7 +276,7 @@ fn metas(inner: Arc<dyn ObjectStore>, files: Vec<(ObjectPath, ObjectPath)>) -> B
 }
 
 /// The path of the file system that a location stands for.
-fn file_path(location: &ObjectPath) -> Result<PathBuf> {
+pub(crate) fn file_path(location: &ObjectPath) -> Result<PathBuf> {
     let mut url = Url::parse("file:///").map_err(generic)?;
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(location.parts());

@@ -1,9 +1,11 @@
 //! What a file of weights is to the engine, wherever it lies.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,8 +14,9 @@ use crate::StoreError;
 
 /// A file whose ranges of bytes can be read.
 ///
-/// Bytes that were read stay as they are for as long as they are held: a store of a file that changes fails instead of
-/// mixing two versions, save for a [`LocalMapping`](crate::LocalMapping), whose documentation says what it expects.
+/// Bytes that were read stay as they are for as long as they are held, save for those of a
+/// [`LocalMapping`](crate::LocalMapping), which are the file itself. Code that used bytes therefore calls
+/// [`check`](Self::check) before the result counts: a store of a file that changed fails then, instead of mixing two versions.
 pub trait Store: fmt::Debug + Send + Sync {
     /// Where it lies, its length and its version, as of its opening.
     fn identity(&self) -> &Identity;
@@ -36,6 +39,13 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Says that a range will not be looked at again soon, so that it need not stay in memory.
     fn release(&self, range: Range<u64>);
+
+    /// Checks that the file is still the one that was opened, so that what was made of its bytes up to now is right. A file that
+    /// was replaced by renaming is as good: the store goes on with the one it has.
+    ///
+    /// # Errors
+    /// [`Changed`](StoreError::Changed) if the file was modified, [`Io`](StoreError::Io) if a part of it could not be read.
+    fn check(&self) -> Result<(), StoreError>;
 }
 
 /// Who a store is. Two of equal identity hold the same bytes.
@@ -57,7 +67,19 @@ pub enum Version {
     Modified(SystemTime),
 }
 
+/// The time that files which are known by their content have: 1980-01-01, the first that every file system can tell.
+const OF_CONTENT: Duration = Duration::from_secs(315_532_800);
+
 impl Version {
+    /// Gives a local file a version that does not depend on when it was written. Such files are known by their content: they
+    /// hold a hash of it in their header, so that equal files have equal headers and versions.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn make_independent_of_time(file: &File) -> io::Result<()> {
+        file.set_modified(SystemTime::UNIX_EPOCH + OF_CONTENT)
+    }
+
     /// Bytes that are equal for equal versions, to be hashed.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {

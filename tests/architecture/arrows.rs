@@ -19,8 +19,10 @@ pub(crate) fn check(workspace: &Workspace, rules: &Rules) -> Vec<String> {
             for rule in &rules.words {
                 words(rule, file, &mut faults);
             }
+            hidden(file, &mut faults);
         }
     }
+    re_exports(workspace, rules, &mut faults);
     for rule in &rules.crates {
         if workspace.of_folder(&rule.folder).is_none() {
             faults.push(format!("docs/architecture.md: `{}` is not a crate of the workspace", rule.folder));
@@ -34,19 +36,79 @@ fn between_crates(workspace: &Workspace, rules: &Rules, member: &Crate, faults: 
         faults.push(format!("{}: `{}` is not in the table of docs/architecture.md", member.manifest, member.folder));
         return;
     };
-    let mut check = |file: &str, line: usize, name: &str| {
-        let name = name.replace('-', "_");
-        let Some(to) = workspace.crates.iter().find(|other| other.name == name) else { return };
-        if to.folder != member.folder && !rule.knows.contains(&to.folder) {
-            faults.push(format!("{file}:{line}: `{}` must not know `{}`", member.folder, to.folder));
+    let mut check = |place: &str, to: Option<&Crate>| {
+        let Some(to) = to.filter(|to| to.folder != member.folder) else { return };
+        if !rule.knows.contains(&to.folder) {
+            faults.push(format!("{place}: `{}` must not know `{}`", member.folder, to.folder));
         }
     };
-    for (name, line) in &member.dependencies {
-        check(&member.manifest, *line, name);
+    for dependency in &member.dependencies {
+        check(&member.manifest, workspace.of_package(&dependency.package));
     }
     for file in &member.files {
         for path in &file.paths {
-            check(&file.path, path.line, &path.words[0]);
+            check(&format!("{}:{}", file.path, path.line), workspace.called(&path.words[0], member));
+        }
+    }
+}
+
+/// What of one crate another one passes on, which crates may then use that must not know the first.
+fn re_exports(workspace: &Workspace, rules: &Rules, faults: &mut Vec<String>) {
+    let mut unused: Vec<(&String, &String)> =
+        rules.re_exports.iter().flat_map(|rule| rule.names.iter().map(|name| (&rule.folder, name))).collect();
+    for member in &workspace.crates {
+        for file in &member.files {
+            for path in file.paths.iter().filter(|path| path.is_public) {
+                let other = workspace.called(&path.words[0], member).filter(|other| other.folder != member.folder);
+                let Some(other) = other else { continue };
+                let named = [std::slice::from_ref(&other.name), &path.words[1..]].concat().join("::");
+                let is_listed = !path.is_glob
+                    && rules.re_exports.iter().any(|rule| rule.folder == member.folder && rule.names.contains(&named));
+                unused.retain(|(folder, name)| **folder != member.folder || **name != named);
+                if !is_listed {
+                    let glob = if path.is_glob { "::*" } else { "" };
+                    faults.push(format!(
+                        "{}:{}: `{}` must not pass on `{named}{glob}`: docs/architecture.md does not list it",
+                        file.path, path.line, member.folder
+                    ));
+                }
+            }
+        }
+    }
+    for (folder, name) in unused {
+        faults.push(format!("docs/architecture.md: `{folder}` does not pass on `{name}` any more"));
+    }
+}
+
+/// What would hide arrows from this test: files that are not where their module is, crates that are not named in paths, and
+/// other names for the crate itself.
+fn hidden(file: &File, faults: &mut Vec<String>) {
+    let tokens = &file.tokens.tokens;
+    let mut hides = |line: usize, what: &str| faults.push(format!("{}:{line}: `{what}` hides arrows", file.path));
+    for (at, token) in tokens.iter().enumerate() {
+        let next = |ahead: usize| tokens.get(at + ahead);
+        let is_sign = |ahead: usize, sign: char| next(ahead).is_some_and(|token| token.is_sign(sign));
+        let is_attribute = at >= 2 && tokens[at - 1].is_sign('[') && tokens[at - 2].is_sign('#');
+        if is_attribute && token.is_word("path") && is_sign(1, '=') {
+            hides(token.line, "#[path]");
+        }
+        if is_attribute && token.is_word("cfg_attr") {
+            let inside = tokens[at..].iter().take_while(|token| !token.is_sign(']'));
+            if inside.clone().zip(inside.skip(1)).any(|(word, sign)| word.is_word("path") && sign.is_sign('=')) {
+                hides(token.line, "#[path]");
+            }
+        }
+        if token.is_word("include") && is_sign(1, '!') {
+            hides(token.line, "include!");
+        }
+        if token.is_word("extern") && next(1).is_some_and(|token| token.is_word("crate")) {
+            hides(token.line, "extern crate");
+        }
+    }
+    for path in &file.paths {
+        let is_own = path.words.iter().all(|word| matches!(word.as_str(), "crate" | "self" | "super"));
+        if is_own && path.name.as_ref().is_some_and(|name| !path.words.contains(name)) {
+            hides(path.line, &format!("use {} as", path.words.join("::")));
         }
     }
 }
@@ -156,7 +218,8 @@ fn begins(words: &[String], named: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::CrateRule;
+    use crate::metadata::Dependency;
+    use crate::rules::{CrateRule, ReExportRule};
 
     /// A workspace of a crate `a`, and of the engine, which may know it.
     fn faults(planted: &[(&str, &str)]) -> Vec<String> {
@@ -164,8 +227,19 @@ mod tests {
     }
 
     fn faults_but(planted: &[(&str, &str)], circles: Vec<CircleRule>) -> Vec<String> {
+        faults_in(planted, &[], circles, Vec::new())
+    }
+
+    /// The same, with dependencies of `a` and what they are called, and what may be passed on.
+    fn faults_in(
+        planted: &[(&str, &str)],
+        dependencies: &[(&str, &str)],
+        circles: Vec<CircleRule>,
+        re_exports: Vec<ReExportRule>,
+    ) -> Vec<String> {
         let rules = Rules {
             circles,
+            re_exports,
             crates: vec![
                 CrateRule { folder: "src".into(), knows: vec!["a".into()] },
                 CrateRule { folder: "a".into(), knows: Vec::new() },
@@ -192,10 +266,16 @@ mod tests {
                 let module = if module == "lib" { Vec::new() } else { module.split('/').map(str::to_owned).collect() };
                 Some(File::new(path, module, text))
             });
+            let dependency = |&(package, called): &(&str, &str)| Dependency {
+                package: package.to_owned(),
+                called: called.to_owned(),
+            };
+            let dependencies = if folder == "a" { dependencies.iter().map(dependency).collect() } else { Vec::new() };
             Crate {
                 folder: folder.to_owned(),
+                package: name.replace('_', "-"),
                 name: name.to_owned(),
-                dependencies: Vec::new(),
+                dependencies,
                 manifest: manifest.to_owned(),
                 files: of_crate.collect(),
             }
@@ -220,6 +300,59 @@ mod tests {
     #[test]
     fn a_planted_arrow_between_crates_is_found() {
         assert_eq!(faults(&[("a/src/two.rs", "\n\nuse engine::Top;")]), ["a/src/two.rs:3: `a` must not know `src`"]);
+    }
+
+    #[test]
+    fn a_planted_dependency_is_found_whatever_it_is_called() {
+        let planted = [("a/src/two.rs", "pub struct Two;\nfn f() { e::Top; }")];
+        assert_eq!(
+            faults_in(&planted, &[("engine", "e")], Vec::new(), Vec::new()),
+            ["a/Cargo.toml: `a` must not know `src`", "a/src/two.rs:2: `a` must not know `src`"]
+        );
+    }
+
+    #[test]
+    fn a_planted_re_export_is_found() {
+        let planted = [("src/lib.rs", "mod top; mod bottom;\npub use arrow_a::{One, two as second};")];
+        assert_eq!(
+            faults(&planted),
+            ["One", "two"].map(|name| {
+                format!("src/lib.rs:2: `src` must not pass on `arrow_a::{name}`: docs/architecture.md does not list it")
+            })
+        );
+        let glob = faults(&[("src/lib.rs", "mod top; mod bottom;\npub use arrow_a::*;")]);
+        assert!(glob[0].starts_with("src/lib.rs:2: `src` must not pass on `arrow_a::*`"), "{glob:?}");
+        let whole = faults(&[("src/top.rs", "\npub use arrow_a as a; pub struct Top;")]);
+        assert!(whole[0].starts_with("src/top.rs:2: `src` must not pass on `arrow_a`"), "{whole:?}");
+    }
+
+    #[test]
+    fn a_listed_re_export_is_allowed_while_it_exists() {
+        let listed = || vec![ReExportRule { folder: "src".into(), names: vec!["arrow_a::One".into()] }];
+        let planted = [("src/lib.rs", "mod top; mod bottom; pub use arrow_a::One; pub(crate) use arrow_a::two;")];
+        assert_eq!(faults_in(&planted, &[], Vec::new(), listed()), Vec::<String>::new());
+        assert_eq!(
+            faults_in(&[], &[], Vec::new(), listed()),
+            ["docs/architecture.md: `src` does not pass on `arrow_a::One` any more"]
+        );
+    }
+
+    #[test]
+    fn what_would_hide_arrows_is_found() {
+        for (line, what) in [
+            ("#[path = \"x.rs\"] mod x;", "#[path]"),
+            ("#[cfg_attr(unix, path = \"x.rs\")] mod x;", "#[path]"),
+            ("include!(\"x.rs\");", "include!"),
+            ("extern crate engine as e;", "extern crate"),
+            ("use crate as c;", "use crate as"),
+            ("use super as s;", "use super as"),
+            ("use crate::{self as c};", "use crate::self as"),
+        ] {
+            let found = faults(&[("a/src/two.rs", &format!("pub struct Two;\n{line}"))]);
+            assert!(found.contains(&format!("a/src/two.rs:2: `{what}` hides arrows")), "{line}: {found:?}");
+        }
+        let usual = "pub struct Two; use std::path::Path; const TEXT: &str = include_str!(\"x\"); fn f() { path = 1; }";
+        assert_eq!(faults(&[("a/src/two.rs", usual)]), Vec::<String>::new());
     }
 
     #[test]

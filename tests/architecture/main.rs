@@ -3,6 +3,7 @@
 //! The tables of that document are the rules. A new crate or a new module of the engine gets its row there.
 
 mod arrows;
+mod metadata;
 mod paths;
 mod rules;
 mod sizes;

@@ -14,11 +14,14 @@ pub(crate) struct Path {
     pub(crate) name: Option<String>,
     /// `use path::*`
     pub(crate) is_glob: bool,
+    /// `pub use path`, which other crates may see.
+    pub(crate) is_public: bool,
 }
 
 /// All paths of a file, in their order. Code's paths have two words at least.
 pub(crate) fn read(tokens: &Tokens) -> Vec<Path> {
-    let mut reader = Reader { tokens: &tokens.tokens, at: 0, depth: 0, modules: Vec::new(), paths: Vec::new() };
+    let mut reader =
+        Reader { tokens: &tokens.tokens, at: 0, depth: 0, is_public: false, modules: Vec::new(), paths: Vec::new() };
     while reader.at < reader.tokens.len() {
         reader.step();
     }
@@ -29,6 +32,8 @@ struct Reader<'a> {
     tokens: &'a [Token],
     at: usize,
     depth: usize,
+    /// Whether the `use` line that is read is `pub`.
+    is_public: bool,
     /// Inline modules that are open, with the depth of their braces.
     modules: Vec<(String, usize)>,
     paths: Vec<Path>,
@@ -50,8 +55,10 @@ impl Reader<'_> {
     fn step(&mut self) {
         match self.word(0) {
             Some("use") if !self.is_sign(1, '<') => {
+                self.is_public = self.at > 0 && self.tokens[self.at - 1].is_word("pub");
                 self.at += 1;
                 self.list_entry(&[]);
+                self.is_public = false;
             }
             Some("mod") if self.is_sign(2, '{') => {
                 if let Some(name) = self.word(1) {
@@ -136,7 +143,8 @@ impl Reader<'_> {
 
     fn push(&mut self, line: usize, words: Vec<String>, name: Option<String>, is_glob: bool) {
         let within = self.modules.iter().map(|(name, _)| name.clone()).collect();
-        self.paths.push(Path { line, within, words, name, is_glob });
+        let is_public = self.is_public;
+        self.paths.push(Path { line, within, words, name, is_glob, is_public });
     }
 }
 
@@ -164,6 +172,9 @@ mod tests {
         let names: Vec<Option<&str>> = read.iter().map(|path| path.name.as_deref()).collect();
         assert_eq!(names, [Some("a"), Some("B"), Some("D"), Some("F"), None, Some("h")]);
         assert!(read[4].is_glob);
+        assert!(read.iter().all(|path| !path.is_public));
+        let public: Vec<bool> = paths("pub use a::{B, c::*}; use d::E;").iter().map(|path| path.is_public).collect();
+        assert_eq!(public, [true, true, false]);
     }
 
     #[test]

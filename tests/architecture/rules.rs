@@ -8,6 +8,15 @@ pub(crate) struct Rules {
     pub(crate) ranks: Vec<String>,
     pub(crate) words: Vec<WordRule>,
     pub(crate) circles: Vec<CircleRule>,
+    pub(crate) re_exports: Vec<ReExportRule>,
+}
+
+/// What of other crates a crate passes on.
+#[derive(Debug)]
+pub(crate) struct ReExportRule {
+    pub(crate) folder: String,
+    /// Paths, such as `a::b::C`.
+    pub(crate) names: Vec<String>,
 }
 
 /// Modules that may know each other.
@@ -34,7 +43,7 @@ pub(crate) struct WordRule {
     pub(crate) not_in: Vec<String>,
 }
 
-/// Finds the four tables by the first words of their headers.
+/// Finds the tables by the first words of their headers.
 pub(crate) fn read(document: &str) -> Result<Rules, String> {
     let mut rules = Rules::default();
     for row in rows(document, "| crate |")? {
@@ -59,6 +68,12 @@ pub(crate) fn read(document: &str) -> Result<Rules, String> {
             return Err(format!("docs/architecture.md: the circle in {parent} has no reason"));
         }
         rules.circles.push(CircleRule { parent: spans(parent).remove(0), modules: spans(modules) });
+    }
+    for row in rows(document, "| passed on by |")? {
+        let [folder, names, ..] = row.as_slice() else {
+            return Err("the table of what is passed on has too few columns".into());
+        };
+        rules.re_exports.push(ReExportRule { folder: spans(folder).remove(0), names: spans(names) });
     }
     Ok(rules)
 }
@@ -106,6 +121,10 @@ mod tests {
 | circle in | modules | why |
 |---|---|---|
 | `a::m` | `n`, `o` | halves of one |
+
+| passed on by | what | why |
+|---|---|---|
+| `a/` | `b::B` | in signatures |
 ";
 
     #[test]
@@ -115,6 +134,7 @@ mod tests {
         assert!(rules.crates[1].knows.is_empty());
         assert_eq!(rules.ranks, ["m"]);
         assert_eq!(rules.circles[0].modules, ["n", "o"]);
+        assert_eq!((rules.re_exports[0].folder.as_str(), rules.re_exports[0].names[0].as_str()), ("a", "b::B"));
         assert_eq!((rules.words[0].words.len(), rules.words[0].only_in.len()), (2, 1));
     }
 

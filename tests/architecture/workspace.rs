@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path as FilePath;
 use std::{fs, io};
 
+use crate::metadata::{self, Dependency, Package};
 use crate::paths::{self, Path};
 use crate::tokens::{self, Tokens};
 
@@ -16,10 +17,11 @@ pub(crate) struct Workspace {
 pub(crate) struct Crate {
     /// Its folder below the workspace's, `src` for the package at the root.
     pub(crate) folder: String,
+    /// The package's name.
+    pub(crate) package: String,
     /// What Rust code calls it.
     pub(crate) name: String,
-    /// Packages it depends on, tests and build scripts aside, with the line of its manifest.
-    pub(crate) dependencies: Vec<(String, usize)>,
+    pub(crate) dependencies: Vec<Dependency>,
     pub(crate) manifest: String,
     pub(crate) files: Vec<File>,
 }
@@ -44,11 +46,21 @@ impl File {
 impl Workspace {
     /// Reads the workspace whose `Cargo.toml` is in `root`.
     pub(crate) fn open(root: &FilePath) -> io::Result<Self> {
-        let mut crates = Vec::new();
-        for member in members(&fs::read_to_string(root.join("Cargo.toml"))?) {
-            crates.push(open_crate(root, &member)?);
+        let packages = metadata::ask(root)?.into_iter();
+        Ok(Self { crates: packages.map(|package| open_crate(root, package)).collect::<io::Result<_>>()? })
+    }
+
+    /// The crate that the code of another one calls by a name, which the manifest may have changed.
+    pub(crate) fn called(&self, name: &str, by: &Crate) -> Option<&Crate> {
+        let renamed = by.dependencies.iter().find(|dependency| dependency.called == name);
+        match renamed {
+            Some(dependency) => self.of_package(&dependency.package),
+            None => self.crates.iter().find(|other| other.name == name),
         }
-        Ok(Self { crates })
+    }
+
+    pub(crate) fn of_package(&self, package: &str) -> Option<&Crate> {
+        self.crates.iter().find(|other| other.package == package)
     }
 
     pub(crate) fn of_folder(&self, folder: &str) -> Option<&Crate> {
@@ -56,42 +68,14 @@ impl Workspace {
     }
 }
 
-fn members(manifest: &str) -> Vec<String> {
-    let listed = manifest.lines().find_map(|line| line.strip_prefix("members = [")).unwrap_or_default();
-    let quoted = listed.split('"').skip(1).step_by(2).map(str::to_owned);
-    quoted.chain([String::new()]).collect()
-}
-
-fn open_crate(root: &FilePath, member: &str) -> io::Result<Crate> {
-    let manifest = if member.is_empty() { "Cargo.toml".to_owned() } else { format!("{member}/Cargo.toml") };
-    let (name, dependencies) = read_manifest(&fs::read_to_string(root.join(&manifest))?);
-    let sources = if member.is_empty() { "src".to_owned() } else { format!("{member}/src") };
+fn open_crate(root: &FilePath, package: Package) -> io::Result<Crate> {
+    let Package { name, folder, crate_name, dependencies } = package;
+    let below = if folder.is_empty() { String::new() } else { format!("{folder}/") };
     let mut files = Vec::new();
-    open_files(root, &sources, &mut Vec::new(), &mut files)?;
+    open_files(root, &format!("{below}src"), &mut Vec::new(), &mut files)?;
     drop_test_modules(&mut files);
-    let folder = if member.is_empty() { "src" } else { member };
-    Ok(Crate { folder: folder.to_owned(), name, dependencies, manifest, files })
-}
-
-/// The crate's name, and the names of the tables and keys under its dependencies.
-fn read_manifest(text: &str) -> (String, Vec<(String, usize)>) {
-    let (mut section, mut name, mut dependencies) = ("", String::new(), Vec::new());
-    for (number, line) in text.lines().enumerate() {
-        if let Some(header) = line.trim().strip_prefix('[') {
-            section = header.trim_end_matches(']');
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=') else { continue };
-        let key = key.trim().trim_end_matches(".workspace");
-        if section == "package" && key == "name" {
-            name = value.trim().trim_matches('"').replace('-', "_");
-        }
-        if section.ends_with("dependencies") && !section.contains("-dependencies") && !section.starts_with("workspace")
-        {
-            dependencies.push((key.to_owned(), number + 1));
-        }
-    }
-    (name, dependencies)
+    let folder = if folder.is_empty() { "src".to_owned() } else { folder };
+    Ok(Crate { folder, package: name, name: crate_name, dependencies, manifest: format!("{below}Cargo.toml"), files })
 }
 
 fn open_files(root: &FilePath, folder: &str, module: &mut Vec<String>, files: &mut Vec<File>) -> io::Result<()> {
@@ -250,8 +234,9 @@ impl<'a> Modules<'a> {
         }
         let key = (module.to_vec(), name.to_owned());
         if let Some(words) = self.names.get(&key) {
-            // `use x;` names another crate, not itself.
-            let found = if words.len() == 1 { None } else { self.follow(module, words, steps) };
+            // `use x;` names another crate, not itself; `use crate as x;` names a module.
+            let is_crate = words.len() == 1 && !matches!(words[0].as_str(), "crate" | "self" | "super");
+            let found = if is_crate { None } else { self.follow(module, words, steps) };
             return found.map_or(Lead::Outside, Lead::Module);
         }
         if self.items.contains(&key) {
@@ -292,22 +277,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manifests_are_read() {
-        let text = "[package]\nname = \"a-b\"\n[dependencies]\nx.workspace = true\ny = { path = \"z\" }\n\
-                    [target.'cfg(unix)'.dependencies]\nw = \"1\"\n[dev-dependencies]\nt = \"1\"\n\
-                    [workspace.dependencies]\nv = \"1\"\n";
-        let named: Vec<(String, usize)> = [("x", 4), ("y", 5), ("w", 7)].map(|(key, at)| (key.into(), at)).into();
-        assert_eq!(read_manifest(text), ("a_b".to_owned(), named));
-        assert_eq!(members("[workspace]\nmembers = [\"a\", \"b/c\"]\n"), ["a", "b/c", ""]);
-    }
-
-    #[test]
     fn names_are_followed_to_where_they_are_defined() {
         let file = |path: &str, module: &[&str], text: &str| {
             File::new(path, module.iter().map(|&word| word.to_owned()).collect(), text)
         };
         let member = Crate {
             folder: "a".to_owned(),
+            package: "a".to_owned(),
             name: "a".to_owned(),
             dependencies: Vec::new(),
             manifest: String::new(),
@@ -320,11 +296,15 @@ mod tests {
                     &["c"],
                     "use crate::m; use crate::B; use crate::b; fn f() { b::D::new(); std::mem::take(); }",
                 ),
+                file("e.rs", &["e"], "use crate as root; use super as up; fn f() { root::c::f(); up::b::D::new(); }"),
             ],
         };
         let arrows = Modules::new(&member).arrows();
         let from_c: Vec<String> =
             arrows.iter().filter(|arrow| arrow.file == "c.rs").map(|arrow| arrow.to.join("::")).collect();
         assert_eq!(from_c, ["b::d", "b::d", "b", "b::d"]);
+        let from_e: Vec<String> =
+            arrows.iter().filter(|arrow| arrow.file == "e.rs").map(|arrow| arrow.to.join("::")).collect();
+        assert_eq!(from_e, ["", "", "c", "b::d"]);
     }
 }

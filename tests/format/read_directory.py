@@ -13,48 +13,48 @@ DTYPES |= {f"{kind}{bits}": f"<{kind.lower()}{bits // 8}" for kind in "IU" for b
 
 def read_directory(path):
     """Full name of each tensor to its weights: f32 where they were quantized, else in their own dtype."""
-    manifest = json.loads((Path(path) / "arrow_quant.json").read_text(encoding="utf-8"))
+    manifest, tables, chunks = json.loads((Path(path) / "arrow_quant.json").read_text(encoding="utf-8")), {}, {}
     if manifest["format_version"] not in (1, 2, 3):
         raise ValueError(f"{path}: format version {manifest['format_version']} is not 1, 2 or 3")
-    tables = {file["path"]: pq.ParquetFile(Path(path) / file["path"]).read().to_pylist()
-              for file in manifest["files"] + manifest.get("tables", [])}  # fmt: skip
+    for name, size in [(file["path"], file["bytes"]) for file in manifest["files"] + manifest.get("tables", [])]:
+        if Path(name).is_absolute() or ".." in Path(name).parts or (Path(path) / name).stat().st_size != size:
+            raise ValueError(f"{name} is not a file of {size} bytes in the directory")
+        tables[name] = pq.ParquetFile(Path(path) / name).read().to_pylist()
     factors = {row["tensor"]: row["smooth"] for row in tables.get("smoothing.parquet", [])}
-    chunks = {}
-    for row in sorted((r for f in manifest["files"] for r in tables[f["path"]]), key=lambda row: row["chunk"]):
+    if lost := {x["tensor"] for x in manifest.get("layers", []) if x["smoothing_alpha"] is not None} - factors.keys():
+        raise ValueError(f"smoothing.parquet lacks {lost}")
+    full_name = lambda row: "/".join(filter(None, [row["component"], row["tensor"]]))
+    for row in [row for file in manifest["files"] for row in tables[file["path"]]]:
         chunks.setdefault(full_name(row), []).append(row)
     tensors = {full_name(tensor): tensor for tensor in manifest["tensors"]}
     return {n: restore(t, chunks.get(t.get("same_as") or n, []), factors.get(n)) for n, t in tensors.items()}
 
 
-def full_name(row):
-    return f"{row['component']}/{row['tensor']}" if row["component"] else row["tensor"]
-
-
 def restore(tensor, chunks, factors):
-    if tensor["bits"] is None:
-        data = np.frombuffer(b"".join(c["weights"]["data"] for c in chunks), DTYPES.get(tensor["dtype"], "u1"))
-        return data.reshape(tensor["shape"] if tensor["dtype"] in DTYPES else -1)
-    weights = np.concatenate([dequantize(**c["quantized"]) for c in chunks]).reshape(tensor["shape"])
-    inverse = np.float32(1) / np.array(factors or [1], "<f4")  # one for each index of axis 1
-    return weights * inverse.reshape(-1, *[1] * (weights.ndim - 2))
+    kept, shape, elements = tensor["bits"] is None, tensor["shape"], tensor["elements"]
+    dtype = DTYPES.get(tensor["dtype"], "u1")
+    parts = [np.frombuffer(c["weights"]["data"], dtype) if kept else dequantize(**c["quantized"]) for c in chunks]
+    ends = [sum(map(len, parts[:i])) for i in range(len(parts) + 1)]  # in elements; in bytes if DTYPES lacks the dtype
+    if any(c["start"] * ends[-1] != end * elements for c, end in zip(chunks, ends)) or elements > 2 * ends[-1]:
+        raise ValueError(f"{tensor['tensor']}: elements are missing, or there twice")
+    if kept:
+        return np.concatenate([np.zeros(0, dtype), *parts]).reshape(shape if tensor["dtype"] in DTYPES else -1)
+    inverse = np.float32(1) / np.array(factors or [1] * shape[1], "<f4").reshape(shape[1], *[1] * (len(shape) - 2))
+    return np.concatenate(parts).reshape(shape) * inverse  # one for each index of axis 1
 
 
 def dequantize(bits, group_size, scheme, parameter_dtype, length, row_length, codes, encoding=None, **q):
-    if encoding not in (None, f"int{bits}"):
-        raise ValueError(f"the encoding {encoding} is not known")
-    index, dtype = np.arange(length), DTYPES[parameter_dtype]
-    group = index // row_length * -(-row_length // group_size) + index % row_length // group_size
-    scale, minimum, zero = np.frombuffer(q["scales"], dtype).astype("f8")[group], 0.0, 2 ** (bits - 1)
-    if scheme != "symmetric":  # affine has minima, asymmetric has zero points
-        minimum = np.frombuffer(q["minima"], dtype).astype("f8")[group] if scheme == "affine" else 0.0
-        zero = np.frombuffer(q["zero_points"], "u1")[group] if scheme == "asymmetric" else 0
-    stream = np.unpackbits(np.frombuffer(codes, "u1"), bitorder="little")[: length * bits]
-    product = scale * (stream.reshape(length, bits) @ (1 << np.arange(bits)) - zero)  # exact in f64
-    # One rounding, as of a fused multiply-add in f32: where f64 loses a part of the sum, its last bit is made odd, so
-    # that rounding to f32, of less than half the bits, goes the way of the exact sum, on whichever side of a tie it is.
+    bits, dtype = dict(int2=2, int4=4, int8=8)[encoding or f"int{bits}"], dict(F16="<f2", F32="<f4")[parameter_dtype]
+    groups = length // row_length * (per_row := -(-row_length // group_size))
+    group = np.add.outer(np.arange(0, groups, per_row), np.arange(row_length) // group_size).ravel()
+    scale = np.frombuffer(q["scales"], dtype).reshape(groups).astype("f8")[group]
+    minimum = np.frombuffer(q["minima"], dtype).reshape(groups)[group] if scheme == "affine" else 0.0
+    zeros = dict(affine=bytes(groups), symmetric=bytes([1 << bits - 1] * groups), asymmetric=q["zero_points"])[scheme]
+    zero = np.arange(1 << bits)[np.frombuffer(zeros, "u1").reshape(groups)][group]  # an IndexError for what is no code
+    stream = np.unpackbits(np.frombuffer(codes, "u1").reshape((length * bits + 7) // 8), bitorder="little")
+    product = scale * (stream[: length * bits].reshape(length, bits) @ (1 << np.arange(bits)) - zero)  # exact in f64
+    # Rounded to odd in f64 and then to f32, the sum is rounded once, as by a fused multiply-add in f32.
     weights = product + minimum
-    part = weights - product
-    lost = (product - (weights - part)) + (minimum - part)
+    lost = (product - (weights - (weights - product))) + (minimum - (weights - product))
     even = (lost != 0) & (weights.view("i8") % 2 == 0)
-    weights.view("i8")[even] += np.where((lost > 0) == (weights > 0), 1, -1)[even]
-    return weights.astype("f4")
+    return np.where(even, np.nextafter(weights, np.copysign(np.inf, lost)), weights).astype("f4")

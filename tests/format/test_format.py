@@ -13,8 +13,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from read_directory import dequantize, read_directory
+from read_directory import dequantize, read_directory, restore
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/format"
@@ -96,6 +98,95 @@ def test_reader_refuses_other_versions(tmp_path, version):
     (copy / "arrow_quant.json").write_text(json.dumps(manifest | {"format_version": version}))
     with pytest.raises(ValueError, match=f"format version {version} is not 1, 2 or 3"):
         read_directory(copy)
+
+
+def edited(tmp_path, name, edit):
+    """A copy of a golden directory of version 3 whose manifest was edited."""
+    copy = shutil.copytree(GOLDEN / "v3" / name, tmp_path / "copy")
+    manifest = json.loads((copy / "arrow_quant.json").read_text())
+    edit(copy, manifest)
+    (copy / "arrow_quant.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def lose_tensor(name):
+    """Makes an edit that takes a tensor's rows out of the files of weights."""
+
+    def edit(copy, manifest):
+        for file in manifest["files"]:
+            table = pq.read_table(copy / file["path"])
+            rows = [row for row in table.to_pylist() if row["tensor"] != name]
+            pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / file["path"])
+            file["bytes"] = (copy / file["path"]).stat().st_size
+
+    return edit
+
+
+def lose_smoothing(_, manifest):
+    manifest["tables"] = [table for table in manifest["tables"] if table["path"] != "smoothing.parquet"]
+
+
+def shorten_factors(copy, manifest):
+    (entry,) = [table for table in manifest["tables"] if table["path"] == "smoothing.parquet"]
+    table = pq.read_table(copy / entry["path"])
+    short = pa.array([row[:1] for row in table["smooth"].to_pylist()], table.schema.field("smooth").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("smooth"), "smooth", short), copy / entry["path"])
+    entry["bytes"] = (copy / entry["path"]).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("affine-smoothed", lose_smoothing, "smoothing.parquet lacks"),
+        ("affine-smoothed", shorten_factors, "reshape"),
+        ("affine", lambda _, m: m["files"][0].update(path="../affine/weights/part-00000.parquet"), "is not a file of"),
+        ("affine", lambda copy, m: m["files"][0].update(path=str(copy / m["files"][0]["path"])), "is not a file of"),
+        ("affine", lambda _, m: m["files"][0].update(bytes=1), "is not a file of 1 bytes"),
+        ("affine", lose_tensor("embed.weight"), "embed.weight: elements are missing"),
+        ("affine", lambda _, m: next(t for t in m["tensors"] if t.get("same_as")).update(same_as="x"), "missing"),
+    ],
+)
+def test_reader_refuses_damaged_directories(tmp_path, name, edit, message):
+    with pytest.raises(ValueError, match=message):
+        read_directory(edited(tmp_path, name, edit))
+
+
+def test_reader_refuses_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_directory(edited(tmp_path, "affine", lambda copy, m: (copy / m["files"][0]["path"]).unlink()))
+
+
+@pytest.mark.parametrize("start", [0, 10_000])
+def test_reader_refuses_chunks_that_do_not_follow_each_other(start):
+    value = quantized_value(np.arange(64), np.ones(64), np.zeros(64))
+    tensor = {"tensor": "w", "bits": 8, "dtype": "F32", "shape": [2, 64], "elements": 128}
+    with pytest.raises(ValueError, match="elements are missing"):
+        restore(tensor, [{"start": 0, "quantized": value}, {"start": start, "quantized": value}], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"scheme": "codebook"}, KeyError),
+        ({"parameter_dtype": "BF16"}, KeyError),
+        ({"parameter_dtype": "F16"}, ValueError),
+        ({"encoding": "q4_k"}, KeyError),
+        ({"encoding": "int4"}, ValueError),
+        ({"bits": 7}, KeyError),
+        ({"codes": b"\0" * 63}, ValueError),
+        ({"codes": b"\0" * 65}, ValueError),
+        ({"scales": b"\0" * 4 * 63}, ValueError),
+        ({"minima": b"\0" * 4 * 65}, ValueError),
+        ({"scheme": "asymmetric", "zero_points": b"\0" * 63}, ValueError),
+        ({"scheme": "asymmetric", "zero_points": b"\4" * 64, "bits": 2, "codes": b"\0" * 16}, IndexError),
+    ],
+    ids=str,
+)
+def test_reader_refuses_values_that_it_does_not_know(change, error):
+    value = quantized_value(np.arange(64), np.ones(64), np.zeros(64))
+    dequantize(**value)
+    with pytest.raises(error):
+        dequantize(**value | change)
 
 
 def quantized_value(codes, scale, minimum):
@@ -196,3 +287,12 @@ def test_command_refuses_other_versions(tmp_path):
     done = subprocess.run([COMMAND, "report", copy], capture_output=True, text=True)
     assert done.returncode != 0
     assert "format version 4" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "report"])
+def test_command_reads_reasons_that_it_does_not_know(tmp_path, command):
+    def edit(_, manifest):
+        manifest["tensors"][0] |= {"because": "rows of outliers", "reason": {"kind": "outlier_rows", "rows": [1]}}
+
+    done = subprocess.run([COMMAND, command, edited(tmp_path, "affine", edit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -195,6 +195,49 @@ def test_parameters_must_be_bound(cursor):
         rows(cursor, "SELECT tensor FROM dit.tensors WHERE elements = $1")
 
 
+def test_parameters_are_question_marks(cursor):
+    count = "SELECT count(*) FROM dit.tensors WHERE "
+    every = rows(cursor, count + "true")[0][0]
+    name = rows(cursor, "SELECT tensor FROM dit.tensors ORDER BY tensor LIMIT 1")[0][0]
+    assert rows(cursor, "SELECT ?", ("x",)) == [("x",)]
+    assert rows(cursor, "SELECT ?, ?, '?' -- ?", (1, None)) == [(1, None, "?")]
+    assert rows(cursor, count + "tensor = ?", (name,)) == [(1,)]
+    assert rows(cursor, count + "tensor = ? AND elements > ?", (name, 0)) == [(1,)]
+    assert rows(cursor, count + "tensor IN (?, ?) OR tensor = ?", (name, "no such", None)) == [(1,)]
+    assert rows(cursor, count + "tensor = ?", (None,)) == [(0,)]
+    assert rows(cursor, count + "elements BETWEEN ? AND ?", (0, 1 << 40)) == [(every,)]
+    assert len(rows(cursor, "SELECT tensor FROM dit.tensors LIMIT ? OFFSET ?", (2, 1))) == 2
+
+
+def test_question_marks_of_prepared_statements(cursor):
+    assert cursor.adbc_prepare("SELECT ? + elements FROM dit.tensors").names == ["$1"]
+
+
+@pytest.mark.parametrize(
+    "sql, values, message",
+    [
+        ("SELECT ?", (1, 2), "1 parameter, 2 are bound"),
+        ("SELECT ?, ?", (1,), "2 parameters, 1 is bound"),
+        ("SELECT 1", (1,), "0 parameters, 1 is bound"),
+        ("SELECT ?", (), "1 parameter, none is bound"),
+        ("SELECT $3", (1,), "3 parameters, 1 is bound"),
+        ("SELECT ?, $2", (1, 2), "one way"),
+    ],
+)
+def test_as_many_values_are_bound_as_there_are_parameters(cursor, sql, values, message):
+    with pytest.raises(adbc.ProgrammingError, match=message):
+        rows(cursor, sql, values)
+
+
+def test_executemany_with_question_marks(cursor):
+    cursor.execute("CREATE TABLE many (a BIGINT, b VARCHAR)")
+    cursor.executemany("INSERT INTO many VALUES (?, ?)", [(1, "x"), (2, None), (None, "z")])
+    cursor.executemany("INSERT INTO many VALUES (?, ?)", [])
+    assert rows(cursor, "SELECT * FROM many ORDER BY a") == [(1, "x"), (2, None), (None, "z")]
+    with pytest.raises(adbc.ProgrammingError, match="2 parameters, 3 are bound"):
+        cursor.executemany("INSERT INTO many VALUES (?, ?)", [(1, "x", 2)])
+
+
 def test_prepare(cursor):
     sql = "SELECT count(*) FROM dit.tensors WHERE elements > $1 AND dtype = $2"
     schema = cursor.adbc_prepare(sql)

@@ -59,6 +59,14 @@ def test_list_flights_by_criteria(client):
     assert found == [("dit", "weights")]
 
 
+def test_models_are_found_however_their_names_are_written(server):
+    one = server("--model", f"DiT-2.0={MODEL}").client()
+    for name in ("DiT-2.0", "dit-2.0", "DIT-2.0"):
+        assert fetched(one, one.get_flight_info(path(name, "tensors"))).num_rows == 52
+        assert one.do_get(flight.Ticket(f'SELECT * FROM "{name}".tensors')).read_all().num_rows == 52
+    assert fetched(one, one.get_flight_info(path("DIT", "tensors"))).num_rows == 52
+
+
 def test_get_by_path(client):
     info = client.get_flight_info(path("dit", "weights"))
     table = fetched(client, info)
@@ -195,6 +203,17 @@ def test_exchange_gives_the_codes_of_the_command(client):
     expected = sorted((row["tensor"], row["codes"]) for row in map(json.loads, done.stdout.splitlines()))
     assert len(expected) == 11
     assert sorted((row["tensor"], row["codes"].hex()) for row in result.to_pylist()) == expected
+
+
+def test_exchange_with_a_limit_ends_cleanly(client):
+    batch = pa.record_batch({"x": pa.array(range(10_000), pa.int64())})
+    writer, reader = client.do_exchange(command("SELECT x FROM input LIMIT 3"))
+    writer.begin(batch.schema)
+    for _ in range(200):
+        writer.write_batch(batch)
+    writer.done_writing()
+    assert reader.read_all()["x"].to_pylist() == [0, 1, 2]
+    writer.close()
 
 
 def test_exchange_answers_while_the_client_writes(client):

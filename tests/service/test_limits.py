@@ -1,5 +1,7 @@
 """What a server allows, and how it says that it is enough."""
 
+import json
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -354,3 +356,63 @@ def test_open_results(server):
     assert calls.tickets("SELECT 1")
     for _ in range(10):
         assert list(calls.query("SELECT 1", metadata=[cookie(1)]))
+
+
+# ---------------------------------------------------------------- queries that keep their thread
+
+SETTINGS = [
+    f"{bits}, {size}, '{scheme}'"
+    for bits in (2, 4, 8)
+    for size in (32, 64, 128, 256)
+    for scheme in ("affine", "symmetric", "asymmetric")
+]
+
+# Each takes long on one thread, which it does not leave: within one row, over weights again and again, in a join.
+BUSY = [
+    "SELECT " + " + ".join(f"sqnr(quantize(weights, {settings}))" for settings in SETTINGS) + " AS x FROM large.weights",
+    "SELECT "
+    + " + ".join(f"sqnr_agg(weights, dequantize(quantize(weights, {settings})))" for settings in SETTINGS)
+    + " AS x FROM large.weights",
+    "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM dit.weights, generate_series(1, 1000000) WHERE weights['dtype'] = 'BF16'",
+    "SELECT count(*) FROM generate_series(1, 1000000) AS a(x), generate_series(1, 1000000) AS b(y) WHERE x + y > 0",
+]
+
+# What a busy machine may add to the 0.2 s that a query may go on.
+SLACK = 3
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model of one row of 1 GiB, which is worked on for as long as there are functions. Its file takes no room on the disk."""
+    path = tmp_path_factory.mktemp("large") / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 14, 1 << 14], "data_offsets": [0, 1 << 30]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + (1 << 30))
+    return f"large={path}"
+
+
+@pytest.mark.parametrize("sql", BUSY)
+def test_a_timeout_ends_what_keeps_the_only_thread(server, large, sql):
+    one = server("--model", large, "--threads", "1", *limits(query_timeout=2, concurrent_queries=1))
+    started = time.monotonic()
+    code, details = refusal(one.raw().query, sql)
+    assert code == "DEADLINE_EXCEEDED" and "query_timeout" in details
+    assert time.monotonic() - started < 2 + SLACK
+    started = time.monotonic()
+    assert list(one.raw().query("SELECT 1"))
+    assert time.monotonic() - started < SLACK
+
+
+@pytest.mark.parametrize("sql", BUSY)
+def test_who_leaves_what_keeps_the_only_thread_frees_the_place(server, large, sql):
+    one = server("--model", large, "--threads", "1", *limits(concurrent_queries=1))
+    running = one.raw().query(sql)
+    eventually(lambda: one.running() == 1, "the query")
+    running.cancel()
+    started = time.monotonic()
+    eventually(lambda: one.running() == 0, "the free place")
+    assert time.monotonic() - started < SLACK
+    assert list(one.raw().query("SELECT 1"))
+

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+import signal
 import urllib.error
 import urllib.request
 import uuid
 
 import grpc
+import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -159,6 +161,89 @@ def test_logs_hold_no_secrets(server, tmp_path, hashed):
     token = header[1].decode().removeprefix("Bearer ")
     for secret in ("lovelace", "love!ace", hash_, token):
         assert secret not in one.errors()
+
+
+def logged(one, *parts):
+    """The first line of the log that has all these parts, once it is there."""
+    lines = lambda: [line for line in one.errors().splitlines() if all(part in line for part in parts)]
+    return eventually(lines, f"a line with {parts}")[0]
+
+
+def test_logs_tell_what_was_refused_and_to_whom(server, tmp_path, hashed):
+    file = tmp_path / "credentials.yaml"
+    file.write_text(json.dumps({"users": [{"name": "ada", "password": hashed("lovelace")}]}))
+    one = server("--credentials", file)
+    assert "models [dit]" in logged(one, "starts:") and "credentials yes" in logged(one, "starts:")
+    client = one.client()
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        client.authenticate_basic_token("ada", "wrong")
+    assert "client=127.0.0.1:" in logged(one, "a password is refused", "ada")
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        client.do_get(flight.Ticket("SELECT 1")).read_all()
+    assert "WARN" in logged(one, "refused", "DoGet", "no credentials", "client=127.0.0.1:")
+    header = client.authenticate_basic_token("ada", "lovelace")
+    with pytest.raises(pa.ArrowInvalid):
+        options = flight.FlightCallOptions(headers=[header])
+        client.do_get(flight.Ticket("SELECT nothing FROM nowhere"), options).read_all()
+    logged(one, "statement not planned", "user=ada", "InvalidArgument", "SELECT nothing FROM nowhere")
+
+
+def test_logs_tell_how_actions_end(server):
+    one = server("--read-write")
+    client = one.client()
+    list(client.do_action(flight.Action("list_models", b"{}")))
+    logged(one, "action ended", "list_models", "code=Ok", "seconds=", "client=127.0.0.1:")
+    with pytest.raises(pa.ArrowException):
+        list(client.do_action(flight.Action("validate_model", b'{"original": "dit", "quantized": "nowhere"}')))
+    assert "code=Ok" not in logged(one, "action ended", "validate_model", "seconds=")
+
+
+# ---------------------------------------------------------------- files that are read anew
+
+
+def test_credentials_are_read_anew_on_sighup(server, tmp_path, hashed):
+    file = tmp_path / "credentials.yaml"
+    users = lambda *names: json.dumps({"users": [{"name": name, "password": hashed("lovelace")} for name in names]})
+    file.write_text(users("ada"))
+    one = server("--credentials", file)
+    client = one.client()
+    ada = client.authenticate_basic_token("ada", "lovelace")
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        client.authenticate_basic_token("bob", "lovelace")
+
+    file.write_text("users: nothing")
+    one.process.send_signal(signal.SIGHUP)
+    logged(one, "SIGHUP", "stay as they were", "credentials.yaml")
+    query = lambda header: client.do_get(flight.Ticket("SELECT 1"), flight.FlightCallOptions(headers=[header])).read_all()
+    assert query(ada).num_rows == 1
+
+    file.write_text(users("bob"))
+    one.process.send_signal(signal.SIGHUP)
+    logged(one, "SIGHUP", "are those of the files now")
+    assert query(client.authenticate_basic_token("bob", "lovelace")).num_rows == 1
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        query(ada)
+
+
+def test_certificates_are_read_anew_on_sighup(server, tmp_path, authority, stranger):
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    certificate.write_bytes(authority.certificate)
+    key.write_bytes(authority.key)
+    one = server("--tls-certificate", certificate, "--tls-key", key)
+    query = lambda root: one.client(tls_root_certs=root).do_get(flight.Ticket("SELECT 1")).read_all()
+    assert query(authority.root).num_rows == 1
+    certificate.write_bytes(stranger.certificate)
+    one.process.send_signal(signal.SIGHUP)
+    logged(one, "SIGHUP", "stay as they were")
+    key.write_bytes(stranger.key)
+    one.process.send_signal(signal.SIGHUP)
+    logged(one, "SIGHUP", "are those of the files now")
+    assert query(stranger.root).num_rows == 1
+
+
+def test_the_name_of_this_host_is_an_address(server):
+    one = server("--listen", "localhost:0")
+    assert one.client().do_get(flight.Ticket("SELECT 1")).read_all().num_rows == 1
 
 
 def test_text_logs_are_quiet(server):

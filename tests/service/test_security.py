@@ -291,7 +291,7 @@ def test_users_do_not_see_each_others(calls):
     assert listed and not any(b"secret" in flight for flight in listed)
     assert any(b"secret" in flight for flight in calls.streamed("ListFlights", b"", metadata=ada))
 
-    # A result, a prepared statement and a session are their user's, whoever knows what they are called.
+    # Results, prepared statements and sessions belong to their user, even if another user knows their names.
     info = calls.unary("GetFlightInfo", by_command(statement("SELECT x FROM secret")), metadata=ada)
     ticket = wire.fields(wire.fields(wire.fields(info)[3][0])[1][0])[1][0]
     assert refusal(calls.fetch, ticket, metadata=carol)[0] == "NOT_FOUND"

@@ -19,7 +19,7 @@ type F16 = <Float16Type as ArrowPrimitiveType>::Native;
 /// A tensor to write.
 pub(crate) struct Tensor {
     pub name: &'static str,
-    /// `F32`, `F16`, `BF16` or `I64`.
+    /// `F64`, `F32`, `F16`, `BF16`, `I64`, `I32`, or `U8` and `F8_E4M3`, whose values are bytes.
     pub dtype: &'static str,
     pub shape: Vec<usize>,
     /// Rounded to the dtype when they are written.
@@ -45,7 +45,10 @@ impl Tensor {
             "F32" => (*x as f32).to_le_bytes().to_vec(),
             "F16" => F16::from_f64(*x).to_le_bytes().to_vec(),
             "BF16" => bf16(*x as f32).to_le_bytes().to_vec(),
+            "F64" => x.to_le_bytes().to_vec(),
             "I64" => (*x as i64).to_le_bytes().to_vec(),
+            "I32" => (*x as i32).to_le_bytes().to_vec(),
+            "U8" | "F8_E4M3" => vec![*x as u8],
             other => panic!("no tensors of dtype {other} are made here"),
         };
         self.values.iter().flat_map(element).collect()
@@ -142,7 +145,11 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn arrow_quant(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrow-quant"));
     // Paths of the project are relative to its root.
-    command.args(arguments).env_remove("ARROW_QUANT_ISA").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+        .args(arguments)
+        .env_remove("ARROW_QUANT_ISA")
+        .env_remove("COLUMNS")
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     for variable in FIELDS.iter().filter_map(|field| field.variable) {
         command.env_remove(variable);
     }
@@ -160,9 +167,16 @@ pub(crate) fn quantized(model: &str, directory: &Path, name: &str, arguments: &[
 /// The message of a `quantize` that must fail, after which the directory holds what it held before.
 #[track_caller]
 pub(crate) fn refused(model: &str, out: &Path, arguments: &[&str]) -> String {
+    refused_with(1, model, out, arguments)
+}
+
+/// The same with another status.
+#[track_caller]
+pub(crate) fn refused_with(status: i32, model: &str, out: &Path, arguments: &[&str]) -> String {
     let parent = out.parent().unwrap();
     let before = parent.is_dir().then(|| names(parent));
-    let message = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat())).error();
+    let outcome = run(arrow_quant(&[["quantize", model, text(out)].as_slice(), arguments].concat()));
+    let message = outcome.error_with(status);
     assert_eq!(parent.is_dir().then(|| names(parent)), before, "{message}");
     message
 }
@@ -222,7 +236,13 @@ impl Outcome {
     /// The message of its error: one line that starts with `error: `, and status 1.
     #[track_caller]
     pub(crate) fn error(self) -> String {
-        assert_eq!(self.status, Some(1), "{self:?}");
+        self.error_with(1)
+    }
+
+    /// The same with another status.
+    #[track_caller]
+    pub(crate) fn error_with(self, status: i32) -> String {
+        assert_eq!(self.status, Some(status), "{self:?}");
         let message = self.stderr.strip_prefix("error: ").and_then(|rest| rest.strip_suffix('\n'));
         let message = message.unwrap_or_else(|| panic!("{self:?}"));
         assert!(!message.contains('\n'), "{message}");

@@ -12,9 +12,10 @@ use tempfile::TempDir;
 use crate::common::{DIGITS, arrow_quant, contains, quantized, run, text};
 
 /// A flag for every field, with a value that is not the default's and how it is shown.
-const FLAGS: [(&str, &[&str], &str); 25] = [
+const FLAGS: [(&str, &[&str], &str); 26] = [
     ("deployment_profile", &["--profile", "edge"], "\"edge\""),
     ("modality", &["--modality", "audio"], "\"audio\""),
+    ("variant", &["--variant", "fp16"], "\"fp16\""),
     ("bit_width", &["--bits", "8"], "8"),
     ("group_size", &["--group-size", "32"], "32"),
     ("scheme", &["--scheme", "symmetric"], "\"symmetric\""),
@@ -90,7 +91,8 @@ fn without_anything_all_is_of_the_local_profile() {
 fn every_field_has_a_flag() {
     for ((field, arguments, value), known) in FLAGS.iter().zip(FIELDS) {
         assert_eq!(*field, known.name);
-        is(&shown(&mut show(arguments)), field, value, "explicit");
+        let flag = arguments[0].split('=').next().unwrap();
+        is(&shown(&mut show(arguments)), field, value, flag);
     }
 }
 
@@ -120,8 +122,8 @@ fn flags_go_before_the_environment_before_the_file_before_the_profile() {
     let variables =
         [("ARROW_QUANT_GROUP_SIZE", "256"), ("ARROW_QUANT_MIN_ACCURACY", "0.8"), ("ARROW_QUANT_BIT_WIDTH", "8")];
     let fields = shown(command.envs(variables));
-    is(&fields, "group_size", "32", "explicit");
-    is(&fields, "calibration_samples", "1", "explicit");
+    is(&fields, "group_size", "32", "--group-size");
+    is(&fields, "calibration_samples", "1", "--calibration-samples");
     is(&fields, "min_accuracy", "0.8", "ARROW_QUANT_MIN_ACCURACY");
     is(&fields, "bit_width", "8", "ARROW_QUANT_BIT_WIDTH");
     is(&fields, "num_time_groups", "3", file);
@@ -130,7 +132,7 @@ fn flags_go_before_the_environment_before_the_file_before_the_profile() {
 
     // Another profile changes what nothing else speaks of.
     let fields = shown(&mut show(&["--config", file, "--profile", "cloud"]));
-    is(&fields, "deployment_profile", "\"cloud\"", "explicit");
+    is(&fields, "deployment_profile", "\"cloud\"", "--profile");
     is(&fields, "bit_width", "8", "profile cloud");
     is(&fields, "group_size", "64", file);
 }
@@ -141,7 +143,7 @@ fn a_target_replaces_one_in_the_other_unit() {
     let path = directory.path().join("c.yaml");
     fs::write(&path, "target_model_size_mb: 700\n").unwrap();
     let fields = shown(&mut show(&["--config", text(&path), "--target-bpw", "3"]));
-    is(&fields, "target_bpw", "3.0", "explicit");
+    is(&fields, "target_bpw", "3.0", "--target-bpw");
     is(&fields, "target_model_size_mb", "null", "profile local");
 }
 
@@ -186,11 +188,13 @@ fn files_that_are_wrong() {
         ("bit_width: 3\n", "bit_width is 3, allowed: 2, 4 or 8"),
         ("bit_width: \"4\"\n", "bit_width is '4', allowed: 2, 4 or 8"),
         ("deployment_profile: phone\n", "deployment_profile is 'phone', allowed: edge, local or cloud"),
-        ("tensors: (\n", "tensors is '(', which is no regular expression"),
+        ("tensors: 3\n", "tensors is 3, allowed: a regular expression, or null for all"),
+        ("fail_fast: maybe\n", "fail_fast is 'maybe', allowed: true or false"),
+        ("tensors: (\n", "tensors is '(', which is not a regular expression"),
         ("layer_bit_widths: {a: 5}\n", "layer_bit_widths of 'a' is 5, allowed: 2, 4, 8, or 16 to keep it"),
         ("target_bpw: 3\ntarget_model_size_mb: 4\n", "target_model_size_mb and target_bpw are both set"),
-        ("bit_width: 4\nbit_width: 8\n", "no YAML: duplicate entry with key \"bit_width\""),
-        ("bit_width: [\n", "no YAML: "),
+        ("bit_width: 4\nbit_width: 8\n", "not YAML: duplicate entry with key \"bit_width\""),
+        ("bit_width: [\n", "not YAML: "),
         ("- bit_width\n", "expected fields and their values, one `field: value` a line"),
     ] {
         fs::write(&path, content).unwrap();
@@ -210,14 +214,36 @@ fn refuses(arguments: &[&str], parts: &[&str]) {
     assert!(!Path::new(&out).exists());
 }
 
+/// Asserts that `config validate` and `quantize` fail with this message.
+#[track_caller]
+fn refuses_with(arguments: &[&str], expected: &str) {
+    let directory = TempDir::new().unwrap();
+    let out = directory.path().join("out");
+    for command in [["config", "validate"].as_slice(), &["quantize", DIGITS, text(&out)]] {
+        assert_eq!(run(arrow_quant(&[command, arguments].concat())).error(), expected);
+    }
+}
+
 #[test]
 fn values_that_are_wrong_are_named_with_what_is_allowed() {
-    refuses(&["--min-accuracy", "1.5"], &["min_accuracy is 1.5, allowed: 0.0 to 1.0"]);
-    refuses(&["--min-accuracy", "nan"], &["min_accuracy is 'NaN', allowed: 0.0 to 1.0"]);
-    refuses(&["--min-sqnr-db", "inf"], &["min_sqnr_db is 'inf', allowed: a number of dB"]);
-    refuses(&["--num-time-groups", "101"], &["num_time_groups is 101, allowed: 1 to 100"]);
-    refuses(&["--calibration-samples", "0"], &["calibration_samples is 0, allowed: 1 or more"]);
-    refuses(&["--target-bpw", "65"], &["target_bpw is 65.0, allowed: a number above 0 and up to 64"]);
-    refuses(&["--max-memory-limit-mb", "5"], &["max_memory_limit_mb is 5, allowed: ", " or more"]);
-    refuses(&["--tensors", "("], &["tensors is '(', which is no regular expression"]);
+    refuses_with(&["--min-accuracy", "1.5"], "--min-accuracy is 1.5, allowed: 0.0 to 1.0");
+    refuses_with(&["--min-accuracy", "nan"], "--min-accuracy is 'NaN', allowed: 0.0 to 1.0");
+    refuses_with(&["--min-sqnr-db", "inf"], "--min-sqnr-db is 'inf', allowed: a number of dB");
+    refuses_with(&["--num-time-groups", "101"], "--num-time-groups is 101, allowed: 1 to 100");
+    refuses_with(&["--calibration-samples", "0"], "--calibration-samples is 0, allowed: 1 or more");
+    refuses_with(&["--target-bpw", "65"], "--target-bpw is 65.0, allowed: a number above 0 and up to 64");
+    refuses_with(&["--max-memory-limit-mb", "5"], "--max-memory-limit-mb is 5, allowed: 192 or more");
+    refuses_with(&["--tensors", "("], "--tensors is '(', which is not a regular expression: unclosed group");
+    refuses_with(
+        &["--sensitive-layer-patterns", "a", "--sensitive-layer-patterns", "[z-a]"],
+        "--sensitive-layer-patterns is '[z-a]', which is not a regular expression: invalid character class range, the start must be <= the end",
+    );
+    refuses_with(
+        &["--layer-bit-widths", "fc=3"],
+        "--layer-bit-widths of 'fc' is 3, allowed: 2, 4, 8, or 16 to keep it",
+    );
+    refuses_with(
+        &["--layer-bit-widths", "fc=4", "--layer-bit-widths", "fc=8"],
+        "--layer-bit-widths has 'fc' twice: give it once",
+    );
 }

@@ -432,7 +432,10 @@ fn wrong_tables_are_refused_and_nothing_is_left() {
             with(|row| row.histogram = Some((vec![1.0, -2.0], -1.0, 1.0))),
             ["linear.weight", "timestep 80: its histogram has no width, or counts that are no numbers from 0 on"],
         ),
-        (renamed("linear.weigth"), ["linear.weigth", "which is no tensor of the model; did you mean 'linear.weight'?"]),
+        (
+            renamed("linear.weigth"),
+            ["linear.weigth", "which is not a tensor of the model; did you mean 'linear.weight'?"],
+        ),
         (renamed("bias"), ["bias", "it is no weight of a linear or convolutional layer, leave it out"]),
         (vec![], ["wrong.parquet", "it has no rows"]),
     ] {
@@ -770,7 +773,7 @@ fn components_of_a_pipeline_are_named_in_a_calibration() {
     assert!(number(&layers(&run(arrow_quant(&validate)).json())[0]["smoothing_error"]) < 1e-5);
     write_calibration(&calibration, &Row::at(&TIMESTEPS, "w.weight", 32));
     let message = refused(text(&model), &directory.path().join("refused"), &arguments);
-    contains(&message, &["tensor 'w.weight': ", "which is no tensor of the model; did you mean '"]);
+    contains(&message, &["tensor 'w.weight': ", "which is not a tensor of the model; did you mean '"]);
 }
 
 #[cfg(unix)]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, names, refused, run, safetensors, text, write_model, write_tall_model,
+    DIGITS, Tensor, arrow_quant, contains, files, names, refused, refused_with, run, safetensors, text, write_model,
+    write_tall_model,
 };
 use tempfile::TempDir;
 
@@ -17,9 +18,10 @@ fn a_weight_that_is_not_finite_is_named_and_nothing_left() {
     write_model(&model, &[Tensor::gaussian("blocks.0.weight", "F32", &[64, 128], 1), bad]);
     let out = directory.path().join("out");
     let message = refused(text(&model), &out, &[]);
-    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "leave the tensor out with --tensors"]);
+    contains(&message, &["blocks.1.weight: weight 4321 is NaN", "name it in --sensitive-layer-names"]);
     // As the message advises.
-    run(arrow_quant(&["quantize", text(&model), text(&out), "--tensors", "blocks.0", "--quiet"])).printed();
+    run(arrow_quant(&["quantize", text(&model), text(&out), "--sensitive-layer-names", "blocks.1.weight", "--quiet"]))
+        .printed();
 }
 
 #[test]
@@ -55,6 +57,7 @@ fn outputs_that_cannot_be_written() {
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::create_dir(path("directory")).unwrap();
+    fs::write(path("directory/mine"), "").unwrap();
     fs::write(path("file"), "").unwrap();
     fs::create_dir(path("killed.partial")).unwrap();
     fs::write(path("killed.partial/journal.jsonl"), "").unwrap();
@@ -67,7 +70,7 @@ fn outputs_that_cannot_be_written() {
     );
     contains(&message(&path("no/out")), &["the directory `", "no` does not exist: create it first"]);
     assert_eq!(names(directory.path()), ["directory", "file", "killed.partial"]);
-    assert!(names(&path("directory")).is_empty() && names(&path("killed.partial")) == ["journal.jsonl"]);
+    assert!(names(&path("directory")) == ["mine"] && names(&path("killed.partial")) == ["journal.jsonl"]);
 }
 
 #[cfg(unix)]
@@ -191,7 +194,7 @@ fn wrong_arguments_are_refused_with_those_allowed() {
         assert_eq!(outcome.status, Some(2), "{outcome:?}");
         contains(&outcome.stderr, &[&format!("invalid value '{value}' for '{flag}"), allowed]);
     }
-    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["tensors is '(', which is no regular expression"]);
+    contains(&refused(DIGITS, &out, &["--tensors", "("]), &["--tensors is '(', which is not a regular expression"]);
     for (variable, value, allowed) in
         [("ARROW_QUANT_NUM_THREADS", "many", "0 for all cores"), ("ARROW_QUANT_ISA", "sse9", "this CPU has: ")]
     {
@@ -252,7 +255,8 @@ fn a_job_that_fails_fast_leaves_nothing_however_often_it_is_run() {
     for _ in 0..20 {
         let arguments =
             ["--fail-fast", "--bits", "2", "--min-accuracy", "0.99", "--method", "minmax", "--threads", "3"];
-        contains(&refused(text(&model), &directory.path().join("out"), &arguments), &["below --min-accuracy 0.99"]);
+        let message = refused_with(3, text(&model), &directory.path().join("out"), &arguments);
+        contains(&message, &["below --min-accuracy 0.99"]);
     }
 }
 
@@ -277,5 +281,24 @@ fn jobs_that_are_started_at_once_on_the_same_output() {
         assert!(files(&out) == files(&directory.path().join("alone")), "{:?}", names(&out));
         assert_eq!(names(directory.path()), ["alone", "out"]);
         fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// The memory for the stacks of threads is bounded; the number of processes bounds nothing of root's.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_told_in_a_line_or_done_without() {
+    for kibibytes in [900_000, 1_300_000, 2_000_000, 4_000_000] {
+        let line = format!("ulimit -v {kibibytes} && exec \"$0\" --threads 4 sql 'SELECT 1 AS one' --format csv");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &line, env!("CARGO_BIN_EXE_arrow-quant")]).stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        let (printed, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        match output.status.code() {
+            Some(0) => assert_eq!(printed, "one\n1\n", "{said}"),
+            Some(1) => assert!(said.starts_with("error: threads cannot be started"), "{said}"),
+            status => panic!("{status:?} {said}"),
+        }
+        assert!(!said.contains("panicked") && said.lines().count() <= 1, "{said}");
     }
 }

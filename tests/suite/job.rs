@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    DIGITS, Tensor, arrow_quant, contains, files, gaussian, manifest, names, quantized, refused, run, tensor, tensors,
-    text, write_digits_with, write_large_model, write_model,
+    DIGITS, Tensor, arrow_quant, contains, files, gaussian, manifest, names, quantized, refused, refused_with, run,
+    tensor, tensors, text, write_digits_with, write_large_model, write_model,
 };
 
 /// A tensor of the example model that is made poor.
@@ -70,7 +70,7 @@ fn with_fail_fast_a_poor_tensor_ends_the_job() {
     let model = with_poor_tensor(directory.path());
     let out = directory.path().join("out");
     let arguments = [TWO_BITS.as_slice(), &["--min-accuracy", "0.9", "--fail-fast"]].concat();
-    let message = refused(text(&model), &out, &arguments);
+    let message = refused_with(3, text(&model), &out, &arguments);
     contains(
         &message,
         &[

@@ -80,15 +80,15 @@ fn names_that_are_no_layers() {
     let unknown = message(&widths(&["block.0.fc1.weight=8"]));
     contains(
         &unknown,
-        &["--layer-bit-widths has 'block.0.fc1.weight', which is no tensor", "did you mean 'blocks.0.fc1.weight'?"],
+        &["--layer-bit-widths has 'block.0.fc1.weight', which is not a tensor", "did you mean 'blocks.0.fc1.weight'?"],
     );
     let unknown = message(&["--sensitive-layer-names", "pos_embed,label_embd.weight"]);
     contains(&unknown, &["--sensitive-layer-names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);
     contains(&message(&widths(&["zzz=8"])), &["--layer-bit-widths has 'zzz'", "see arrow-quant inspect"]);
-    contains(&message(&widths(&["pos_embed=3"])), &["layer_bit_widths of 'pos_embed' is 3, allowed: 2, 4, 8, or 16"]);
-    contains(&message(&["--sensitive-layer-patterns", "("]), &["sensitive_layer_patterns is '('"]);
+    contains(&message(&widths(&["pos_embed=3"])), &["--layer-bit-widths of 'pos_embed' is 3, allowed: 2, 4, 8, or 16"]);
+    contains(&message(&["--sensitive-layer-patterns", "("]), &["--sensitive-layer-patterns is '('"]);
     let contradiction = message(&[&widths(&["pos_embed=8"])[..], &["--enable-mixed-precision=false"]].concat());
-    contains(&contradiction, &["layer_bit_widths is set but enable_mixed_precision is false"]);
+    contains(&contradiction, &["--layer-bit-widths is set but --enable-mixed-precision is false"]);
 }
 
 #[test]

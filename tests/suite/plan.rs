@@ -108,21 +108,18 @@ fn plans_that_cannot_be_followed() {
     let with = |row: &str| format!("{plan}{row}\n");
     for (plan, expected) in [
         (without("pos_embed"), "it has no row for pos_embed; give it one, with bits NULL to keep the tensor"),
-        (with(",pos_embd,4,128,,,,,,,"), "pos_embd is no tensor of the model; did you mean 'pos_embed'?"),
+        (with(",pos_embd,4,128,,,,,,,"), "pos_embd is not a tensor of the model; did you mean 'pos_embed'?"),
         (with(",pos_embed,4,128,,,,,,,"), "it has two rows for pos_embed"),
         (edited(&plan, "pos_embed", "3,128"), "pos_embed: bits is 3, allowed: 2, 4, 8, or NULL to keep it"),
         (edited(&plan, "pos_embed", "4,100"), "pos_embed: group_size is 100, allowed: 32, 64, 128 or 256"),
-        (edited(&plan, "pos_embed", "four,128"), "pos_embed: bits is 'four', which is no whole number"),
+        (edited(&plan, "pos_embed", "four,128"), "pos_embed: bits is 'four', which is not a whole number"),
         (plan.replace("proj_out.bias,,", "proj_out.bias,4,"), "proj_out.bias: bits is 4, but it has less than two"),
         (plan.replacen("bits", "width", 1), "it has no column bits, expected component, tensor, bits, group_size"),
         (String::new(), "it has no column component"),
     ] {
         contains(&message("p.csv", &plan), &["p.csv: the plan is wrong: ", expected]);
     }
-    contains(
-        &message("p.txt", &plan),
-        &["p.txt` is of no known format, allowed: names that end with .parquet or .csv"],
-    );
+    contains(&message("p.txt", &plan), &["--plan is `", "p.txt`, allowed: names that end with .parquet or .csv"]);
     contains(&refused(DIGITS, &out, &["--plan", text(&path("none.csv"))]), &["none.csv: no such file or directory"]);
     // Said before the model is looked at.
     let wrong = run(arrow_quant(&["plan", DIGITS, "--output", text(&path("other.xlsx"))]));
@@ -158,7 +155,7 @@ fn bits_that_are_no_whole_number_are_not_rounded() {
     let path = directory.path().join("p.csv");
     fs::write(&path, edited(&planned(directory.path(), &[]), "pos_embed", "4.5,128")).unwrap();
     let message = refused(DIGITS, &directory.path().join("out"), &["--plan", text(&path)]);
-    contains(&message, &["the plan is wrong: ", "pos_embed: bits is '4.5', which is no whole number"]);
+    contains(&message, &["the plan is wrong: ", "pos_embed: bits is '4.5', which is not a whole number"]);
 }
 
 /// Readers of CSV look at a thousand rows to tell a column's type. Here none of those has bits.
@@ -189,7 +186,7 @@ fn a_plan_goes_with_nothing_that_decides_otherwise() {
     let message = refused(DIGITS, &out, &["--plan", text(&plan), "--config", text(&config)]);
     // The setting has its name in the file, since no flag gave it.
     assert!(!message.contains("--target-bpw"), "{message}");
-    contains(&message, &["target_bpw is set beside a plan", "leave one out"]);
+    contains(&message, &["target_bpw in ", "c.yaml is set beside a plan", "leave one out"]);
 }
 
 #[test]

@@ -303,3 +303,17 @@ fn an_interrupted_query_is_resumed() {
     }
     panic!("no run can be cut short");
 }
+
+#[test]
+fn a_place_that_is_not_there_is_named_as_it_was_given() {
+    let directory = TempDir::new().unwrap();
+    let out = directory.path().join("none/x");
+    let model = directory.path().join("model.safetensors");
+    write_model(&model, &mixed(1));
+    let query = format!("SELECT * FROM weights('{}')", text(&model));
+    for source in [["--query", &query].as_slice(), &[text(&model)]] {
+        let message = run(arrow_quant(&[&["quantize"], source, &[text(&out)]].concat())).error();
+        let expected = format!("{}: the directory `", out.display());
+        contains(&message, &[&expected, "none` does not exist: create it first"]);
+    }
+}

@@ -13,11 +13,11 @@ fn the_report_is_what_the_job_printed() {
     let out = directory.path().join("out");
     let job = run(arrow_quant(&["quantize", DIGITS, text(&out), "--layer-bit-widths", "pos_embed=8"])).printed();
     let report = run(arrow_quant(&["report", text(&out)])).printed();
-    // A job also tells its time and where it wrote.
-    let of_the_job = |line: &&str| line.starts_with("time ") || line.starts_with("written to ");
+    // A job also tells its time, what it read and where it wrote.
+    let of_the_job = |line: &&str| ["time ", "written to ", "read from "].iter().any(|begin| line.starts_with(begin));
     let expected: Vec<_> = job.lines().filter(|line| !of_the_job(line)).collect();
     assert_eq!(report.lines().collect::<Vec<_>>(), expected);
-    assert_eq!(job.lines().count(), expected.len() + 2, "{job}");
+    assert_eq!(job.lines().count(), expected.len() + 3, "{job}");
     contains(
         &report,
         &[

@@ -127,7 +127,10 @@ fn nothing_left_is_nothing_to_resume() {
     let expected = job.expected(&[]);
     let report = job.resume(&[]);
     assert_eq!((&report["resumed_parts"], &report["started_afresh"]), (&Value::from(0), &Value::Null));
-    contains(&run(job.command(&["--resume"])).error(), &["out` exists already"]);
+    // Again, on what is finished now.
+    let again = job.resume(&[]);
+    assert_eq!((&again["was_finished"], &again["resumed_parts"]), (&Value::from(true), &again["parts"]));
+    contains(&run(job.command(&["--resume", "--bits", "8"])).error(), &["out` is finished already"]);
     job.is_complete(&expected);
 }
 
@@ -377,4 +380,21 @@ fn memory_stays_within_the_limit() {
     });
     running.end().printed();
     assert!((1..LIMIT * 1_100_000).contains(&most.get()), "{} bytes", most.get());
+}
+
+/// Where a directory cannot be renamed, its files are moved one by one, the journal first.
+#[test]
+fn a_run_that_was_killed_while_it_moved_its_files_is_gone_on_with() {
+    let job = Job::of_parts(4);
+    let expected = job.expected(&[]);
+    job.leave(2);
+    let (out, partial) = (job.out(), job.partial());
+    fs::create_dir_all(out.join("weights")).unwrap();
+    fs::rename(partial.join("journal.jsonl"), out.join("journal.jsonl")).unwrap();
+    let part = names(&partial.join("weights")).into_iter().find(|name| name.ends_with(".parquet")).unwrap();
+    fs::rename(partial.join("weights").join(&part), out.join("weights").join(&part)).unwrap();
+    contains(&run(job.command(&[])).error(), &["out` is left from a run that was interrupted"]);
+    assert!(job.resume(&[])["resumed_parts"].as_u64() >= Some(2));
+    assert!(!partial.exists());
+    job.is_complete(&expected);
 }

@@ -21,10 +21,12 @@
 
 mod aggregates;
 mod arguments;
+mod cancellation;
 mod functions;
 mod pairs;
 mod quantized;
 mod reference;
+mod slices;
 mod tensor;
 
 use std::sync::Arc;
@@ -33,9 +35,10 @@ use datafusion::common::Result;
 use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
+pub use cancellation::{Cancellation, Cancelled};
 pub use quantized::{QuantizedColumn, error_sums, quantized_array, quantized_type, with_encoding};
 pub use reference::sql_reference;
-pub use tensor::{tensor_type, tensor_value};
+pub use tensor::{RowError, tensor_type, tensor_value};
 
 /// Every scalar function.
 pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {

@@ -2,10 +2,12 @@
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
-use arrow_quant_kernels::{Isa, PairSums, pair_sums};
+use arrow_quant_kernels::{Isa, PairSums};
 use datafusion::common::{Result, exec_datafusion_err, plan_err};
 
+use crate::cancellation::Cancellation;
 use crate::quantized::ErrorColumn;
+use crate::slices::pair_sums_of;
 use crate::tensor::{Row, TensorColumn, kernel_error};
 
 /// A figure that follows from the sums.
@@ -62,13 +64,13 @@ impl Pairs {
     }
 
     /// The sums in a row; `None` if either side is NULL or a list with a NULL element.
-    pub(crate) fn row(&self, row: usize) -> Result<Option<PairSums>> {
+    pub(crate) fn row(&self, row: usize, cancellation: &Cancellation) -> Result<Option<PairSums>> {
         match self {
             Self::Nulls => Ok(None),
             Self::Quantized(errors) => errors.row(row),
             Self::Tensors { function, isa, sides } => match (sides[0].row(row)?, sides[1].row(row)?) {
                 (Some(Row::Weights(a)), Some(Row::Weights(b))) => {
-                    pair_sums(*isa, a, b).map(Some).map_err(|e| kernel_error(function, row, e))
+                    pair_sums_of(*isa, a, b, cancellation).map(Some).map_err(|e| kernel_error(function, row, e))
                 }
                 _ => Ok(None),
             },

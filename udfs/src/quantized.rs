@@ -9,7 +9,9 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::compute::CastOptions;
 use arrow::datatypes::{DataType, Field, Fields};
-use arrow_quant_kernels::{Bits, GroupSize, PairSums, Quantized, QuantizedRef};
+use arrow_quant_kernels::{
+    Bits, Encoding, GroupSize, Grouping, PairSums, ParameterDtype, Quantized, QuantizedRef, Scheme,
+};
 use datafusion::common::{Result, cast_column, exec_datafusion_err, exec_err, plan_err};
 
 use crate::tensor::{binary_views, column, kernel_error};
@@ -199,6 +201,20 @@ struct Heads {
     zero_points: BinaryViewArray,
 }
 
+/// The width of an encoding that a quantized value can have.
+fn width_of(name: &str, function: &str, row: usize) -> Result<Bits> {
+    // The grouping that the value has is in its other fields, which values of other encodings need not have.
+    let grouping =
+        Grouping { group_size: GroupSize::ALL[0], scheme: Scheme::Affine, parameter_dtype: ParameterDtype::F16 };
+    match Encoding::parse(name, Some(grouping)) {
+        Ok(Encoding::Grouped(bits, _)) => Ok(bits),
+        Ok(Encoding::Float(_) | Encoding::Fp8(_) | Encoding::Block(_)) | Err(_) => {
+            let allowed: Vec<_> = Bits::ALL.iter().map(|&bits| format!("'{}'", bits.name())).collect();
+            exec_err!("{function}, row {row}: encoding is '{name}', allowed: {}", allowed.join(", "))
+        }
+    }
+}
+
 impl QuantizedColumn {
     /// Fails at planning for a type that no quantized value can be read from.
     pub(crate) fn check(function: &str, data_type: &DataType) -> Result<()> {
@@ -256,13 +272,7 @@ impl QuantizedColumn {
         let Some(heads) = self.heads(row) else { return Ok(None) };
         let function = self.function;
         let named = heads.encoding.is_valid(row).then(|| heads.encoding.value(row));
-        let encoding = match named {
-            Some(name) => Some(Bits::ALL.iter().copied().find(|&bits| bits.name() == name).ok_or_else(|| {
-                let allowed: Vec<_> = Bits::ALL.iter().map(|&bits| format!("'{}'", bits.name())).collect();
-                exec_datafusion_err!("{function}, row {row}: encoding is '{name}', allowed: {}", allowed.join(", "))
-            })?),
-            None => None,
-        };
+        let encoding = named.map(|name| width_of(name, function, row)).transpose()?;
         let bits = required(function, row, "bits", &heads.bits)?;
         let bits = Bits::try_from(bits).map_err(|error| kernel_error(function, row, error))?;
         match encoding {
@@ -288,7 +298,7 @@ impl QuantizedColumn {
         let count = |name, array| {
             let value = int(name, array)?;
             usize::try_from(value)
-                .map_err(|_| exec_datafusion_err!("{}, row {row}: {value} is no count of weights", self.function))
+                .map_err(|_| exec_datafusion_err!("{}, row {row}: {value} is not a count of weights", self.function))
         };
         let scheme = text("scheme", &heads.scheme)?.parse().map_err(error)?;
         Ok(Some(QuantizedRef {
@@ -371,8 +381,8 @@ impl ErrorColumn {
             return exec_err!("{function}, row {row}: errors is NULL in a quantized value that is not NULL");
         }
         let n = required(function, row, COUNT, &self.n)?;
-        let n =
-            u64::try_from(n).map_err(|_| exec_datafusion_err!("{function}, row {row}: {n} is no count of weights"))?;
+        let n = u64::try_from(n)
+            .map_err(|_| exec_datafusion_err!("{function}, row {row}: {n} is not a count of weights"))?;
         let mut sums = [0.0; 5];
         for ((sum, name), array) in sums.iter_mut().zip(SUMS).zip(&self.sums) {
             *sum = required(function, row, name, array)?;

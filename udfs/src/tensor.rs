@@ -13,6 +13,8 @@ use arrow_quant_kernels::{Dtype, KernelError, Weights};
 use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
 use datafusion::error::DataFusionError;
 
+use crate::cancellation::Cancelled;
+
 /// The type of a tensor value: `Struct<dtype Utf8, row_length Int64, data BinaryView>`. `data` holds little-endian
 /// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do. All fields are
 /// nullable, so that the fields of a NULL value are NULL in every engine. A value whose `dtype` or `data` is NULL is read as
@@ -34,9 +36,24 @@ pub fn tensor_value(dtype: ArrayRef, row_length: ArrayRef, data: ArrayRef, nulls
     StructArray::new(tensor_fields(), vec![dtype, row_length, data], nulls)
 }
 
-/// An execution error of a function, for a row.
-pub(crate) fn kernel_error(function: &str, row: usize, error: KernelError) -> DataFusionError {
-    exec_datafusion_err!("{function}, row {row}: {error}")
+/// Why a function has no value for a row. It is the [`DataFusionError::External`] of a query.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{function}, row {row}: {problem}")]
+pub struct RowError {
+    /// The name of the function.
+    pub function: &'static str,
+    /// The row in the batch that the function was called with.
+    pub row: usize,
+    /// What the kernel refused.
+    pub problem: KernelError,
+}
+
+/// An error of a function, for a row.
+pub(crate) fn kernel_error(function: &'static str, row: usize, problem: KernelError) -> DataFusionError {
+    if problem == KernelError::Cancelled {
+        return DataFusionError::External(Box::new(Cancelled));
+    }
+    DataFusionError::External(Box::new(RowError { function, row, problem }))
 }
 
 /// A column of tensor values or lists of floats, or a scalar that stands for every row.
@@ -138,7 +155,7 @@ impl TensorColumn {
             DataType::List(_) => from_list::<i32>(array.as_list())?,
             DataType::LargeList(_) => from_list::<i64>(array.as_list())?,
             DataType::FixedSizeList(_, _) => from_fixed_size_list(array.as_fixed_size_list())?,
-            other => return exec_err!("{function}: {other} is no tensor value"),
+            other => return exec_err!("{function}: {other} is not a tensor value"),
         };
         Ok(Self { function, nulls: array.logical_nulls(), values })
     }
@@ -239,7 +256,7 @@ fn from_elements(values: &ArrayRef, offsets: Offsets) -> Result<Values> {
         DataType::Float16 => (Dtype::F16, values.as_primitive::<Float16Type>().values().inner().clone()),
         DataType::Float32 => (Dtype::F32, values.as_primitive::<Float32Type>().values().inner().clone()),
         DataType::Float64 => (Dtype::F64, values.as_primitive::<Float64Type>().values().inner().clone()),
-        other => return exec_err!("a list of {other} is no list of floats"),
+        other => return exec_err!("a list of {other} is not a list of floats"),
     };
     let element_nulls = values.nulls().filter(|nulls| nulls.null_count() > 0).cloned();
     Ok(Values::Lists { dtype, offsets, bytes, element_nulls })

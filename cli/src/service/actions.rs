@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_quant_flight::{Action, ActionCall, ActionStream};
+use arrow_quant_formats::manifest::MANIFEST;
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::common::Result;
@@ -16,7 +17,7 @@ use super::body::Body;
 use super::job;
 use super::models::{Models, Summary};
 use arrow_quant_v2::{
-    Calibration, ConfigLayers, DiffusionQuantConfig, JobOptions, ModelReport, QuantError, quantize_model,
+    Calibration, ConfigLayers, DiffusionQuantConfig, JobOptions, ModelReport, QuantError, blocking, quantize_model,
     unfinished_run, validate_model,
 };
 
@@ -83,7 +84,7 @@ impl Action for AddModel {
         let body = Body::parse(self.name(), &call.body, &["name", "path"])?;
         let path = allowed_input(&self.0, body.text("path")?)?;
         let name = self.0.free_name(&call.base, body.text("name")?)?;
-        let summary = self.0.add(&call.base, &name, &path)?;
+        let summary = self.0.add(&call.base, &name, &path).await?;
         Ok(stream::iter([message(&summary)]).boxed())
     }
 }
@@ -118,20 +119,21 @@ impl Action for QuantizeModel {
         let (models, base, left) = (Arc::clone(&self.0), call.base.clone(), out.clone());
         let left = move || match unfinished_run(&left) {
             Some(_) => "; the finished parts are kept, continue with them (\"resume\": true)",
-            None if left.exists() => "; it was complete already",
+            None if left.join(MANIFEST).is_file() => "; it was complete already",
             None => "; nothing was written",
         };
         Ok(job::stream(call, left, move |on_progress| async move {
             let options = JobOptions {
-                plan: None,
-                calibration: open(calibration, config.calibration_samples)?,
+                calibration: open(calibration, config.calibration_samples).await?,
                 resume,
+                overwrite: false,
                 on_progress: Some(on_progress),
                 progress_interval: PROGRESS_EVERY,
+                ..JobOptions::default()
             };
             let report = quantize_model(&model, &out, &config, &options).await?;
             if let Some(name) = name {
-                models.add(&base, &name, &out)?;
+                models.add(&base, &name, &out).await?;
             }
             let mut result = json(&report)?;
             // Where they really are is not the client's to know.
@@ -173,7 +175,11 @@ impl Action for ValidateModel {
             || "",
             move |_| async move {
                 let calibration = match calibration {
-                    Some(path) => open(Some(path), samples(&quantized)?)?,
+                    Some(path) => {
+                        let quantized = quantized.clone();
+                        let samples = blocking(move || samples(&quantized)).await?;
+                        open(Some(path), samples).await?
+                    }
                     None => None,
                 };
                 json(&validate_model(&original, &quantized, threads, calibration).await?)
@@ -198,8 +204,8 @@ fn calibration(models: &Models, body: &Body) -> arrow_quant_v2::Result<Option<Pa
     body.optional_text("calibration")?.map(|path| allowed_input(models, path)).transpose()
 }
 
-fn open(calibration: Option<PathBuf>, samples: i64) -> arrow_quant_v2::Result<Option<Arc<Calibration>>> {
-    calibration.map(|path| Calibration::open(path, samples).map(Arc::new)).transpose()
+async fn open(calibration: Option<PathBuf>, samples: i64) -> arrow_quant_v2::Result<Option<Arc<Calibration>>> {
+    blocking(move || calibration.map(|path| Calibration::open(path, samples).map(Arc::new)).transpose()).await
 }
 
 /// As many samples of a calibration as the job had.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use arrow_quant_formats::nearest;
-use arrow_quant_v2::config::shown;
+use arrow_quant_v2::Literals;
 use arrow_quant_v2::{QuantError, Result};
 
 /// The body of an action.
@@ -83,7 +83,8 @@ impl Body {
         match convert(value) {
             Some(converted) => Ok(Some(converted)),
             None => {
-                let message = format!("{}: {field} is {}, expected {expected}", self.action, shown(value));
+                let message =
+                    format!("{}: {field} is {}, expected {expected}", self.action, Literals::Yaml.show(value));
                 Err(QuantError::field(field, message))
             }
         }

@@ -2,15 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use arrow_quant_flight::logs::LogFormat;
 use arrow_quant_flight::{Credentials, Limits, ServeError, ServerConfig, TlsFiles};
 use serde_json::{Map, Value};
 
 use super::settings::FIELDS;
+use crate::named_model::NamedModel;
 use arrow_quant_v2::Result;
-use arrow_quant_v2::config::{Configuration, Field, Layers, Problem, Refused, named, value_of};
+use arrow_quant_v2::config::{Configuration, Field, Layers, Origin, Problem, Refused, named, value_of};
 
 /// The port where clients connect, unless another is asked for.
 const PORT: u16 = 50051;
@@ -85,6 +85,27 @@ impl ServiceConfig {
         }
     }
 
+    /// What the server starts with, in one line, for its log.
+    pub(crate) fn summary(&self) -> String {
+        let models: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        format!(
+            "arrow-quant {} starts: models [{}], {} threads, memory {} MB, spill {} MB, writes {}, credentials {}, TLS {}, \
+             client certificates {}, query_timeout {} s, {} queries at once",
+            env!("CARGO_PKG_VERSION"),
+            models.join(", "),
+            self.threads(),
+            self.memory_mb,
+            self.spill_mb,
+            yes(self.read_write),
+            yes(self.credentials.is_some()),
+            yes(self.is_encrypted()),
+            yes(self.tls_client_ca.is_some()),
+            self.limits.query_timeout.as_secs_f64(),
+            self.limits.concurrent_queries,
+        )
+    }
+
     /// Whether clients connect with TLS.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.tls_certificate.is_some()
@@ -114,6 +135,7 @@ impl ServiceConfig {
             threads: self.threads(),
             limits: self.limits.clone(),
             classify: super::classify,
+            interruptible: super::interruptible,
         })
     }
 }
@@ -124,44 +146,17 @@ impl Configuration for ServiceConfig {
     const NULL_IS_UNSET: bool = true;
 
     fn check(&self) -> Result<(), Refused> {
-        let missing =
-            |field: &str, why: &str| Err(Refused::new(field, Problem::Other(format!("{field} is missing: {why}"))));
+        let missing = |field, needed_by| Err(Refused::new(field, Problem::Missing { needed_by }));
         match (&self.tls_certificate, &self.tls_key, &self.tls_client_ca) {
-            (Some(_), None, _) => missing("tls.key", "give the private key of tls.certificate (--tls-key)"),
-            (None, Some(_), _) => missing("tls.certificate", "give the certificate of tls.key (--tls-certificate)"),
-            (None, None, Some(_)) => missing(
-                "tls.certificate",
-                "tls.client_ca takes a certificate and key of the server too (--tls-certificate, --tls-key)",
-            ),
+            (Some(_), None, _) => missing("tls.key", "tls.certificate"),
+            (None, Some(_), _) => missing("tls.certificate", "tls.key"),
+            (None, None, Some(_)) => missing("tls.certificate", "tls.client_ca"),
             (Some(_), Some(_), _) | (None, None, None) => Ok(()),
         }
     }
 }
 
-/// A model and the schema it becomes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NamedModel {
-    /// The schema. SQL reads names without quotes in lower case, and so it is.
-    pub name: String,
-    /// The file or directory.
-    pub path: PathBuf,
-}
-
 impl NamedModel {
-    /// # Errors
-    /// If SQL cannot read the name without quotes, or the path is empty.
-    pub(crate) fn new(name: &str, path: &str) -> Result<Self, String> {
-        let mut chars = name.chars();
-        let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if !starts || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!("the name '{name}' is not allowed: a letter or _, then letters, digits or _"));
-        }
-        if path.is_empty() {
-            return Err(format!("the path of '{name}' is empty"));
-        }
-        Ok(Self { name: name.to_ascii_lowercase(), path: path.into() })
-    }
-
     /// Models of the command line as the value of the field `models`.
     ///
     /// # Errors
@@ -170,21 +165,12 @@ impl NamedModel {
         let mut all = Map::new();
         for Self { name, path } in models {
             if all.insert(name.clone(), path.to_string_lossy().into()).is_some() {
-                let message = format!("--model {name}={}: another model has the name '{name}'", path.display());
-                return Err(Refused::new("models", Problem::Other(message)).into());
+                let flag = Origin::Flag(format!("--model {name}={}", path.display()));
+                let problem = Problem::Predicate("has a name that another model has: give it another".to_string());
+                return Err(Refused::new("models", problem).at(flag).into());
             }
         }
         Ok(all.into())
-    }
-}
-
-impl FromStr for NamedModel {
-    type Err = String;
-
-    /// `NAME=PATH`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, path) = text.split_once('=').ok_or("NAME=PATH is needed, as in --model m=path/to/model")?;
-        Self::new(name, path)
     }
 }
 
@@ -196,18 +182,17 @@ pub(crate) type ServiceLayers = Layers<ServiceConfig>;
 /// # Errors
 /// If the text is not `NAME=VALUE`, or there is no such limit.
 pub(crate) fn limit(text: &str) -> Result<(&'static str, Value)> {
-    let refused = |message: &str| Refused::new("limits", Problem::Other(format!("--limit {text}: {message}")));
+    let refused = |predicate: String| {
+        Refused::new("limits", Problem::Predicate(predicate)).at(Origin::Flag(format!("--limit {text}")))
+    };
     let Some((name, value)) = text.split_once('=') else {
-        return Err(refused("NAME=VALUE is needed, as in --limit query_timeout=60").into());
+        return Err(refused("has no value: give NAME=VALUE, as in --limit query_timeout=60".into()).into());
     };
     let field = named::<ServiceConfig>(&format!("limits.{name}")).map_err(|unknown| {
-        let problem = match *unknown.problem {
-            Problem::Unknown { nearest, names, .. } => {
-                Problem::Unknown { what: "limit", name: name.to_string(), nearest, names }
-            }
-            other => other,
-        };
-        refused(&Refused::new("limits", problem).to_string())
+        let Problem::Unknown { nearest, names, .. } = *unknown.problem else { return unknown };
+        let advice = nearest
+            .map_or_else(|| format!(", allowed: {}", names.join(", ")), |near| format!("; did you mean {near}?"));
+        refused(format!("names no limit '{name}'{advice}"))
     })?;
     Ok((field.name, value_of(value)))
 }

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use datafusion::prelude::SessionContext;
 use serde::Serialize;
 
-use super::config::NamedModel;
-use arrow_quant_v2::{AllowedPaths, AnyModel, QuantError, Result, register};
+use crate::named_model::NamedModel;
+use arrow_quant_v2::{AllowedPaths, AnyModel, QuantError, Result, blocking, register};
 
 /// The models of a server, and what else its clients may name.
 pub(super) struct Models {
@@ -46,10 +46,15 @@ impl Models {
     ///
     /// # Errors
     /// If there is no readable model at the path, or the name is taken.
-    pub(super) fn add(&self, ctx: &SessionContext, name: &str, path: &Path) -> Result<Summary> {
-        let model = AnyModel::open(path)?;
-        // The tables of a quantized model read its files through the stores of the session.
-        self.allowed.serve(model.served_files())?;
+    pub(super) async fn add(&self, ctx: &SessionContext, name: &str, path: &Path) -> Result<Summary> {
+        let (allowed, opened) = (Arc::clone(&self.allowed), path.to_path_buf());
+        let model = blocking(move || {
+            let model = AnyModel::open(&opened)?;
+            // The tables of a quantized model read its files through the stores of the session.
+            allowed.serve(model.served_files())?;
+            Ok(model)
+        })
+        .await?;
         let (tensors, bytes) = model.size();
         let summary = Summary { name: name.to_string(), tensors, bytes };
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +90,7 @@ impl Models {
     /// If it is a path that is not allowed.
     pub(super) fn path(&self, model: &str) -> Result<PathBuf> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(served) = named.get(&model.to_ascii_lowercase()) {
+        if let Some(served) = named.get(&model.to_lowercase()) {
             return Ok(served.path.clone());
         }
         drop(named);

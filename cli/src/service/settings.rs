@@ -1,13 +1,14 @@
 //! The fields of the service's configuration: what each may hold, its variable, and what it is for.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use arrow_quant_flight::logs::LogFormat;
 use serde_json::Value;
 
-use super::config::{NamedModel, ServiceConfig};
+use super::config::ServiceConfig;
+use crate::named_model::NamedModel;
 use arrow_quant_v2::config::{Field, Kind, Nullable, Problem, Shape, Switch, Whole, number};
 use arrow_quant_v2::config_field;
 
@@ -20,11 +21,11 @@ const MOST_BYTES: usize = u32::MAX as usize;
 /// The longest duration, in seconds.
 const LONGEST: f64 = 1e9;
 
-const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:50051";
+const ADDRESS: &str = "a host and a port, such as 127.0.0.1:50051 or localhost:50051";
 const BOOLEAN: &str = "true or false";
 const FILE: &str = "the path of a file";
 
-/// An IP address and a port.
+/// An IP address or the name of this host, and a port.
 struct Address;
 
 impl Kind for Address {
@@ -33,7 +34,13 @@ impl Kind for Address {
     const SHAPE: Shape = Shape::Text;
 
     fn read(&self, value: &Value) -> Option<SocketAddr> {
-        value.as_str()?.parse().ok()
+        let text = value.as_str()?;
+        if let Ok(address) = text.parse() {
+            return Some(address);
+        }
+        // A name may have several addresses; clients that have IPv4 alone are more than those that have not.
+        let addresses: Vec<SocketAddr> = text.to_socket_addrs().ok()?.collect();
+        addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied()
     }
 
     fn show(&self, value: &SocketAddr) -> Value {
@@ -119,7 +126,7 @@ impl Kind for Models {
 
     fn explain(&self, value: &Value) -> Option<Problem> {
         let problem = value.as_object()?.iter().find_map(|(name, path)| NamedModel::new(name, path.as_str()?).err());
-        problem.map(|problem| Problem::Other(format!("models: {problem}")))
+        problem.map(|problem| Problem::Predicate(format!("is refused: {problem}")))
     }
 
     fn put(&self, place: &mut Vec<NamedModel>, new: Vec<NamedModel>) {

@@ -8,7 +8,8 @@ use datafusion::error::DataFusionError;
 use serde_json::json;
 
 use super::body::Body;
-use super::{NamedModel, ServiceConfig, ServiceLayers, classify, limit};
+use super::{ServiceConfig, ServiceLayers, classify, limit};
+use crate::named_model::NamedModel;
 use arrow_quant_formats::directory::Missing;
 use arrow_quant_stores::StoreError;
 use arrow_quant_v2::config::Configuration;
@@ -78,14 +79,14 @@ fn a_file_is_refused_with_what_is_allowed() {
         ("limits: {sesions: 1}", "there is no field 'limits.sesions'; did you mean sessions?"),
         ("limits.sessions: 1", "there is no field 'limits.sessions'"),
         ("tls: {certificat: x}", "did you mean certificate?"),
-        ("listen: 50051", "listen is 50051, allowed: an IP address and a port, such as 127.0.0.1:50051"),
+        ("listen: 50051", "listen is 50051, allowed: a host and a port, such as 127.0.0.1:50051"),
         ("read_write: maybe", "read_write is 'maybe', allowed: true or false"),
         ("threads: 2000", "threads is 2000, allowed: 1 to 1024, or 0 for all cores"),
         ("limits: {query_timeout: -1}", "limits.query_timeout is -1, allowed: a number of seconds above 0"),
         ("limits: {concurrent_queries: 0}", "limits.concurrent_queries is 0, allowed: 1 to 1000000"),
         ("limits: 3", "limits is 3, allowed: names and values"),
         ("models: [a]", "models is [\"a\"], allowed: a mapping from names to paths"),
-        ("models: {a-b: x}", "models: the name 'a-b' is not allowed"),
+        ("models: {a/b: x}", "the name 'a/b' of a model is not allowed"),
         ("allow: /models", "allow is '/models', allowed: a list of paths and URLs"),
         ("tls: {certificate: c.pem}", "tls.key is missing"),
         ("tls: {client_ca: c.pem}", "tls.certificate is missing"),
@@ -129,13 +130,10 @@ fn variables_and_flags_are_refused_by_their_names() {
     assert!(of(ServiceLayers::new().flag(sessions, none)).starts_with("--limit sessions is 'none', allowed: 1 "));
     let twice = ["m=a", "M=b"].map(|model| model.parse().unwrap());
     let message = NamedModel::field_value(&twice).unwrap_err().to_string();
-    assert_eq!(message, "--model m=b: another model has the name 'm'");
+    assert_eq!(message, "--model m=b has a name that another model has: give it another");
     let limit = |text: &str| limit(text).unwrap_err().to_string();
-    assert_eq!(
-        limit("query_time=1"),
-        "--limit query_time=1: there is no limit 'query_time'; did you mean query_timeout?"
-    );
-    assert!(limit("sessions").contains("NAME=VALUE is needed"));
+    assert_eq!(limit("query_time=1"), "--limit query_time=1 names no limit 'query_time'; did you mean query_timeout?");
+    assert!(limit("sessions").contains("has no value: give NAME=VALUE"));
 }
 
 #[test]

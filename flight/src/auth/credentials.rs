@@ -84,7 +84,7 @@ impl Credentials {
     /// The file cannot be read, or an entry is not allowed: the message names file and entry, and never a secret.
     pub fn read(path: &Path) -> Result<Self, ServeError> {
         let text = std::fs::read_to_string(path).map_err(|source| ServeError::io(path, source))?;
-        Self::parse(&text).map_err(|message| ServeError::Configuration(format!("{}: {message}", path.display())))
+        Self::parse(&text).map_err(|problem| ServeError::File { path: path.to_path_buf(), problem })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -151,7 +151,9 @@ fn valid_name(name: &str) -> Result<Arc<str>, String> {
     Err(format!("{name:?} is not allowed: 1 to 64 ASCII letters, digits and `_.@-`, and not dots alone"))
 }
 
-/// A message of serde without the value it shows: that may be a secret in the wrong place.
+/// A message of serde without the value it shows: that may be a secret in the wrong place. No type tells it: the error of the
+/// YAML parser is a text and a place. A file read as a tree of values has other messages, but there a hash of digits alone is a
+/// number, whose text is lost.
 fn without_value(message: &str) -> String {
     for kind in ["invalid type: ", "invalid value: "] {
         if let (Some(start), Some(end)) = (message.find(kind), message.rfind(", expected")) {

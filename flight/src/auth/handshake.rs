@@ -93,6 +93,11 @@ impl SessionTokens {
         Ok(Some((session, grant)))
     }
 
+    /// Makes the tokens worthless whose grants are not to be kept.
+    pub(crate) fn retain(&self, keep: impl Fn(&Grant) -> bool) {
+        locked(&self.issued).retain(|_, token| keep(&token.grant));
+    }
+
     /// Makes the token of a session worthless.
     pub(crate) fn forget(&self, session: &SessionKey) {
         locked(&self.issued).remove(session);

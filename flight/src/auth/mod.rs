@@ -8,7 +8,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 use tonic::Status;
@@ -53,7 +53,7 @@ impl Caller {
 
 /// Finds out who calls.
 pub(crate) struct Authenticator {
-    known: Option<Known>,
+    known: RwLock<Option<Arc<Known>>>,
     issued: SessionTokens,
     read_only: bool,
     client_certificates: bool,
@@ -73,9 +73,20 @@ impl Authenticator {
         client_certificates: bool,
         limits: &Limits,
     ) -> Self {
-        let known = credentials.map(|Credentials { users, tokens }| Known { passwords: Passwords::new(users), tokens });
+        let known = RwLock::new(credentials.map(Known::new));
         let issued = SessionTokens::new(limits.sessions, limits.session_lifetime);
         Self { known, issued, read_only, client_certificates }
+    }
+
+    /// Knows other users and tokens from now on. Sessions of users that are gone, or may do less, end.
+    pub(crate) fn reload(&self, credentials: Credentials) {
+        let known = Known::new(credentials);
+        self.issued.retain(|grant| known.still_grants(grant));
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    fn known(&self) -> Option<Arc<Known>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who makes a call, by its metadata and the certificate (DER) of the connection.
@@ -109,7 +120,7 @@ impl Authenticator {
         payload: &[u8],
         certificate: Option<&[u8]>,
     ) -> Result<(Caller, String), Status> {
-        let proof = if self.known.is_some() { proof_of_payload(payload)? } else { None };
+        let proof = if self.known().is_some() { proof_of_payload(payload)? } else { None };
         self.issue(proof, certificate).await
     }
 
@@ -121,7 +132,7 @@ impl Authenticator {
     /// The proof in a call's metadata. What is not understood is no matter where no proof is asked for.
     fn proof(&self, metadata: &MetadataMap) -> Result<Option<Proof>, Status> {
         let proof = proof_of(metadata);
-        if self.known.is_some() { proof } else { Ok(proof.unwrap_or_default()) }
+        if self.known().is_some() { proof } else { Ok(proof.unwrap_or_default()) }
     }
 
     async fn issue(&self, proof: Option<Proof>, certificate: Option<&[u8]>) -> Result<(Caller, String), Status> {
@@ -140,14 +151,19 @@ impl Authenticator {
         proof: Option<Proof>,
         certificate: Option<&[u8]>,
     ) -> Result<(Grant, Option<SessionKey>), Status> {
-        let Some(known) = &self.known else { return self.granted_to_all(proof, certificate) };
+        let Some(known) = self.known() else { return self.granted_to_all(proof, certificate) };
         match proof {
             None => Err(Status::unauthenticated(
                 "no credentials: send the header `authorization: Bearer` with a token, or `authorization: Basic` with \
                  user and password",
             )),
             Some(Proof::Password { user, password }) => {
-                let user = known.passwords.check(&user, password).await?;
+                let checked = known.passwords.check(&user, password).await;
+                let user = checked.inspect_err(|status| {
+                    // As it was sent, and so within quotes and not too long.
+                    let user: String = user.chars().take(64).collect();
+                    tracing::warn!(?user, code = ?status.code(), message = status.message(), "a password is refused");
+                })?;
                 Ok((Grant { user: Arc::clone(&user.name), write: user.write, until: None }, None))
             }
             Some(Proof::Token(token)) => {
@@ -184,6 +200,17 @@ impl Authenticator {
 }
 
 impl Known {
+    fn new(Credentials { users, tokens }: Credentials) -> Arc<Self> {
+        Arc::new(Self { passwords: Passwords::new(users), tokens })
+    }
+
+    /// Whether a user that was let in before would be let in now, to do as much.
+    fn still_grants(&self, grant: &Grant) -> bool {
+        let may = |user: &str, write: bool| *user == *grant.user && (write || !grant.write);
+        self.passwords.users().iter().any(|user| may(&user.name, user.write))
+            || self.tokens.iter().any(|token| may(&token.user, token.write))
+    }
+
     /// The token of a sum. All are compared, so that the time tells nothing of them.
     fn token(&self, sum: &Sum) -> Option<&Token> {
         let mut found = u64::MAX;

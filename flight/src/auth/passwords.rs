@@ -69,6 +69,11 @@ impl Passwords {
         }
     }
 
+    /// The users there are.
+    pub(crate) fn users(&self) -> &[User] {
+        &self.users
+    }
+
     /// The user at a place, if it gave this password before.
     fn known(&self, place: Option<usize>, print: &Sum) -> Option<&User> {
         let place = place?;

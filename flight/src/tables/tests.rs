@@ -62,7 +62,9 @@ impl Client {
 
     async fn sql(&self, sql: &str) -> Result<()> {
         match self.ctx.state().create_logical_plan(sql).await? {
-            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => self.tables.create(&self.ctx, create).await,
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
+                self.tables.create(self.ctx.state(), create).await
+            }
             plan => self.ctx.execute_logical_plan(plan).await?.collect().await.map(drop),
         }
     }

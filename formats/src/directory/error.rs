@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::left_out::listed;
 use crate::names::shown;
+use crate::schemes::QuantizedSource;
 
 /// Why a directory is not one of a model. `E` is the error of the store that lists and reads it.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,6 +14,15 @@ pub enum DirectoryError<E> {
     Store(E),
     /// There is nothing that can be read.
     Missing(Missing),
+    /// The weights are there in several variants, or not in the one that was asked for.
+    Variant {
+        /// The directory, relative to the model's; empty for itself.
+        directory: PathBuf,
+        /// The variant that was asked for, if one was.
+        asked: Option<String>,
+        /// The variants that are there.
+        there: Vec<String>,
+    },
     /// A file contradicts the directory, or is not understood.
     File {
         /// The file, relative to the directory.
@@ -48,8 +59,45 @@ pub enum Missing {
         /// One of the pickles.
         example: String,
     },
+    /// A directory without weights of its own, with others below it that have some.
+    InDirectories {
+        /// Directories with weights, relative to the model's.
+        directories: Vec<PathBuf>,
+    },
+    /// A repository in the cache of the Hugging Face Hub.
+    CacheRepository {
+        /// The directories of its versions, relative to it, at least one; that of `main` first.
+        versions: Vec<PathBuf>,
+    },
+    /// Nothing, and the path reads like the name of a repository on the Hugging Face Hub.
+    HubId,
+    /// Nothing, and the path reads like an address.
+    Address,
+    /// A directory whose weights have not been fetched to their end.
+    Unfinished {
+        /// The directory, relative to the model's; empty for itself.
+        directory: PathBuf,
+        /// What is left of a download.
+        example: String,
+    },
+    /// Shards of a model that are not there.
+    Shards {
+        /// The directory, relative to the model's; empty for itself.
+        directory: PathBuf,
+        /// The files that are missing, at least one.
+        files: Vec<PathBuf>,
+        /// How many shards there should be.
+        count: u32,
+    },
     /// A pipeline none of whose components has weights.
     NoComponent,
+    /// A pipeline some of whose components lack their weights.
+    Components {
+        /// The components, at least one.
+        names: Vec<String>,
+    },
+    /// Weights that another program quantized.
+    Quantized(Box<QuantizedSource>),
     /// A quantized model, where one of weights was expected.
     AlreadyQuantized,
     /// A model of weights or something else, where a quantized one was expected.
@@ -60,6 +108,7 @@ pub enum Missing {
 
 impl Missing {
     /// The sentence for a path.
+    // Long because: it has a sentence for each case.
     pub fn at(&self, path: &Path) -> impl fmt::Display {
         let shown = path.display();
         match self {
@@ -83,6 +132,42 @@ impl Missing {
                  convert them to safetensors first",
                 joined(path, directory).display()
             ),
+            Self::InDirectories { directories } => format!(
+                "`{shown}` has no weights itself, but there are some in {}: give one of these directories",
+                listed(&joined_all(path, directories))
+            ),
+            Self::CacheRepository { versions } => format!(
+                "`{shown}` is a repository of the Hugging Face cache: give the directory of one version, {}",
+                listed(&joined_all(path, versions))
+            ),
+            Self::HubId => format!(
+                "no model at `{shown}`: no such file or directory; if this is the name of one on the Hugging Face Hub, fetch \
+                 it with `hf download {shown}` and give the directory that this prints"
+            ),
+            Self::Address => format!(
+                "`{shown}` is not a path: models are read from disks; fetch the model first and give its file or directory"
+            ),
+            Self::Unfinished { directory, example } => format!(
+                "`{}` has no whole file of weights, but `{example}`, a download that has not ended: continue it, or get the \
+                 weights again",
+                joined(path, directory).display()
+            ),
+            Self::Shards { directory, files, count } => format!(
+                "`{}` is incomplete: of its {count} files of weights {} {} missing: get the missing files",
+                joined(path, directory).display(),
+                listed(files),
+                if files.len() == 1 { "is" } else { "are" },
+            ),
+            Self::Components { names } => {
+                let names: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
+                format!(
+                    "`{shown}` is incomplete: {0} names {1}, and there are no *.safetensors files of it: get the missing \
+                     files, or if it is to be left out, give it [null, null] in {0}",
+                    super::PIPELINE,
+                    listed(&names)
+                )
+            }
+            Self::Quantized(source) => format!("`{shown}` is quantized already: {source}; get the original weights"),
             Self::NoComponent => {
                 format!("no weights in `{shown}`: no component that {} names has *.safetensors files", super::PIPELINE)
             }
@@ -103,6 +188,10 @@ fn joined(path: &Path, relative: &Path) -> PathBuf {
     if relative.as_os_str().is_empty() { path.to_path_buf() } else { path.join(relative) }
 }
 
+fn joined_all(path: &Path, relative: &[PathBuf]) -> Vec<PathBuf> {
+    relative.iter().map(|relative| joined(path, relative)).collect()
+}
+
 /// What is wrong with a file that describes a directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -116,7 +205,7 @@ pub enum FileProblem {
         expected: &'static str,
     },
     /// There is another index beside it.
-    #[error("is an index beside `{0}`, expected one: remove the others")]
+    #[error("is an index beside `{0}`, expected one: make a directory with links to the files of one of them")]
     SecondIndex(String),
     /// A component is not the name of a directory.
     #[error("component '{}' is not the name of a directory in it", shown(.0))]
@@ -125,8 +214,15 @@ pub enum FileProblem {
     #[error("is in '{}', expected the name of a .safetensors file beside the index", shown(.0))]
     ShardName(String),
     /// A shard is not there.
-    #[error("is in `{}`, which is not there: get the missing file", shown(.0))]
-    ShardMissing(String),
+    #[error("is in `{}`, which is not there{}", shown(file), instead(whole))]
+    ShardMissing {
+        /// The file.
+        file: String,
+        /// Whether no file that the index names is there.
+        none: bool,
+        /// A file beside the index that is named like the whole model.
+        whole: Option<String>,
+    },
     /// The index names no file.
     #[error("weight_map is empty, expected the file of each tensor")]
     EmptyIndex,
@@ -158,4 +254,13 @@ pub enum FileProblem {
         /// The file that the index names.
         file: String,
     },
+}
+
+/// What to do without a shard, and that the whole may be there.
+fn instead(whole: &Option<String>) -> String {
+    let missing = ": get the missing file";
+    whole.as_ref().map_or_else(
+        || missing.to_string(),
+        |whole| format!("{missing}, or if the index is stale, give `{}`, which is there", shown(whole)),
+    )
 }

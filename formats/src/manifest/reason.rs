@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
-/// Why a tensor has its encoding, or was kept. [`Display`](fmt::Display) gives the sentence.
+/// Why a tensor has its encoding, or was kept. [`worded`](Self::worded) and `Display` give the sentence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -45,6 +47,10 @@ pub enum Reason {
         /// How many it has.
         dimensions: usize,
     },
+    /// It is a mask, not weights.
+    Mask,
+    /// All its weights would become zeros as F32.
+    BelowF32,
     /// Quantizing would not make it smaller.
     NoSmaller,
     /// The target cannot hold it as it was to be quantized.
@@ -80,7 +86,8 @@ pub enum Reason {
         /// What was below the floor.
         shortfall: Shortfall,
     },
-    /// The sentence of a directory of version 1 or 2.
+    /// A sentence alone: directories of versions 1 and 2 have no more, and those of later programs can have reasons of
+    /// kinds that are not known here.
     Recorded {
         /// The sentence.
         sentence: String,
@@ -136,50 +143,63 @@ pub enum Shortfall {
     },
 }
 
+/// The sentence with the names of fields, as manifests have it.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.worded(&str::to_string))
+    }
+}
+
+impl Reason {
+    /// The sentence. `called` gives the name of a setting, whose field it is given.
+    pub fn worded(&self, called: &dyn Fn(&str) -> String) -> String {
         match self {
-            Self::BitWidth => f.write_str("bit_width"),
-            Self::LayerBitWidths { layer } => write!(f, "layer_bit_widths '{layer}'"),
-            Self::SensitiveLayerNames { name } => write!(f, "sensitive_layer_names '{name}'"),
-            Self::SensitiveLayerPatterns { pattern } => write!(f, "sensitive_layer_patterns '{pattern}'"),
-            Self::SensitiveInFamily { family, pattern } => write!(f, "sensitive in {family}: {pattern}"),
-            Self::NotSelected => f.write_str("not selected"),
-            Self::NotQuantized { dtype } => write!(f, "{dtype} is not quantized"),
-            Self::Dimensions { dimensions } => write!(f, "{dimensions}-D"),
-            Self::NoSmaller => f.write_str("no smaller"),
-            Self::NotHeld { target, limit: Limit::Bits { bits } } => write!(f, "{target} has no {bits}-bit codes"),
+            Self::BitWidth => called("bit_width"),
+            Self::LayerBitWidths { layer } => format!("{} '{layer}'", called("layer_bit_widths")),
+            Self::SensitiveLayerNames { name } => format!("{} '{name}'", called("sensitive_layer_names")),
+            Self::SensitiveLayerPatterns { pattern } => format!("{} '{pattern}'", called("sensitive_layer_patterns")),
+            Self::SensitiveInFamily { family, pattern } => format!("sensitive in {family}: {pattern}"),
+            Self::NotSelected => "not selected".to_string(),
+            Self::NotQuantized { dtype } => format!("{dtype} is not quantized"),
+            Self::Dimensions { dimensions } => format!("{dimensions}-D"),
+            Self::Mask => "a mask".to_string(),
+            Self::BelowF32 => "below the range of F32".to_string(),
+            Self::NoSmaller => "no smaller".to_string(),
+            Self::NotHeld { target, limit: Limit::Bits { bits } } => format!("{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {
-                write!(f, "{target} has no groups of {group_size}")
+                format!("{target} has no groups of {group_size}")
             }
-            Self::NotHeld { target, limit: Limit::Scheme { scheme } } => write!(f, "{target} has no {scheme} scheme"),
-            Self::NotHeld { target, limit: Limit::Tensor } => write!(f, "{target} keeps it"),
-            Self::Target { field } => f.write_str(field),
-            Self::Plan => f.write_str("plan"),
-            Self::SameAs { tensor } => write!(f, "the same as {tensor}"),
-            Self::ForEqual { reason, tensor } => write!(f, "{reason}, for {tensor} which is the same"),
-            Self::Fallback { bits, shortfall } => write!(f, "fallback: {bits} bits have {shortfall}"),
-            Self::Recorded { sentence } => f.write_str(sentence),
+            Self::NotHeld { target, limit: Limit::Scheme { scheme } } => format!("{target} has no {scheme} scheme"),
+            Self::NotHeld { target, limit: Limit::Tensor } => format!("{target} keeps it"),
+            Self::Target { field } => called(field),
+            Self::Plan => "plan".to_string(),
+            Self::SameAs { tensor } => format!("the same as {tensor}"),
+            Self::ForEqual { reason, tensor } => format!("{}, for {tensor} which is the same", reason.worded(called)),
+            Self::Fallback { bits, shortfall } => format!("fallback: {bits} bits have {}", shortfall.worded(called)),
+            Self::Recorded { sentence } => sentence.clone(),
         }
     }
 }
 
-impl fmt::Display for Shortfall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Shortfall {
+    /// What a tensor has, or a number of bits. `called` gives the name of a setting, whose field it is given.
+    pub fn worded(&self, called: &dyn Fn(&str) -> String) -> String {
+        let accuracy = || called("min_accuracy");
         match self {
             Self::CosineSimilarity { found, floor } => {
-                write!(f, "a cosine similarity of {found:.6}, below min_accuracy {floor}")
+                format!("a cosine similarity of {found:.6}, below {} {floor}", accuracy())
             }
-            Self::Sqnr { found, floor } => write!(f, "an SQNR of {found:.2} dB, below min_sqnr_db {floor}"),
-            Self::Zeros { floor } => write!(f, "become all zeros, below min_accuracy {floor}"),
+            Self::Sqnr { found, floor } => format!("an SQNR of {found:.2} dB, below {} {floor}", called("min_sqnr_db")),
+            Self::Zeros { floor } => format!("nothing but zeros, below {} {floor}", accuracy()),
         }
     }
 }
 
 /// A reason as manifests and reports hold it: the sentence as `because`, and the value as `reason`. Directories of
-/// versions 1 and 2 have the sentence alone.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Fields", into = "Fields")]
+/// versions 1 and 2 have the sentence alone. Reasons inform, so a value that is not understood is not an error: the
+/// sentence then stands for it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "Fields")]
 pub struct RecordedReason(Reason);
 
 impl RecordedReason {
@@ -207,21 +227,52 @@ impl From<Reason> for RecordedReason {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Fields {
     because: String,
     #[serde(default)]
-    reason: Option<Reason>,
+    reason: Option<Value>,
 }
 
 impl From<Fields> for RecordedReason {
-    fn from(fields: Fields) -> Self {
-        Self(fields.reason.unwrap_or(Reason::Recorded { sentence: fields.because }))
+    fn from(Fields { because, reason }: Fields) -> Self {
+        let known = reason.and_then(|reason| Reason::deserialize(reason).ok());
+        Self(known.unwrap_or(Reason::Recorded { sentence: because }))
     }
 }
 
-impl From<RecordedReason> for Fields {
-    fn from(recorded: RecordedReason) -> Self {
-        Self { because: recorded.to_string(), reason: Some(recorded.0) }
+impl Serialize for RecordedReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Fields", 2)?;
+        fields.serialize_field("because", &self.to_string())?;
+        fields.serialize_field("reason", &self.0)?;
+        fields.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The tags of a type: what serde would have taken in the place of one that there is not.
+    fn tags<T: for<'de> Deserialize<'de> + fmt::Debug>(tag: &str) -> Vec<String> {
+        let error = T::deserialize(json!({ tag: "?" })).unwrap_err().to_string();
+        error.split('`').skip(3).step_by(2).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn every_kind_is_in_the_document() {
+        let document = include_str!("../../../docs/format.md");
+        let (kinds, limits, measures) = (tags::<Reason>("kind"), tags::<Limit>("kind"), tags::<Shortfall>("measure"));
+        assert!(kinds.contains(&"same_as".to_string()), "{kinds:?}");
+        assert!(limits.len() > 1 && measures.len() > 1, "{limits:?} {measures:?}");
+        for kind in kinds {
+            assert!(document.contains(&format!("\n| `{kind}` |")), "docs/format.md does not say what `{kind}` is");
+        }
+        for tag in limits.into_iter().chain(measures) {
+            assert!(document.contains(&format!("`{tag}`")), "docs/format.md does not say what `{tag}` is");
+        }
     }
 }

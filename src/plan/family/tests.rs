@@ -367,7 +367,7 @@ fn modalities_are_written_as_they_are_read() {
         assert_eq!(serde_json::from_str::<Modality>(&format!("\"{name}\"")).unwrap(), modality);
     }
     let error = "video".parse::<Modality>().unwrap_err();
-    assert!(matches!(&error, QuantError::Configuration { .. }));
+    assert!(matches!(&error, QuantError::Refused(_)));
     assert_eq!(error.to_string(), "modality is 'video', allowed: text, code, image or audio");
 }
 

@@ -1,7 +1,9 @@
-//! The report as one page of HTML: no network, no fonts, no scripts, and the same bytes for the same report.
+//! The report as one page of HTML: no network, no fonts, no script but the one that sorts tables, and the same bytes for the
+//! same report.
 
 mod decisions;
 mod figures;
+mod goals;
 mod heat_map;
 mod layers;
 mod scale;
@@ -18,8 +20,13 @@ use super::ModelReport;
 use crate::{Attempt, LayerReport, TensorReport};
 use figures::{NONE, grouped, measure, plural};
 
-/// Forbids the page whatever it does not need, should a name ever find a way around the escaping.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+/// Sorts tables. The page is the same without it.
+const SORT: &str = include_str!("sort.js");
+
+/// Forbids the page whatever it does not need, should a name ever find a way around the escaping. The one script is allowed by
+/// its hash, which a test compares.
+const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-WzDlEKOez0Sys78TDerTHYBrJy9PHt2ipPcYCXEebzM='";
 
 /// The report as one page of HTML that needs nothing else.
 pub(super) fn html(report: &ModelReport) -> String {
@@ -46,6 +53,7 @@ pub(super) fn html(report: &ModelReport) -> String {
                     (settings(report))
                     (tensors::all(report))
                 }
+                script { (PreEscaped(SORT)) }
             }
         }
     };
@@ -76,6 +84,7 @@ fn header(report: &ModelReport) -> Markup {
             }
             h1 { (report.name) }
             (totals(report))
+            (goals::goals(report))
             (time_aware(report))
             nav aria-label="Sections" {
                 @for (id, name) in sections { @if is_there(id) { a href={ "#" (id) } { (name) } } }

@@ -49,7 +49,7 @@ fn table<'a>(label: &str, tensors: impl Iterator<Item = &'a TensorReport>, becau
                     tr {
                         th scope="col" { "Tensor" }
                         @for name in [
-                            "Shape", "Bits", "Group size", "Bits/weight", "SQNR dB", "Cosine", "Max error",
+                            "SQNR dB", "Cosine", "Max error", "Bits", "Group size", "Bits/weight", "Shape",
                         ] {
                             th.n scope="col" { (name) }
                         }
@@ -66,13 +66,13 @@ fn row(tensor: &TensorReport, because: bool) -> Markup {
     html! {
         tr {
             th.name scope="row" { (name(tensor)) }
-            td.n { (figures::shape(&tensor.shape)) }
-            td.n { (figures::bits(tensor)) }
-            td.n { (tensor.group_size.map_or(NONE.to_string(), |size| size.to_string())) }
-            td.n { (figures::bits_per_weight(tensor)) }
             td.n { (figures::sqnr(tensor, 2)) }
             td.n { (measure(tensor.cosine_similarity, 6)) }
             td.n { (figures::error(tensor.max_abs_error)) }
+            td.n { (figures::bits(tensor)) }
+            td.n { (tensor.group_size.map_or(NONE.to_string(), |size| size.to_string())) }
+            td.n { (figures::bits_per_weight(tensor)) }
+            td.n { (figures::shape(&tensor.shape)) }
             @if because {
                 td.why {
                     @match &tensor.same_as {

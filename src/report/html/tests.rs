@@ -28,6 +28,7 @@ fn report(tensors: Vec<TensorReport>) -> ModelReport {
     let quantized = tensors.iter().any(|tensor| tensor.bits.is_some());
     ModelReport {
         name: "a model".into(),
+        source_files: vec![],
         created_by: "arrow-quant".into(),
         settings: [("bit_width".to_string(), json!(4))].into_iter().collect(),
         modality: None,
@@ -99,7 +100,8 @@ fn names_are_escaped() {
     report.notes = vec!["<i>".into()];
     report.settings.insert("<u>".into(), json!({ "<s>": ["<em>"] }));
     let page = html(&report);
-    for tag in ["<script", "</td><b>", "<img", "<i>", "<u>", "<s>", "<em>"] {
+    assert_eq!(page.matches("<script").count(), 1, "the one that sorts tables");
+    for tag in ["<script>alert", "</td><b>", "<img", "<i>", "<u>", "<s>", "<em>"] {
         assert!(!page.contains(tag), "{tag}");
     }
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
@@ -109,9 +111,48 @@ fn names_are_escaped() {
 fn nothing_is_loaded() {
     let page =
         html(&report(model(&["model.layers.{n}.mlp.up_proj.weight", "model.layers.{n}.mlp.down_proj.weight"], 4)));
-    for reference in ["src=", "@import", "url(", "<link", "<script", "http://", "https://", "@font-face"] {
+    for reference in ["src=", "@import", "url(", "<link", "http://", "https://", "@font-face"] {
         assert!(!page.contains(reference), "{reference}");
     }
+}
+
+#[test]
+fn the_policy_allows_the_script_that_sorts_and_no_other() {
+    use base64::Engine;
+    use sha2::Digest;
+
+    let hash = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(SORT));
+    assert!(POLICY.ends_with(&format!("script-src 'sha256-{hash}'")), "sort.js has changed: its hash is sha256-{hash}");
+    assert!(html(&report(vec![])).contains(&format!("<script>{SORT}</script>")));
+}
+
+#[test]
+fn the_page_says_the_command_the_target_and_what_was_reached() {
+    let mut report = report(model(&["h.{n}.weight"], 2));
+    report.name = "my model".into();
+    let settings = json!({
+        "deployment_profile": "edge", "bit_width": 4, "group_size": 256, "target_bpw": 4.2, "min_accuracy": 0.65,
+        "fail_fast": true, "sensitive_layer_names": ["a", "b"], "layer_bit_widths": {"h.0": 8}, "tensors": null,
+    });
+    report.settings = settings.as_object().unwrap().clone();
+    let page = html(&report);
+    for text in [
+        "arrow-quant quantize 'my model' OUT --profile edge --bits 4 --fail-fast=true --sensitive-layer-names a,b \
+         --layer-bit-widths h.0=8 --target-bpw 4.2<",
+        "4.2 bits per weight, reached 4.000",
+        "cosine similarity 0.65, lowest 0.996000 of ",
+        "each 6 dB more halves them",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn what_was_lost_comes_before_what_it_was_stored_as() {
+    let page = html(&report(model(&["h.{n}.weight"], 2)));
+    let headings = ["Tensor</th>", "SQNR dB</th>", "Cosine</th>", "Max error</th>", "Bits</th>", "Shape</th>"];
+    let places: Vec<_> = headings.iter().map(|heading| page.find(heading).unwrap()).collect();
+    assert!(places.is_sorted(), "{places:?}");
 }
 
 #[test]

@@ -64,16 +64,24 @@ impl Add for PairSums {
 /// # Errors
 /// If the lengths differ.
 pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Option<f64>> {
+    Ok(product_sums(isa, a, b)?.cosine_similarity())
+}
+
+/// The sums of [`pair_sums`] that cosine similarity needs, which cost less; the others may be zero.
+///
+/// # Errors
+/// If the lengths differ.
+pub fn product_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums> {
     check_lengths(&a, &b)?;
     let mut scratch = [Vec::new(), Vec::new()];
     let [a, b] = floats([&a, &b], &mut scratch);
     if is_wide(&a, &b) {
-        return Ok(pair_sums_wide(&a, &b).cosine_similarity());
+        return Ok(pair_sums_wide(&a, &b));
     }
     let [ab, aa, bb] = for_dtype!(a.dtype, A => for_dtype!(b.dtype, B => {
         isa.run(Products::<A, B> { a: a.bytes, b: b.bytes, dtypes: std::marker::PhantomData })
     }));
-    Ok(PairSums { sum_aa: aa, sum_bb: bb, sum_ab: ab, ..PairSums::default() }.cosine_similarity())
+    Ok(PairSums { n: a.len() as u64, sum_aa: aa, sum_bb: bb, sum_ab: ab, ..PairSums::default() })
 }
 
 /// All sums over the pairs of two slices of equal length, of any two dtypes, in f64.

@@ -13,9 +13,37 @@ use crate::{Isa, KernelError, Result};
 /// # Errors
 /// If the buffers do not have the lengths that `length`, `row_length` and the settings imply, or a zero point is no code.
 pub fn dequantize(isa: Isa, quantized: &QuantizedRef<'_>) -> Result<Vec<f32>> {
+    dequantize_while(isa, quantized, || true)
+}
+
+/// Weights restored between two questions whether they are wanted. A multiple of every group size.
+const PIECE: usize = 1 << 18;
+
+/// [`dequantize`] for as long as the result is wanted, which is asked every 256 Ki weights.
+///
+/// # Errors
+/// As [`dequantize`], and [`KernelError::Cancelled`] once it is not wanted.
+pub fn dequantize_while(isa: Isa, quantized: &QuantizedRef<'_>, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
     check(quantized)?;
+    let row_length = quantized.row_length.max(1);
+    let rows = (PIECE / row_length).max(1) * row_length;
+    let piece = if row_length > PIECE { PIECE } else { rows };
     let mut out = vec![0.0; quantized.length];
-    for_width!(quantized.bits, W => isa.run(Dequantize::<W> { quantized, out: &mut out, width: PhantomData }));
+    let (mut start, mut group) = (0, 0);
+    // Whole rows, and longer rows in pieces.
+    for run in out.chunks_mut(rows) {
+        for out in run.chunks_mut(piece) {
+            if !wanted() {
+                return Err(KernelError::Cancelled);
+            }
+            let length = out.len();
+            for_width!(quantized.bits, W => {
+                isa.run(Dequantize::<W> { quantized, start, group, out, width: PhantomData })
+            });
+            start += length;
+            group += group_count(length, row_length.min(length), quantized.group_size);
+        }
+    }
     Ok(out)
 }
 
@@ -58,6 +86,10 @@ fn check(q: &QuantizedRef<'_>) -> Result<()> {
 
 struct Dequantize<'a, W> {
     quantized: &'a QuantizedRef<'a>,
+    /// The first weight to restore, and its group.
+    start: usize,
+    group: usize,
+    /// Whole rows, or a piece of one.
     out: &'a mut [f32],
     width: PhantomData<W>,
 }
@@ -67,10 +99,9 @@ impl<W: Width> Kernel for Dequantize<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { quantized: q, out, width: _ } = self;
+        let Self { quantized: q, mut start, mut group, out, width: _ } = self;
         let group_size = q.group_size.get();
-        let (mut group, mut start) = (0, 0usize);
-        for row in out.chunks_exact_mut(q.row_length.max(1)) {
+        for row in out.chunks_mut(q.row_length.max(1)) {
             for weights in row.chunks_mut(group_size) {
                 let level = Level::of(q, group);
                 if W::BITS.ends_on_byte(start) {

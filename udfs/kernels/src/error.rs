@@ -82,6 +82,9 @@ pub enum KernelError {
         /// Its factor.
         value: f32,
     },
+    /// The result is not wanted any more.
+    #[error("the work was cancelled")]
+    Cancelled,
     /// `ARROW_QUANT_ISA` names an instruction set that is not there.
     #[error("ARROW_QUANT_ISA is '{found}', this CPU has: {available}")]
     Isa {
@@ -106,6 +109,7 @@ impl KernelError {
             | Self::Mismatch { .. }
             | Self::Importance { .. }
             | Self::Factor { .. }
+            | Self::Cancelled
             | Self::Isa { .. } => self,
         }
     }

@@ -68,12 +68,12 @@ mod weighted_sum;
 mod weights;
 
 pub use blocks::{Blocks, Fill, quantize_blocks};
-pub use compare::{PairSums, cosine_similarity, pair_sums};
-pub use dequantize::{dequantize, to_f32};
+pub use compare::{PairSums, cosine_similarity, pair_sums, product_sums};
+pub use dequantize::{dequantize, dequantize_while, to_f32};
 pub use encoding::{BlockType, Encoding, Fp8, Grouping};
 pub use error::{KernelError, Result};
 pub use isa::Isa;
-pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize};
+pub use quantize::{Quantized, QuantizedRef, par_quantize, quantize, quantize_while};
 pub use scale::scale_channels;
 pub use stats::{Stats, stats};
 pub use types::{Bits, Dtype, GroupSize, Method, ParameterDtype, Scheme, Settings, group_count};

@@ -1,5 +1,9 @@
 //! Quantization of a slice: cut into blocks, each quantized on its own, their error sums added in order.
 
+use std::error::Error;
+use std::sync::OnceLock;
+
+use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 
 use crate::batch::quantize_block;
@@ -91,12 +95,27 @@ impl Quantized {
 /// # Errors
 /// [`KernelError::NotFinite`], [`KernelError::Range`], and importance of the wrong length or sign.
 pub fn quantize(isa: Isa, weights: Weights<'_>, settings: Settings, importance: Option<&[f32]>) -> Result<Quantized> {
+    quantize_while(isa, weights, settings, importance, || true)
+}
+
+/// [`quantize`] for as long as the result is wanted, which is asked before each block of about 64 Ki weights.
+///
+/// # Errors
+/// As [`quantize`], and [`KernelError::Cancelled`] once it is not wanted.
+pub fn quantize_while(
+    isa: Isa,
+    weights: Weights<'_>,
+    settings: Settings,
+    importance: Option<&[f32]>,
+    wanted: impl Fn() -> bool,
+) -> Result<Quantized> {
     with_stored_dtype(weights, settings, importance, |slice, blocks, stored| {
-        blocks.into_iter().map(|block| quantize_block(isa, slice, block, stored)).collect()
+        let quantized = |block| if wanted() { quantize_block(isa, slice, block, stored) } else { Err(Stop::Unwanted) };
+        blocks.into_iter().map(quantized).collect()
     })
 }
 
-/// [`quantize`] on all threads of the current rayon pool; the same bytes.
+/// [`quantize`] on all threads of the current rayon pool, or on this one where the system refuses threads; the same bytes.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -106,9 +125,23 @@ pub fn par_quantize(
     settings: Settings,
     importance: Option<&[f32]>,
 ) -> Result<Quantized> {
+    if !has_pool() {
+        return quantize(isa, weights, settings, importance);
+    }
     with_stored_dtype(weights, settings, importance, |slice, blocks, stored| {
         blocks.into_par_iter().map(|block| quantize_block(isa, slice, block, stored)).collect()
     })
+}
+
+/// Whether there is a pool: that of this thread, or the global one, which rayon starts when it is needed, and panics where it cannot.
+fn has_pool() -> bool {
+    static IS_GLOBAL: OnceLock<bool> = OnceLock::new();
+    let start = || match ThreadPoolBuilder::new().build_global() {
+        Ok(()) => true,
+        // Without a source, the error says that there is one already.
+        Err(error) => error.source().is_none(),
+    };
+    rayon::current_thread_index().is_some() || *IS_GLOBAL.get_or_init(start)
 }
 
 /// Runs the blocks with f16 parameters, and again with f32 if f16 does not hold them.
@@ -132,6 +165,7 @@ fn with_stored_dtype(
             }
             Err(Stop::F16) => {}
             Err(Stop::Invalid) => return Err(slice.first_invalid()),
+            Err(Stop::Unwanted) => return Err(KernelError::Cancelled),
         }
     }
     unreachable!("f32 parameters hold every finite range")
@@ -158,6 +192,8 @@ pub(crate) enum Stop {
     F16,
     /// Some weight is not finite, or some group's range is not.
     Invalid,
+    /// Nobody wants the result.
+    Unwanted,
 }
 
 /// What is to be quantized.

@@ -6,13 +6,15 @@ use arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
 use arrow_quant_kernels::PairSums;
 use datafusion::common::Result;
-use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::function::{AccumulatorArgs, AggregateFunctionSimplification, StateFieldsArgs};
 use datafusion::logical_expr::{
     Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, GroupsAccumulator, Signature, Volatility,
 };
 
+use super::bound;
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::functions::SECTION;
 use crate::pairs::{Figure, Pairs, read_as};
 
@@ -48,14 +50,16 @@ pub(crate) fn max_abs_error_agg() -> AggregateUDF {
 }
 
 /// One of the aggregates.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct SimilarityAgg {
     measure: Measure,
     signature: Signature,
     documentation: Documentation,
+    /// That of the query, once the function is part of one.
+    cancellation: Option<Cancellation>,
 }
 
-// The documentation follows from the name.
+// The documentation follows from the name, and whether a query is wanted does not make another function.
 impl PartialEq for SimilarityAgg {
     fn eq(&self, other: &Self) -> bool {
         self.measure == other.measure
@@ -81,7 +85,12 @@ impl SimilarityAgg {
                 .with_related_udf(name.trim_end_matches("_agg"))
                 .build();
         let signature = Signature::user_defined(Volatility::Immutable);
-        AggregateUDF::new_from_impl(Self { measure: Measure { name, figure }, signature, documentation })
+        AggregateUDF::new_from_impl(Self {
+            measure: Measure { name, figure },
+            signature,
+            documentation,
+            cancellation: None,
+        })
     }
 }
 
@@ -104,11 +113,15 @@ impl AggregateUDFImpl for SimilarityAgg {
     }
 
     fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
-        Ok(state_fields::<Measure>(args.name))
+        Ok(state_fields::<Measured>(args.name))
+    }
+
+    fn simplify(&self) -> Option<AggregateFunctionSimplification> {
+        bound(self, self.cancellation.as_ref(), |unbound, cancellation| Self { cancellation, ..unbound })
     }
 
     fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(OneSum::new(self.measure)))
+        Ok(Box::new(OneSum::new(self.measured())))
     }
 
     fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
@@ -116,11 +129,17 @@ impl AggregateUDFImpl for SimilarityAgg {
     }
 
     fn create_groups_accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        Ok(Box::new(GroupSums::new(self.measure)))
+        Ok(Box::new(GroupSums::new(self.measured())))
     }
 
     fn documentation(&self) -> Option<&Documentation> {
         Some(&self.documentation)
+    }
+}
+
+impl SimilarityAgg {
+    fn measured(&self) -> Measured {
+        Measured { measure: self.measure, cancellation: self.cancellation.clone().unwrap_or_default() }
     }
 }
 
@@ -130,17 +149,24 @@ struct Measure {
     figure: Figure,
 }
 
-impl Sums for Measure {
+/// A measure for as long as a query is wanted.
+#[derive(Debug, Clone)]
+struct Measured {
+    measure: Measure,
+    cancellation: Cancellation,
+}
+
+impl Sums for Measured {
     type Sum = PairSums;
 
     type Rows = Pairs;
 
     fn read(&self, args: &[ArrayRef]) -> Result<Pairs> {
-        Pairs::try_new(self.name, args)
+        Pairs::try_new(self.measure.name, args)
     }
 
-    fn row(pairs: &Pairs, row: usize) -> Result<Option<PairSums>> {
-        pairs.row(row)
+    fn row(&self, pairs: &Pairs, row: usize) -> Result<Option<PairSums>> {
+        pairs.row(row, &self.cancellation)
     }
 
     fn state_fields() -> Vec<Field> {
@@ -184,6 +210,6 @@ impl Sums for Measure {
     }
 
     fn evaluate(&self, sums: &[PairSums]) -> ArrayRef {
-        Arc::new(sums.iter().map(|sums| self.figure.of(sums)).collect::<Float64Array>())
+        Arc::new(sums.iter().map(|sums| self.measure.figure.of(sums)).collect::<Float64Array>())
     }
 }

@@ -20,7 +20,7 @@ pub(crate) trait Sums: Debug + Send + Sync + Clone + 'static {
     /// Reads a batch.
     fn read(&self, args: &[ArrayRef]) -> Result<Self::Rows>;
     /// The sum of one row; `None` if it is NULL.
-    fn row(rows: &Self::Rows, row: usize) -> Result<Option<Self::Sum>>;
+    fn row(&self, rows: &Self::Rows, row: usize) -> Result<Option<Self::Sum>>;
     /// The fields of a partial sum.
     fn state_fields() -> Vec<Field>;
     /// Partial sums as columns.
@@ -53,7 +53,7 @@ impl<S: Sums> Accumulator for OneSum<S> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         let rows = self.kind.read(values)?;
         for row in 0..values[0].len() {
-            if let Some(sum) = S::row(&rows, row)? {
+            if let Some(sum) = self.kind.row(&rows, row)? {
                 self.sum = self.sum + sum;
             }
         }
@@ -104,7 +104,7 @@ impl<S: Sums> GroupsAccumulator for GroupSums<S> {
         self.sums.resize(total_num_groups, S::Sum::default());
         let rows = self.kind.read(values)?;
         for (row, &group) in group_indices.iter().enumerate().filter(|(row, _)| passes(opt_filter, *row)) {
-            if let Some(sum) = S::row(&rows, row)? {
+            if let Some(sum) = self.kind.row(&rows, row)? {
                 self.sums[group] = self.sums[group] + sum;
             }
         }
@@ -130,7 +130,7 @@ impl<S: Sums> GroupsAccumulator for GroupSums<S> {
 
     fn convert_to_state(&self, values: &[ArrayRef], opt_filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         let rows = self.kind.read(values)?;
-        let one = |row| if passes(opt_filter, row) { S::row(&rows, row) } else { Ok(None) };
+        let one = |row| if passes(opt_filter, row) { self.kind.row(&rows, row) } else { Ok(None) };
         let sums = (0..values[0].len()).map(|row| Ok(one(row)?.unwrap_or_default())).collect::<Result<Vec<_>>>()?;
         Ok(S::to_state(&sums))
     }

@@ -4,19 +4,22 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type};
-use arrow_quant_kernels::{Isa, Stats, stats};
+use arrow_quant_kernels::{Isa, Stats};
 use datafusion::common::Result;
-use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::function::{AccumulatorArgs, AggregateFunctionSimplification, StateFieldsArgs};
 use datafusion::logical_expr::{
     Accumulator, AggregateUDFImpl, Documentation, GroupsAccumulator, Signature, Volatility,
 };
 
+use super::bound;
 use super::sums::{GroupSums, OneSum, Sums, state_fields};
 use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::functions::SECTION;
 use crate::functions::tensor_stats::{read_as, stats_array, stats_type};
 use crate::pairs::active_isa;
-use crate::tensor::TensorColumn;
+use crate::slices::stats_of;
+use crate::tensor::{TensorColumn, kernel_error};
 
 const NAME: &str = "tensor_stats_agg";
 
@@ -36,14 +39,31 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
 });
 
 /// The aggregate.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub(crate) struct TensorStatsAgg {
     signature: Signature,
+    /// That of the query, once the function is part of one.
+    cancellation: Option<Cancellation>,
+}
+
+// Whether a query is wanted does not make another function.
+impl PartialEq for TensorStatsAgg {
+    fn eq(&self, other: &Self) -> bool {
+        self.signature == other.signature
+    }
+}
+
+impl Eq for TensorStatsAgg {}
+
+impl std::hash::Hash for TensorStatsAgg {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.signature.hash(state);
+    }
 }
 
 impl TensorStatsAgg {
     pub(crate) fn new() -> Self {
-        Self { signature: Signature::user_defined(Volatility::Immutable) }
+        Self { signature: Signature::user_defined(Volatility::Immutable), cancellation: None }
     }
 }
 
@@ -69,8 +89,12 @@ impl AggregateUDFImpl for TensorStatsAgg {
         Ok(state_fields::<StatsSums>(args.name))
     }
 
+    fn simplify(&self) -> Option<AggregateFunctionSimplification> {
+        bound(self, self.cancellation.as_ref(), |unbound, cancellation| Self { cancellation, ..unbound })
+    }
+
     fn accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        Ok(Box::new(OneSum::new(StatsSums)))
+        Ok(Box::new(OneSum::new(self.sums())))
     }
 
     fn groups_accumulator_supported(&self, _: AccumulatorArgs) -> bool {
@@ -78,7 +102,7 @@ impl AggregateUDFImpl for TensorStatsAgg {
     }
 
     fn create_groups_accumulator(&self, _: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        Ok(Box::new(GroupSums::new(StatsSums)))
+        Ok(Box::new(GroupSums::new(self.sums())))
     }
 
     fn documentation(&self) -> Option<&Documentation> {
@@ -86,8 +110,17 @@ impl AggregateUDFImpl for TensorStatsAgg {
     }
 }
 
+impl TensorStatsAgg {
+    fn sums(&self) -> StatsSums {
+        StatsSums { cancellation: self.cancellation.clone().unwrap_or_default() }
+    }
+}
+
+/// Statistics for as long as a query is wanted.
 #[derive(Debug, Clone)]
-struct StatsSums;
+struct StatsSums {
+    cancellation: Cancellation,
+}
 
 impl Sums for StatsSums {
     type Sum = Stats;
@@ -98,8 +131,13 @@ impl Sums for StatsSums {
         Ok((active_isa()?, TensorColumn::try_new(NAME, &args[0])?))
     }
 
-    fn row((isa, column): &Self::Rows, row: usize) -> Result<Option<Stats>> {
-        Ok(column.complete_row(row)?.map(|weights| stats(*isa, weights)))
+    fn row(&self, (isa, column): &Self::Rows, row: usize) -> Result<Option<Stats>> {
+        match column.complete_row(row)? {
+            Some(weights) => {
+                stats_of(*isa, weights, &self.cancellation).map(Some).map_err(|e| kernel_error(NAME, row, e))
+            }
+            None => Ok(None),
+        }
     }
 
     fn state_fields() -> Vec<Field> {

@@ -5,13 +5,14 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
-use arrow_quant_kernels::dequantize;
+use arrow_quant_kernels::dequantize_while;
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 
 use super::{SECTION, on_arrays};
+use crate::cancellation::Cancellation;
 use crate::pairs::active_isa;
 use crate::quantized::QuantizedColumn;
 use crate::tensor::{binary_views, kernel_error, tensor_type, tensor_value};
@@ -74,7 +75,7 @@ impl ScalarUDFImpl for Dequantize {
     }
 }
 
-fn dequantize_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
+fn dequantize_rows(arrays: &[ArrayRef], rows: usize, cancellation: &Cancellation) -> Result<ArrayRef> {
     let isa = active_isa()?;
     let quantized = QuantizedColumn::read(NAME, &arrays[0])?;
     let (mut data, mut row_lengths, mut valid) = (Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::new());
@@ -84,7 +85,8 @@ fn dequantize_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
         row_lengths.push(value.map(|value| value.row_length as i64));
         data.push(match value {
             Some(value) => {
-                let floats = dequantize(isa, &value).map_err(|e| kernel_error(NAME, row, e))?;
+                let floats = dequantize_while(isa, &value, || !cancellation.is_cancelled());
+                let floats = floats.map_err(|e| kernel_error(NAME, row, e))?;
                 Some(arrow::buffer::Buffer::from_vec(floats))
             }
             None => None,

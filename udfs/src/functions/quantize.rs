@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Int64Type};
 use arrow_quant_kernels::{
-    Bits, Dtype, GroupSize, Isa, KernelError, Method, Quantized, Scheme, Settings, Weights, dequantize, pair_sums,
-    quantize, scale_channels, to_f32,
+    Bits, Dtype, GroupSize, Isa, KernelError, Method, Quantized, Scheme, Settings, Weights, dequantize_while,
+    quantize_while,
 };
 use datafusion::common::{Result, ScalarValue, exec_datafusion_err, internal_err, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{
@@ -15,8 +15,10 @@ use datafusion::logical_expr::{
 
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::pairs::active_isa;
 use crate::quantized::{quantized_array, quantized_type};
+use crate::slices::{pair_sums_of, scale_channels_of, to_f32_of};
 use crate::tensor::{TensorColumn, is_string, kernel_error};
 
 const NAME: &str = "quantize";
@@ -35,8 +37,8 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
          SELECT tensor, quantize(weights, p.bits, p.group_size, 'symmetric') FROM weights('model/') JOIN plan p USING (component, tensor);\n```",
     )
     .with_argument("weights", "a tensor value (struct of dtype, row_length and data) or a list of floats")
-    .with_argument("bits", "2, 4 or 8; may be a column")
-    .with_argument("group_size", "32, 64, 128 or 256; may be a column")
+    .with_argument("bits", format!("{}; may be a column", listed(Bits::ALL.iter().map(|bits| bits.get()))))
+    .with_argument("group_size", format!("{}; may be a column", listed(GroupSize::ALL.iter().map(|size| size.get()))))
     .with_argument(
         "scheme",
         "`'affine'` (default: scale and minimum), `'asymmetric'` (scale and integer zero point) or `'symmetric'` (scale only)",
@@ -62,6 +64,13 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     .with_related_udf("dequantize")
     .build()
 });
+
+/// Numbers in words: `2, 4 or 8`.
+fn listed(numbers: impl Iterator<Item = usize>) -> String {
+    let mut numbers: Vec<_> = numbers.map(|number| number.to_string()).collect();
+    let last = numbers.pop().unwrap_or_default();
+    if numbers.is_empty() { last } else { format!("{} or {last}", numbers.join(", ")) }
+}
 
 /// The function.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -144,7 +153,7 @@ impl ScalarUDFImpl for Quantize {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let (args, lists) = split_lists(args)?;
-        on_arrays(args, |arrays, rows| quantize_rows(arrays, rows, &lists))
+        on_arrays(args, |arrays, rows, cancellation| quantize_rows(arrays, rows, &lists, cancellation))
     }
 
     fn documentation(&self) -> Option<&Documentation> {
@@ -184,9 +193,9 @@ struct ChannelList {
 
 impl ChannelList {
     /// The numbers for a row; `None` if they are NULL.
-    fn row(&self, isa: Isa, row: usize) -> Result<Option<Vec<f32>>> {
+    fn row(&self, isa: Isa, row: usize, cancellation: &Cancellation) -> Result<Option<Vec<f32>>> {
         let Some(list) = self.column.complete_row(if self.is_one { 0 } else { row })? else { return Ok(None) };
-        Ok(Some(to_f32(isa, list)))
+        to_f32_of(isa, list, cancellation).map(Some).map_err(|e| kernel_error(NAME, row, e))
     }
 }
 
@@ -208,27 +217,35 @@ fn split_lists(mut args: ScalarFunctionArgs) -> Result<(ScalarFunctionArgs, Vec<
     Ok((args, lists))
 }
 
-/// Quantizes weights times smoothing. The error sums are between the weights and what is restored of them.
-fn quantize_smoothed(
+/// Quantizes weights, times smoothing if there is one. The error sums are between the weights and what is restored of them.
+fn quantize_row(
     isa: Isa,
     weights: Weights<'_>,
     settings: Settings,
-    importance: Option<&[f32]>,
-    smoothing: &[f32],
+    [importance, smoothing]: [Option<&[f32]>; 2],
+    cancellation: &Cancellation,
 ) -> Result<Quantized, KernelError> {
+    let wanted = || !cancellation.is_cancelled();
+    let Some(smoothing) = smoothing else { return quantize_while(isa, weights, settings, importance, wanted) };
     let bytes = |floats: &[f32]| floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let scaled = bytes(&scale_channels(isa, weights, smoothing)?);
+    let scaled = bytes(&scale_channels_of(isa, weights, smoothing, cancellation)?);
     let scaled = Weights::new(Dtype::F32, &scaled, weights.row_length())?;
-    let mut quantized = quantize(isa, scaled, settings, importance)?;
-    let restored = bytes(&dequantize(isa, &quantized.as_ref())?);
+    let mut quantized = quantize_while(isa, scaled, settings, importance, wanted)?;
+    let restored = bytes(&dequantize_while(isa, &quantized.as_ref(), wanted)?);
     let inverse: Vec<f32> = smoothing.iter().map(|factor| 1.0 / factor).collect();
     let restored = Weights::new(Dtype::F32, &restored, weights.row_length())?;
-    let restored = bytes(&scale_channels(isa, restored, &inverse)?);
-    quantized.errors = pair_sums(isa, weights, Weights::new(Dtype::F32, &restored, weights.row_length())?)?;
+    let restored = bytes(&scale_channels_of(isa, restored, &inverse, cancellation)?);
+    let restored = Weights::new(Dtype::F32, &restored, weights.row_length())?;
+    quantized.errors = pair_sums_of(isa, weights, restored, cancellation)?;
     Ok(quantized)
 }
 
-fn quantize_rows(arrays: &[ArrayRef], rows: usize, lists: &[ChannelList]) -> Result<ArrayRef> {
+fn quantize_rows(
+    arrays: &[ArrayRef],
+    rows: usize,
+    lists: &[ChannelList],
+    cancellation: &Cancellation,
+) -> Result<ArrayRef> {
     let isa = active_isa()?;
     let weights = TensorColumn::try_new(NAME, &arrays[0])?;
     let (bits, group_sizes): (&Int64Array, &Int64Array) =
@@ -252,16 +269,13 @@ fn quantize_rows(arrays: &[ArrayRef], rows: usize, lists: &[ChannelList]) -> Res
             scheme: options.scheme.unwrap_or(Scheme::Affine),
             method: options.method.unwrap_or(Method::Mse),
         };
-        let channels = lists.iter().map(|list| list.row(isa, row)).collect::<Result<Option<Vec<_>>>>()?;
+        let channels = lists.iter().map(|list| list.row(isa, row, cancellation)).collect::<Result<Option<Vec<_>>>>()?;
         let Some(channels) = channels else {
             out.push(None);
             continue;
         };
         let list = |at: usize| channels.get(at).filter(|list| !list.is_empty()).map(Vec::as_slice);
-        let quantized = match list(1) {
-            Some(smoothing) => quantize_smoothed(isa, slice, settings, list(0), smoothing),
-            None => quantize(isa, slice, settings, list(0)),
-        };
+        let quantized = quantize_row(isa, slice, settings, [list(0), list(1)], cancellation);
         out.push(Some(quantized.map_err(error)?));
     }
     quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))

@@ -5,7 +5,6 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::buffer::{Buffer, NullBuffer};
 use arrow::datatypes::DataType;
-use arrow_quant_kernels::{scale_channels, to_f32};
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
@@ -13,7 +12,9 @@ use datafusion::logical_expr::{
 
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::pairs::active_isa;
+use crate::slices::{scale_channels_of, to_f32_of};
 use crate::tensor::{TensorColumn, binary_views, kernel_error, tensor_type, tensor_value};
 
 const NAME: &str = "scale_channels";
@@ -77,7 +78,7 @@ fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
     Ok(vec![TensorColumn::coerce(NAME, "weights", weights)?, TensorColumn::coerce(NAME, "factors", factors)?])
 }
 
-fn scale_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
+fn scale_rows(arrays: &[ArrayRef], rows: usize, cancellation: &Cancellation) -> Result<ArrayRef> {
     let isa = active_isa()?;
     let (weights, factors) = (TensorColumn::try_new(NAME, &arrays[0])?, TensorColumn::try_new(NAME, &arrays[1])?);
     let (mut data, mut row_lengths, mut valid) = (Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::new());
@@ -85,7 +86,8 @@ fn scale_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
         let (weights, factors) = (weights.complete_row(row)?, factors.complete_row(row)?);
         let scaled = match (weights, factors) {
             (Some(weights), Some(factors)) => {
-                let scaled = scale_channels(isa, weights, &to_f32(isa, factors));
+                let scaled = to_f32_of(isa, factors, cancellation)
+                    .and_then(|factors| scale_channels_of(isa, weights, &factors, cancellation));
                 Some((weights.row_length(), scaled.map_err(|e| kernel_error(NAME, row, e))?))
             }
             _ => None,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array};
 use arrow::datatypes::DataType;
-use arrow_quant_kernels::cosine_similarity as cosine_kernel;
 use datafusion::common::Result;
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -12,7 +11,9 @@ use datafusion::logical_expr::{
 
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::pairs::{Figure, Pairs, active_isa, read_as};
+use crate::slices::product_sums_of;
 use crate::tensor::{Row, TensorColumn, kernel_error};
 
 /// `cosine_similarity(a, b)`, `cosine_similarity(quantized)`.
@@ -108,13 +109,13 @@ impl ScalarUDFImpl for Similarity {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        on_arrays(args, |arrays, rows| {
+        on_arrays(args, |arrays, rows, cancellation| {
             // The cosine of two tensors alone needs fewer sums, and a kernel that keeps pace with memory has only those.
             if let (Figure::CosineSimilarity, [a, b]) = (self.figure, arrays) {
-                return self.cosines(a, b, rows);
+                return self.cosines(a, b, rows, cancellation);
             }
             let pairs = Pairs::try_new(self.name, arrays)?;
-            let figures = (0..rows).map(|row| Ok(pairs.row(row)?.and_then(|sums| self.figure.of(&sums))));
+            let figures = (0..rows).map(|row| Ok(pairs.row(row, cancellation)?.and_then(|sums| self.figure.of(&sums))));
             Ok(Arc::new(figures.collect::<Result<Float64Array>>()?) as ArrayRef)
         })
     }
@@ -125,12 +126,13 @@ impl ScalarUDFImpl for Similarity {
 }
 
 impl Similarity {
-    fn cosines(&self, a: &ArrayRef, b: &ArrayRef, rows: usize) -> Result<ArrayRef> {
+    fn cosines(&self, a: &ArrayRef, b: &ArrayRef, rows: usize, cancellation: &Cancellation) -> Result<ArrayRef> {
         let isa = active_isa()?;
         let (a, b) = (TensorColumn::try_new(self.name, a)?, TensorColumn::try_new(self.name, b)?);
         let cosines = (0..rows).map(|row| match (a.row(row)?, b.row(row)?) {
             (Some(Row::Weights(a)), Some(Row::Weights(b))) => {
-                cosine_kernel(isa, a, b).map_err(|e| kernel_error(self.name, row, e))
+                let sums = product_sums_of(isa, a, b, cancellation).map_err(|e| kernel_error(self.name, row, e))?;
+                Ok(sums.cosine_similarity())
             }
             _ => Ok(None),
         });

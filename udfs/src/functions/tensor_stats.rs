@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Float64Array, Int64Array, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
-use arrow_quant_kernels::{Stats, stats};
+use arrow_quant_kernels::Stats;
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
@@ -14,7 +14,8 @@ use datafusion::logical_expr::{
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
 use crate::pairs::active_isa;
-use crate::tensor::TensorColumn;
+use crate::slices::stats_of;
+use crate::tensor::{TensorColumn, kernel_error};
 
 const NAME: &str = "tensor_stats";
 
@@ -62,10 +63,13 @@ impl ScalarUDFImpl for TensorStats {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        on_arrays(args, |arrays, rows| {
+        on_arrays(args, |arrays, rows, cancellation| {
             let isa = active_isa()?;
             let column = TensorColumn::try_new(NAME, &arrays[0])?;
-            let of_row = |row| Ok(column.complete_row(row)?.map(|weights| stats(isa, weights)));
+            let of_row = |row| match column.complete_row(row)? {
+                Some(weights) => stats_of(isa, weights, cancellation).map(Some).map_err(|e| kernel_error(NAME, row, e)),
+                None => Ok(None),
+            };
             Ok(Arc::new(stats_array(&(0..rows).map(of_row).collect::<Result<Vec<_>>>()?)) as ArrayRef)
         })
     }

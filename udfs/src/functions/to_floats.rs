@@ -4,7 +4,6 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::array::{ArrayRef, Float32Builder, ListBuilder};
 use arrow::datatypes::{DataType, Field};
-use arrow_quant_kernels::to_f32;
 use datafusion::common::{Result, exec_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
@@ -14,7 +13,8 @@ use super::tensor_stats::read_as;
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
 use crate::pairs::active_isa;
-use crate::tensor::TensorColumn;
+use crate::slices::to_f32_of;
+use crate::tensor::{TensorColumn, kernel_error};
 
 const NAME: &str = "to_floats";
 
@@ -60,7 +60,7 @@ impl ScalarUDFImpl for ToFloats {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        on_arrays(args, |arrays, rows| {
+        on_arrays(args, |arrays, rows, cancellation| {
             let isa = active_isa()?;
             let column = TensorColumn::try_new(NAME, &arrays[0])?;
             let mut builder = ListBuilder::new(Float32Builder::new()).with_field(item());
@@ -76,7 +76,8 @@ impl ScalarUDFImpl for ToFloats {
                         "{NAME}: a batch of {elements} elements is more than a list column can hold; lower datafusion.execution.batch_size"
                     );
                 }
-                builder.values().append_slice(&to_f32(isa, weights));
+                let floats = to_f32_of(isa, weights, cancellation).map_err(|e| kernel_error(NAME, row, e))?;
+                builder.values().append_slice(&floats);
                 builder.append(true);
             }
             Ok(Arc::new(builder.finish()) as ArrayRef)

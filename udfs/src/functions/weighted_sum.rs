@@ -6,14 +6,17 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::buffer::{Buffer, NullBuffer};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type};
-use arrow_quant_kernels::{Dtype, weighted_sum};
+use arrow_quant_kernels::Dtype;
 use datafusion::common::{Result, exec_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
 
 use super::{SECTION, on_arrays};
+use crate::arguments::coerced;
+use crate::cancellation::Cancellation;
 use crate::pairs::active_isa;
+use crate::slices::weighted_sum_of;
 use crate::tensor::{TensorColumn, binary_views, kernel_error, tensor_type, tensor_value};
 
 const NAME: &str = "weighted_sum";
@@ -62,16 +65,11 @@ impl ScalarUDFImpl for WeightedSum {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let [a, x, b, y] = types else { return plan_err!("{NAME} expects 4 arguments, found {}", types.len()) };
-        Ok(vec![
-            factor_type("a", a)?,
-            TensorColumn::coerce(NAME, "x", x)?,
-            factor_type("b", b)?,
-            TensorColumn::coerce(NAME, "y", y)?,
-        ])
+        coerced(types, read_as(types))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        read_as(types)?;
         Ok(tensor_type())
     }
 
@@ -82,6 +80,17 @@ impl ScalarUDFImpl for WeightedSum {
     fn documentation(&self) -> Option<&Documentation> {
         Some(&DOCUMENTATION)
     }
+}
+
+/// The types that the arguments are read as.
+fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
+    let [a, x, b, y] = types else { return plan_err!("{NAME} expects 4 arguments, found {}", types.len()) };
+    Ok(vec![
+        factor_type("a", a)?,
+        TensorColumn::coerce(NAME, "x", x)?,
+        factor_type("b", b)?,
+        TensorColumn::coerce(NAME, "y", y)?,
+    ])
 }
 
 /// The type to read a factor as. Fails at planning for what is not a number.
@@ -105,7 +114,7 @@ fn factor(argument: &str, column: &ArrayRef, row: usize) -> Result<Option<f32>> 
     }
 }
 
-fn sum_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
+fn sum_rows(arrays: &[ArrayRef], rows: usize, cancellation: &Cancellation) -> Result<ArrayRef> {
     let isa = active_isa()?;
     let (a, b) = (cast(&arrays[0], &DataType::Float32)?, cast(&arrays[2], &DataType::Float32)?);
     let (x, y) = (TensorColumn::try_new(NAME, &arrays[1])?, TensorColumn::try_new(NAME, &arrays[3])?);
@@ -115,7 +124,8 @@ fn sum_rows(arrays: &[ArrayRef], rows: usize) -> Result<ArrayRef> {
         let factors = (factor("a", &a, row)?, factor("b", &b, row)?);
         let sum = match (factors, x.complete_row(row)?, y.complete_row(row)?) {
             ((Some(a), Some(b)), Some(x), Some(y)) => {
-                let (dtype, sum) = weighted_sum(isa, a, x, b, y).map_err(|e| kernel_error(NAME, row, e))?;
+                let sum = weighted_sum_of(isa, (a, x), (b, y), cancellation);
+                let (dtype, sum) = sum.map_err(|e| kernel_error(NAME, row, e))?;
                 Some((dtype, x.row_length(), sum))
             }
             _ => None,

@@ -1,11 +1,14 @@
 //! DataFusion sessions in which models are tables.
 
+mod names;
+mod statements;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_quant_bounds::{YieldOften, bounded};
 use arrow_quant_stores::{AllowedPaths, GuardedStores};
-use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider};
 use datafusion::common::plan_datafusion_err;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -15,9 +18,13 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::ObjectStore;
 use url::Url;
 
-use crate::tables::{self, AnyModel, Files, SafetensorsFactory};
+use crate::tables::{self, AnyModel, CheckSources, Files, SafetensorsFactory};
 use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
+use names::AnyCase;
+pub use names::model_name;
+
+pub use statements::plan_statement;
 
 /// Rows of a batch. Rows of the `weights` table hold up to a few hundred KiB, and filters and joins gather rows by number
 /// alone: DataFusion's 8,192 would be 2 GiB.
@@ -42,7 +49,7 @@ pub(crate) fn session_config(threads: usize) -> SessionConfig {
 /// # Errors
 /// If a function cannot be registered.
 pub fn session(threads: usize) -> Result<SessionContext> {
-    with_config(session_config(threads))
+    Ok(bounded(&with_config(session_config(threads))?))
 }
 
 /// A session for clients that are not trusted: all its queries together take `memory_bytes` of memory and `spill_bytes` of disk
@@ -95,13 +102,20 @@ fn build(
     allowed: Option<&Arc<AllowedPaths>>,
 ) -> Result<SessionContext> {
     let files = Files(allowed.cloned());
+    let catalog = config.options().catalog.clone();
+    let mut rules = YieldOften::with_default_rules();
+    rules.push(Arc::new(CheckSources));
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)
         .with_runtime_env(runtime)
+        .with_physical_optimizer_rules(rules)
         .with_table_factory("SAFETENSORS".to_string(), Arc::new(SafetensorsFactory(files.clone())))
         .build();
     arrow_quant_udfs::register_all(&mut state)?;
     let ctx = SessionContext::new_with_state(state);
+    let models = AnyCase::default();
+    models.register_schema(&catalog.default_schema, Arc::new(MemorySchemaProvider::new()))?;
+    ctx.register_catalog(catalog.default_catalog, Arc::new(models));
     for function in tables::table_functions(&files).into_iter().chain(calibration::table_functions(&files)) {
         ctx.register_udtf(function.name(), Arc::clone(function.function()));
     }
@@ -112,7 +126,7 @@ fn build(
 /// was quantized with a calibration also `name.activations`, `name.time_groups` and, if it was smoothed, `name.smoothing`.
 ///
 /// # Errors
-/// If there is no readable model at the path, or the name is taken.
+/// If there is no readable model at the path, or the name is taken or not allowed ([`model_name`]).
 pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref().to_path_buf();
     register(ctx, name, &blocking(move || AnyModel::open(&path)).await?)
@@ -120,6 +134,8 @@ pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<P
 
 /// The same for a model that is open.
 pub fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()> {
+    let name = model_name(name)?;
+    let name = name.as_str();
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
         return Err(QuantError::configuration(format!("the session has no catalog '{default_catalog}'")));

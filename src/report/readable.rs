@@ -12,7 +12,10 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 /// `array` with every binary value, at any depth of structs, lists, maps and dictionaries, replaced by the text
 /// `<131072 bytes>`.
-pub(crate) fn without_bytes(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+///
+/// # Errors
+/// If an array contradicts its type.
+pub fn without_bytes(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     if !holds_bytes(array.data_type()) {
         return Ok(array.clone());
     }
@@ -46,7 +49,10 @@ pub(crate) fn without_bytes(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 }
 
 /// A nested column as text, one string a row; any other column as it is.
-pub(crate) fn flat(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+///
+/// # Errors
+/// If the type has no text.
+pub fn flat(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     if !array.data_type().is_nested() {
         return Ok(array.clone());
     }
@@ -57,7 +63,10 @@ pub(crate) fn flat(array: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 }
 
 /// A row's text, of which only the first `limit` characters are made.
-pub(crate) fn shortened(format: &ArrayFormatter<'_>, row: usize, limit: usize) -> Result<String, ArrowError> {
+///
+/// # Errors
+/// If the value has no text.
+pub fn shortened(format: &ArrayFormatter<'_>, row: usize, limit: usize) -> Result<String, ArrowError> {
     let mut beginning = Beginning { text: String::new(), room: limit, cut: false };
     match format.value(row).write(&mut beginning) {
         Err(error) if !beginning.cut => Err(error),

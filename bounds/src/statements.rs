@@ -1,18 +1,19 @@
 //! Bounds of statements. Planning cannot be interrupted and takes memory that no pool counts, so what would take long is refused
 //! before it begins.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
-use datafusion::common::Result as PlanResult;
+use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::sql::parser::{CopyToSource, CopyToStatement, Statement};
+use datafusion::sql::parser::{CopyToSource, CopyToStatement, DFParser, Statement};
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectNamePart, Query, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
-use tonic::Status;
 
 /// Operators. What plans descends as deep as there are operators in a row, and takes the square of their number as long.
 const OPERATORS: usize = 2_000;
@@ -24,19 +25,76 @@ const JOINS: usize = 100;
 const RELATIONS: usize = 2_000;
 
 /// Scans, filters, projections and so on, counted alike. Five hundred models in one UNION ALL are a quarter of it.
-pub(crate) const NODES: usize = 10_000;
+pub const NODES: usize = 10_000;
 
-/// Refuses a text that would be planned for too long.
-pub(crate) fn check_text(sql: &str) -> Result<(), Status> {
+/// Why a statement is not planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("statement: {0}")]
+pub struct TooLong(String);
+
+impl From<TooLong> for DataFusionError {
+    fn from(error: TooLong) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+/// The statements of a text, all within bounds.
+///
+/// # Errors
+/// [`TooLong`], and what the parser says.
+pub fn parse(sql: &str) -> Result<VecDeque<Statement>> {
+    check_text(sql)?;
+    let statements = DFParser::parse_sql(sql)?;
+    statements.iter().try_for_each(check_statement)?;
+    Ok(statements)
+}
+
+/// The plan of a text that is one statement, within bounds.
+///
+/// # Errors
+/// [`TooLong`], and what the parser and the planner say.
+pub async fn plan(state: &SessionState, sql: &str) -> Result<LogicalPlan> {
+    let statement = parse_one(state, sql)?;
+    let plan = state.statement_to_plan(statement).await?;
+    check_plan(&plan)?;
+    Ok(plan)
+}
+
+/// The statement of a text that is one, within bounds.
+///
+/// # Errors
+/// [`TooLong`], and what the parser says.
+pub fn parse_one(state: &SessionState, sql: &str) -> Result<Statement> {
+    check_text(sql)?;
+    let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+    check_statement(&statement)?;
+    Ok(statement)
+}
+
+/// Refuses a text of which a statement would be planned for too long.
+fn check_text(sql: &str) -> Result<(), TooLong> {
     // One that cannot be cut into tokens is refused by the parser, with a better message.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
-    let operators = tokens.iter().filter(|token| is_operator(token)).count();
-    if operators > OPERATORS {
-        return Err(Status::resource_exhausted(format!(
-            "statement: it has {operators} operators, {OPERATORS} are allowed; lists of values are IN or a join"
-        )));
+    for statement in tokens.split(|token| *token == Token::SemiColon) {
+        let operators = statement.iter().filter(|token| is_operator(token)).count();
+        if operators > OPERATORS {
+            return Err(TooLong(format!(
+                "it has {operators} operators, {OPERATORS} are allowed; lists of values are IN or a join"
+            )));
+        }
+        let queries = statement.iter().filter(|token| is_select(token)).count();
+        if queries > RELATIONS {
+            return Err(TooLong(format!(
+                "it has {queries} queries, {RELATIONS} are allowed; rows are VALUES or a table"
+            )));
+        }
     }
     Ok(())
+}
+
+/// Whether a token begins a query: what UNION puts together is as deep as there are queries.
+fn is_select(token: &Token) -> bool {
+    matches!(token, Token::Word(word) if word.keyword == Keyword::SELECT && word.quote_style.is_none())
 }
 
 /// Whether a token makes an expression or a set operation deeper. Lists may be long.
@@ -78,7 +136,10 @@ fn is_operator(token: &Token) -> bool {
 
 /// Refuses a statement that names tables too often, common table expressions counted as often as they are named: they are
 /// planned anew each time.
-pub(crate) fn check_statement(statement: &Statement) -> Result<(), Status> {
+///
+/// # Errors
+/// If it names too many.
+pub fn check_statement(statement: &Statement) -> Result<(), TooLong> {
     let mut relations = Relations { frames: vec![Frame::default()] };
     let walked = match statement {
         Statement::Statement(statement) => statement.visit(&mut relations),
@@ -87,8 +148,8 @@ pub(crate) fn check_statement(statement: &Statement) -> Result<(), Status> {
         _ => return Ok(()),
     };
     if walked.is_break() {
-        return Err(Status::resource_exhausted(format!(
-            "statement: it reads more than {RELATIONS} tables, common table expressions counted as often as they are named"
+        return Err(TooLong(format!(
+            "it reads more than {RELATIONS} tables, common table expressions counted as often as they are named"
         )));
     }
     Ok(())
@@ -153,19 +214,22 @@ impl Visitor for Relations {
 }
 
 /// Refuses a plan that would be optimized for too long. It stops counting where there is too much.
-pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<(), Status> {
+///
+/// # Errors
+/// If it has too many joins or nodes.
+pub fn check_plan(plan: &LogicalPlan) -> Result<(), TooLong> {
     let (nodes, joins) = count(plan);
     if joins > JOINS {
-        return Err(Status::resource_exhausted(format!("statement: it has more than {JOINS} joins")));
+        return Err(TooLong(format!("it has more than {JOINS} joins")));
     }
     if nodes > NODES {
-        return Err(Status::resource_exhausted(format!("statement: its plan has more than {NODES} nodes")));
+        return Err(TooLong(format!("its plan has more than {NODES} nodes")));
     }
     Ok(())
 }
 
 /// The nodes of a plan and the joins among them, each up to one more than are allowed.
-pub(crate) fn count(plan: &LogicalPlan) -> (usize, usize) {
+pub fn count(plan: &LogicalPlan) -> (usize, usize) {
     let (mut nodes, mut joins) = (0, 0);
     let counted = plan.apply_with_subqueries(|node| {
         nodes += 1;
@@ -181,7 +245,10 @@ const NODE_BYTES: usize = 4 << 10;
 const EXPRESSION_BYTES: usize = 512;
 
 /// The bytes that a plan takes, about, with the constants in it.
-pub(crate) fn bytes(plan: &LogicalPlan) -> PlanResult<usize> {
+///
+/// # Errors
+/// If the plan cannot be walked.
+pub fn bytes(plan: &LogicalPlan) -> Result<usize> {
     let mut bytes = 0_usize;
     plan.apply_with_subqueries(|node| {
         bytes = bytes.saturating_add(NODE_BYTES);
@@ -197,7 +264,10 @@ pub(crate) fn bytes(plan: &LogicalPlan) -> PlanResult<usize> {
 }
 
 /// How often a plan names parameters.
-pub(crate) fn placeholders(plan: &LogicalPlan) -> PlanResult<usize> {
+///
+/// # Errors
+/// If the plan cannot be walked.
+pub fn placeholders(plan: &LogicalPlan) -> Result<usize> {
     let mut named = 0;
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expression| {
@@ -222,7 +292,7 @@ mod tests {
         for operator in ["+ 1", "= 1", "OR true", "AT TIME ZONE 'UTC'", "< 2", "~ 'a'", "XOR true", "IS NULL", "::INT"]
         {
             let refused = check_text(&format!("SELECT 1 {}", format!("{operator} ").repeat(2001)));
-            assert!(refused.is_err_and(|status| status.message().contains("operators")), "{operator}");
+            assert!(refused.is_err_and(|status| status.to_string().contains("operators")), "{operator}");
         }
         let values: Vec<_> = (0..20_000).map(|i| format!("({i}, 'a')")).collect();
         assert!(check_text(&format!("INSERT INTO t VALUES {}", values.join(", "))).is_ok());
@@ -248,7 +318,7 @@ mod tests {
         };
         for sql in [doubled(false), doubled(true), format!("EXPLAIN {}", doubled(true))] {
             let refused = check_statement(&statement(&sql));
-            assert!(refused.is_err_and(|status| status.message().contains("tables")), "{sql}");
+            assert!(refused.is_err_and(|status| status.to_string().contains("tables")), "{sql}");
         }
         let union = vec!["SELECT x FROM t WHERE true"; 500].join(" UNION ALL ");
         assert!(check_statement(&statement(&union)).is_ok());
@@ -259,7 +329,7 @@ mod tests {
         let state = SessionContext::new().state();
         let tables: Vec<_> = (0..150).map(|i| format!("(SELECT 1) AS a{i}")).collect();
         let plan = state.create_logical_plan(&format!("SELECT 1 FROM {}", tables.join(", "))).await.expect("plans");
-        assert!(check_plan(&plan).is_err_and(|status| status.message().contains("joins")));
+        assert!(check_plan(&plan).is_err_and(|status| status.to_string().contains("joins")));
         let union = vec!["SELECT 1 AS x WHERE true"; 500].join(" UNION ALL ");
         let plan = state.create_logical_plan(&union).await.expect("plans");
         assert!(check_plan(&plan).is_ok());

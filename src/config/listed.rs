@@ -1,0 +1,121 @@
+//! Choices in words, put together when the program is compiled, so that a new choice is in every text.
+
+use arrow_quant_kernels::{Bits, GroupSize};
+
+/// Every width: `2, 4 or 8`.
+pub(crate) const BITS: &str = {
+    const TEXT: &Text = &Text::new().list(&numbers_of_bits(), " or ");
+    TEXT.as_str()
+};
+
+/// Every width, for more to follow: `2, 4, 8`.
+pub(crate) const BITS_AND_MORE: &str = {
+    const TEXT: &Text = &Text::new().list(&numbers_of_bits(), ", ");
+    TEXT.as_str()
+};
+
+/// Every group size: `32, 64, 128 or 256`.
+pub(crate) const GROUP_SIZES: &str = {
+    const TEXT: &Text = &Text::new().list(&numbers_of_group_sizes(), " or ");
+    TEXT.as_str()
+};
+
+/// What an entry of `layer_bit_widths` may be.
+pub(crate) const WIDTH: &str = {
+    const TEXT: &Text = &Text::new().push(BITS_AND_MORE).push(", or 16 to keep it");
+    TEXT.as_str()
+};
+
+/// What `layer_bit_widths` may be.
+pub(crate) const WIDTHS: &str = {
+    const TEXT: &Text =
+        &Text::new().push("a mapping from a name or regular expression to ").push(BITS_AND_MORE).push(" or 16");
+    TEXT.as_str()
+};
+
+const fn numbers_of_bits() -> [usize; Bits::ALL.len()] {
+    let mut numbers = [0; Bits::ALL.len()];
+    let mut at = 0;
+    while at < numbers.len() {
+        numbers[at] = Bits::ALL[at].get();
+        at += 1;
+    }
+    numbers
+}
+
+const fn numbers_of_group_sizes() -> [usize; GroupSize::ALL.len()] {
+    let mut numbers = [0; GroupSize::ALL.len()];
+    let mut at = 0;
+    while at < numbers.len() {
+        numbers[at] = GroupSize::ALL[at].get();
+        at += 1;
+    }
+    numbers
+}
+
+/// A text of a bounded length, which a constant can be made of.
+struct Text {
+    bytes: [u8; 128],
+    length: usize,
+}
+
+impl Text {
+    const fn new() -> Self {
+        Self { bytes: [0; 128], length: 0 }
+    }
+
+    const fn push(mut self, text: &str) -> Self {
+        let mut at = 0;
+        while at < text.len() {
+            self.bytes[self.length] = text.as_bytes()[at];
+            self.length += 1;
+            at += 1;
+        }
+        self
+    }
+
+    /// Adds numbers, between the last two of them `last`.
+    const fn list(mut self, numbers: &[usize], last: &str) -> Self {
+        let mut at = 0;
+        while at < numbers.len() {
+            if at > 0 {
+                self = self.push(if at + 1 == numbers.len() { last } else { ", " });
+            }
+            self = self.number(numbers[at]);
+            at += 1;
+        }
+        self
+    }
+
+    const fn number(mut self, number: usize) -> Self {
+        if number >= 10 {
+            self = self.number(number / 10);
+        }
+        self.bytes[self.length] = b'0' + (number % 10) as u8;
+        self.length += 1;
+        self
+    }
+
+    const fn as_str(&self) -> &str {
+        let (text, _) = self.bytes.split_at(self.length);
+        match std::str::from_utf8(text) {
+            Ok(text) => text,
+            Err(_) => panic!("digits and texts are UTF-8"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_listed_in_order() {
+        let numbers: Vec<_> = Bits::ALL.iter().map(|bits| bits.get().to_string()).collect();
+        assert_eq!(BITS_AND_MORE, numbers.join(", "));
+        assert_eq!(BITS.replace(" or ", ", "), BITS_AND_MORE);
+        assert_eq!(WIDTH, format!("{BITS_AND_MORE}, or 16 to keep it"));
+        let numbers: Vec<_> = GroupSize::ALL.iter().map(|size| size.get().to_string()).collect();
+        assert_eq!(GROUP_SIZES.replace(" or ", ", "), numbers.join(", "));
+    }
+}
