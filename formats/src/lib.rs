@@ -8,6 +8,7 @@
 //! | module | format |
 //! |---|---|
 //! | [`safetensors`] | one file of tensors |
+//! | [`gguf`] | one file of tensors, keys and a tokenizer |
 //! | [`directory`] | the layouts of transformers and diffusers |
 //! | [`schemes`] | checkpoints that other programs quantized |
 //! | [`manifest`] | `arrow_quant.json`, what a quantized model directory says of itself |
@@ -16,6 +17,7 @@
 
 pub mod directory;
 mod error;
+pub mod gguf;
 mod hash;
 pub mod manifest;
 mod names;
