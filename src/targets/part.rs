@@ -1,20 +1,19 @@
 //! One Parquet file of a quantized model.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::FileEntry;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use super::PartWriter;
+use super::hashed::HashedFile;
 use super::written::PAYLOADS;
-use super::{PartWriter, UNFINISHED};
-use crate::{QuantError, Result, disk};
+use crate::{QuantError, Result};
 
 /// Bytes of a row group, more or less: what a writer holds in memory.
 const ROW_GROUP_BYTES: usize = 32 << 20;
@@ -31,9 +30,7 @@ impl ParquetPart {
     /// Creates a file in a directory, given by its path in it.
     pub(super) fn create(directory: &Path, relative: String, schema: SchemaRef) -> Result<Self> {
         let path = directory.join(&relative);
-        let unfinished = unfinished(&path);
-        let file = File::create(&unfinished).map_err(|e| QuantError::io(&path, e))?;
-        let writer = ArrowWriter::try_new(HashedFile::new(file), schema, Some(properties()))
+        let writer = ArrowWriter::try_new(HashedFile::create(&path)?, schema, Some(properties()))
             .map_err(|e| write_error(&path, e))?;
         Ok(Self { relative, path, writer })
     }
@@ -51,15 +48,8 @@ impl PartWriter for ParquetPart {
 
     fn finish(mut self: Box<Self>) -> Result<FileEntry> {
         self.writer.finish().map_err(|e| write_error(&self.path, e))?;
-        let file = self.writer.inner();
-        disk::sync_file(&file.file, &self.path).map_err(|e| QuantError::io(&self.path, e))?;
-        disk::rename_file(&unfinished(&self.path), &self.path)?;
-        Ok(FileEntry { path: self.relative, bytes: file.bytes, sha256: file.hash.clone().finish() })
+        self.writer.inner().finish(&self.path, self.relative)
     }
-}
-
-fn unfinished(path: &Path) -> PathBuf {
-    path.with_extension(UNFINISHED)
 }
 
 /// Payloads have neither dictionary nor statistics, and pages of about a megabyte; statistics only where filters look.
@@ -87,31 +77,5 @@ fn write_error(path: &Path, error: parquet::errors::ParquetError) -> QuantError 
             Err(source) => QuantError::Quantization { tensor: None, message: format!("{}: {source}", path.display()) },
         },
         other => QuantError::Quantization { tensor: None, message: format!("{}: {other}", path.display()) },
-    }
-}
-
-/// A file that hashes what is written to it.
-struct HashedFile {
-    file: File,
-    hash: ContentHash,
-    bytes: u64,
-}
-
-impl HashedFile {
-    fn new(file: File) -> Self {
-        Self { file, hash: ContentHash::new(), bytes: 0 }
-    }
-}
-
-impl Write for HashedFile {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(buffer)?;
-        self.hash.update(&buffer[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }

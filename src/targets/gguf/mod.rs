@@ -1,0 +1,159 @@
+//! GGUF: one file of a language model, as llama.cpp loads it.
+//!
+//! Parts hold blocks and kept elements as they come. When all are there, the file is assembled from them: header, then each
+//! tensor, its rows in GGUF's order. So a round can change the type of a tensor, and a run can be resumed, as with any target.
+
+mod assemble;
+mod types;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_quant_formats::full_name;
+use arrow_quant_formats::gguf::Value;
+use arrow_quant_formats::gguf::language::{Asked, FILES, Files, LanguageModel, SourceTensor};
+use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
+use arrow_quant_kernels::BlockType;
+
+use super::raw::RawPart;
+use super::{Layout, PartWriter, Target, WrittenPart};
+use crate::plan::{Allowed, ModelPlan, Request, equal_tensors};
+use crate::tables::default_name;
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
+
+/// The folder of parts.
+const PARTS: &str = "parts";
+
+/// The name of the file while it is made.
+const FILE: &str = "model.gguf";
+
+/// One GGUF file.
+#[derive(Debug)]
+pub(super) struct Gguf;
+
+impl Target for Gguf {
+    fn allowed(&self) -> Allowed {
+        Allowed {
+            target: "gguf",
+            bits: &[],
+            group_sizes: &[],
+            schemes: &[],
+            block_types: BlockType::ALL,
+            must_stay: |_| false,
+            file_overhead: 0.0,
+            chunk_overhead: 0.0,
+        }
+    }
+
+    fn parts(&self) -> &'static str {
+        PARTS
+    }
+
+    fn file(&self) -> Option<&'static str> {
+        Some(FILE)
+    }
+
+    fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {
+        Ok(Arc::new(LanguageFile::new(model, config)?))
+    }
+
+    fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>> {
+        Ok(Box::new(RawPart::create(output, format!("{PARTS}/part-{part:05}.bin"))?))
+    }
+
+    fn finish(&self, output: &Path, manifest: &Manifest) -> Result<()> {
+        let json = manifest.to_json().map_err(|error| QuantError::Quantization {
+            tensor: None,
+            message: format!("the manifest cannot be written: {error}"),
+        })?;
+        let path = output.join(MANIFEST);
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(json.as_bytes())?;
+            disk::sync_file(&file, &path)
+        });
+        written.map_err(|e| QuantError::io(&path, e))?;
+        disk::sync_directory(output)
+    }
+}
+
+/// The file of a language model.
+#[derive(Debug)]
+struct LanguageFile {
+    language: LanguageModel,
+    /// What the model is called.
+    name: String,
+    /// What each tensor of the model may become.
+    requests: Vec<Request>,
+    /// `general.file_type`, where a mix says it.
+    file_type: Option<u32>,
+}
+
+impl LanguageFile {
+    fn new(model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Self> {
+        let wrong = |problem| QuantError::Language { path: model.path().to_path_buf(), problem: Box::new(problem) };
+        if let Some(tensor) = model.tensors().iter().find(|tensor| !tensor.component.is_empty()) {
+            let message = format!(
+                "`{}` is a pipeline of several models, and a GGUF file of a language model holds one: give the directory of one, \
+                 such as `{}`",
+                model.path().display(),
+                model.path().join(&tensor.component).display()
+            );
+            return Err(QuantError::configuration(message).at(model.path()));
+        }
+        if let Some(tensor) = model.tensors().iter().find(|t| t.float_dtype().is_none() && !is_computed(&t.name)) {
+            let message = format!(
+                "{}: {} has no place in a GGUF file, which holds floats and blocks",
+                full_name(&tensor.component, &tensor.name),
+                tensor.dtype()
+            );
+            return Err(QuantError::configuration(message).at(model.path()));
+        }
+        let mut files = Files::new();
+        for name in FILES {
+            if let Some(bytes) = model.beside(Path::new(name))? {
+                files.insert(name, bytes);
+            }
+        }
+        let same = equal_tensors(model.tensors())?;
+        let tensors: Vec<_> = model
+            .tensors()
+            .iter()
+            .zip(&same)
+            .map(|(tensor, same_as)| SourceTensor { name: &tensor.name, shape: &tensor.shape, same_as: *same_as })
+            .collect();
+        let asked =
+            Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
+        let language = LanguageModel::new(&files, &tensors, asked).map_err(wrong)?;
+        let types = types::Types::of(config)?;
+        let requests = types::requests(&language, &same, types);
+        Ok(Self { requests, file_type: types.file_type(), language, name: default_name(model.path()) })
+    }
+
+    /// The keys of the file.
+    fn metadata(&self, file_type: u32) -> Vec<(String, Value)> {
+        let mut metadata = self.language.metadata.clone();
+        let mut general = |key: &str, value: Value| metadata.push((format!("general.{key}"), value));
+        general("name", self.name.as_str().into());
+        general("quantized_by", concat!("arrow-quant ", env!("CARGO_PKG_VERSION")).into());
+        general("quantization_version", 2_u32.into());
+        general("file_type", file_type.into());
+        metadata
+    }
+}
+
+/// Whether a tensor is a buffer that is not written, which may hold what is no weight.
+fn is_computed(name: &str) -> bool {
+    arrow_quant_formats::gguf::language::is_computed(name)
+}
+
+impl Layout for LanguageFile {
+    fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {
+        assemble::write(self, output, parts, plan).map(|file| vec![file])
+    }
+}

@@ -1,0 +1,59 @@
+//! A file whose content is hashed while it is written.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use arrow_quant_formats::ContentHash;
+use arrow_quant_formats::manifest::FileEntry;
+
+use super::UNFINISHED;
+use crate::{QuantError, Result, disk};
+
+/// A file that hashes what is written to it.
+pub(super) struct HashedFile {
+    file: File,
+    hash: ContentHash,
+    bytes: u64,
+}
+
+impl HashedFile {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, hash: ContentHash::new(), bytes: 0 }
+    }
+
+    /// Creates a file that has another name until it is complete, so that one of its name that is there stays until then.
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        File::create(unfinished(path)).map(Self::new).map_err(|e| QuantError::io(path, e))
+    }
+
+    /// Makes a file that was created so durable, and gives it its name.
+    pub(super) fn finish(&self, path: &Path, relative: String) -> Result<FileEntry> {
+        disk::sync_file(&self.file, path).map_err(|e| QuantError::io(path, e))?;
+        disk::rename_file(&unfinished(path), path)?;
+        Ok(FileEntry { path: relative, bytes: self.bytes, sha256: self.hash.clone().finish() })
+    }
+
+    /// Bytes that were written.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Write for HashedFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        self.hash.update(&buffer[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The name of a file until it is complete.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension(UNFINISHED)
+}
