@@ -11,8 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use arrow::array::{AsArray, StructArray};
 use arrow::buffer::Buffer;
-use arrow_quant_kernels::{Dtype, Isa, KernelError, PairSums, Quantized, Settings, Weights, dequantize, quantize};
-use arrow_quant_udfs::{QuantizedColumn, error_sums, quantized_array};
+use arrow_quant_kernels::{Dtype, Isa, KernelError, PairSums, Quantized, Settings, Weights, quantize};
+use arrow_quant_udfs::{Cancellation, QuantizedColumn, QuantizedValue, error_sums, quantized_array};
 
 pub use rows::quantized_row_schema;
 
@@ -73,7 +73,7 @@ impl TensorData {
             }
         })?;
         let errors = done.iter().fold(PairSums::default(), |sum, chunk| sum + chunk.errors);
-        let values = quantized_array(done.into_iter().map(Some).collect())?;
+        let values = quantized_array(done.into_iter().map(|chunk| Some(QuantizedValue::Groups(chunk))).collect())?;
         Ok(QuantizedData {
             dtype: self.dtype,
             shape: self.shape.clone(),
@@ -201,7 +201,7 @@ fn restore_row(isa: Isa, values: &QuantizedColumn, row: usize, out: &mut [f32]) 
     let Some(value) = values.row(row)? else {
         return Err(QuantError::shape(None, ShapeProblem::NullChunk { row }));
     };
-    let restored = dequantize(isa, &value).map_err(|error| QuantError::Quantization {
+    let restored = value.dequantize(isa, &Cancellation::default()).map_err(|error| QuantError::Quantization {
         tensor: None,
         message: format!("row {row} is no quantized value: {error}"),
     })?;

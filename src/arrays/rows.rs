@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow_quant_kernels::{Dtype, QuantizedRef, Settings};
-use arrow_quant_udfs::{QuantizedColumn, quantized_type, with_encoding};
+use arrow_quant_udfs::{QuantizedColumn, ValueRef, quantized_type, with_encoding};
 use datafusion::error::DataFusionError;
 
 use super::{QuantizedData, summed};
@@ -148,8 +148,9 @@ impl Gathered {
             if self.starts[row] as u64 != end {
                 return Err(wrong(format!("a chunk starts at {}, expected one at {end}", self.starts[row])));
             }
-            let next = end.checked_add(value.length as u64);
-            let next = next.ok_or_else(|| wrong(format!("a chunk has {} elements", value.length)))?;
+            let length = value.length();
+            let next = end.checked_add(length as u64);
+            let next = next.ok_or_else(|| wrong(format!("a chunk has {length} elements")))?;
             chunks.push(end..next);
             end = next;
         }
@@ -161,7 +162,10 @@ impl Gathered {
             )));
         }
         let settings = match column.row(0).map_err(unreadable)? {
-            Some(first) => settings(&values, &first)?,
+            Some(ValueRef::Groups(first)) => settings(&values, &first)?,
+            Some(ValueRef::Blocks(_)) => {
+                return Err(wrong("its values are blocks, expected grouped integers: dequantize them in SQL".to_string()));
+            }
             None => None,
         };
         let settings = settings.ok_or_else(|| wrong("its values do not say how they were quantized".to_string()))?;

@@ -36,7 +36,9 @@ use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 pub use cancellation::{Cancellation, Cancelled};
-pub use quantized::{QuantizedColumn, error_sums, quantized_array, quantized_type, with_encoding};
+pub use quantized::{
+    QuantizedColumn, QuantizedValue, ValueRef, error_sums, quantized_array, quantized_type, with_encoding,
+};
 pub use reference::sql_reference;
 pub use tensor::{RowError, tensor_type, tensor_value};
 

@@ -3,14 +3,14 @@
 use std::ops::Add;
 
 use arrow_quant_kernels::{
-    Dtype, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats, to_f32,
+    Dtype, Encoding, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats, to_f32,
     weighted_sum,
 };
 
 use crate::cancellation::Cancellation;
 
-/// Weights of a slice: a millisecond of work, and no less than a chunk of a model, so that the sums of chunks are those of
-/// one slice.
+/// Weights of a slice: milliseconds of work, and no less than a chunk of a model, so that the sums of chunks are those of one
+/// slice. A multiple of the length of every block.
 const SLICE: usize = 1 << 20;
 
 /// The weights in slices: whole rows, or pieces of a long row, each with the index of its first weight.
@@ -26,7 +26,7 @@ fn slices<'a>(weights: Weights<'a>) -> impl Iterator<Item = (usize, Weights<'a>)
         let end = length.min(first + span);
         (first..end).step_by(piece).map(move |start| {
             let part = weights.part(start, piece.min(end - start));
-            (start, part.expect("a slice is whole rows, or a piece of a row of floats"))
+            (start, part.expect("a slice is whole rows, or a piece of a row that is a whole number of blocks"))
         })
     })
 }
@@ -50,13 +50,12 @@ fn summed<T: Add<Output = T> + Default>(
     Ok(sum)
 }
 
-/// The weights of a tensor value as a single row: its elements are floats.
+/// The weights of a tensor value as a single row: floats or blocks.
 fn as_one_row(weights: Weights<'_>) -> Result<Weights<'_>, KernelError> {
     match weights.encoding() {
-        arrow_quant_kernels::Encoding::Float(dtype) => Weights::one_row(dtype, weights.bytes()),
-        arrow_quant_kernels::Encoding::Fp8(_)
-        | arrow_quant_kernels::Encoding::Grouped(..)
-        | arrow_quant_kernels::Encoding::Block(_) => Ok(weights),
+        Encoding::Float(dtype) => Weights::one_row(dtype, weights.bytes()),
+        Encoding::Block(block_type) => Weights::blocks(block_type, weights.bytes(), weights.len()),
+        Encoding::Fp8(_) | Encoding::Grouped(..) => Ok(weights),
     }
 }
 

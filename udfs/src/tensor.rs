@@ -9,15 +9,15 @@ use arrow::array::{
 use arrow::buffer::{Buffer, NullBuffer};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Fields, Float16Type, Float32Type, Float64Type};
-use arrow_quant_kernels::{Dtype, KernelError, Weights};
+use arrow_quant_kernels::{Dtype, Encoding, KernelError, Weights};
 use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
 use datafusion::error::DataFusionError;
 
 use crate::cancellation::Cancelled;
 
 /// The type of a tensor value: `Struct<dtype Utf8, row_length Int64, data BinaryView>`. `data` holds little-endian
-/// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do. All fields are
-/// nullable, so that the fields of a NULL value are NULL in every engine. A value whose `dtype` or `data` is NULL is read as
+/// elements of `dtype`, `row_length` of them to a row of the tensor, so that groups can end where rows do; where `dtype` is the
+/// name of a block type of ggml, `q4_k` say, its blocks. All fields are nullable, so that the fields of a NULL value are NULL in every engine. A value whose `dtype` or `data` is NULL is read as
 /// NULL, one whose `row_length` is NULL as a single row.
 pub fn tensor_type() -> DataType {
     DataType::Struct(tensor_fields())
@@ -172,22 +172,18 @@ impl TensorColumn {
                 if dtypes.is_null(row) || data.is_null(row) {
                     return Ok(None);
                 }
-                let dtype: Dtype = dtypes.value(row).parse().map_err(|_| {
-                    exec_datafusion_err!(
-                        "{}: a tensor of dtype {} has no weights to work on; leave such tensors out: WHERE weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')",
-                        self.function,
-                        dtypes.value(row)
-                    )
-                })?;
-                let bytes = data.value(row);
-                match row_lengths {
-                    Some(lengths) if lengths.is_valid(row) => {
-                        // A negative length divides no number of elements, so it is refused as 0 is.
-                        Weights::new(dtype, bytes, usize::try_from(lengths.value(row)).unwrap_or(0))
-                    }
-                    _ => Weights::one_row(dtype, bytes),
-                }
-                .map_err(|e| kernel_error(self.function, row, e))?
+                let row_length = row_lengths.as_ref().filter(|lengths| lengths.is_valid(row)).map(|lengths| {
+                    // A negative length divides no number of elements, so it is refused as 0 is.
+                    usize::try_from(lengths.value(row)).unwrap_or(0)
+                });
+                let (dtype, bytes) = (dtypes.value(row), data.value(row));
+                let Some(weights) = stored_weights(dtype, bytes, row_length) else {
+                    return exec_err!(
+                        "{}: a tensor of dtype {dtype} has no weights to work on; leave such tensors out: WHERE weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')",
+                        self.function
+                    );
+                };
+                weights.map_err(|e| kernel_error(self.function, row, e))?
             }
             Values::Lists { dtype, offsets, bytes, element_nulls } => {
                 let range = offsets.range(row);
@@ -208,6 +204,25 @@ impl TensorColumn {
             Some(Row::Weights(weights)) => Ok(Some(weights)),
             Some(Row::NullElement) => exec_err!("{}, row {row}: the list has a NULL element", self.function),
         }
+    }
+}
+
+/// The weights of a tensor value in rows, or one row; `None` if its dtype is neither a float nor a block type of ggml.
+fn stored_weights<'a>(
+    dtype: &str,
+    bytes: &'a [u8],
+    row_length: Option<usize>,
+) -> Option<Result<Weights<'a>, KernelError>> {
+    match Encoding::parse(dtype, None).ok()? {
+        Encoding::Float(dtype) => {
+            Some(row_length.map_or_else(|| Weights::one_row(dtype, bytes), |row| Weights::new(dtype, bytes, row)))
+        }
+        Encoding::Block(block_type) => {
+            let row_length = row_length.unwrap_or(bytes.len() / block_type.size() * block_type.length());
+            Some(Weights::blocks(block_type, bytes, row_length))
+        }
+        // The scales are elsewhere.
+        Encoding::Fp8(_) | Encoding::Grouped(..) => None,
     }
 }
 

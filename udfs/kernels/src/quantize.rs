@@ -242,19 +242,9 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Where blocks are: the first weight of each, their number, and where in its row the first is.
+    /// Where blocks are.
     fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let (length, row_length) = (self.weights.len(), self.weights.row_length());
-        let (span, piece) = if row_length > BLOCK {
-            (row_length, BLOCK)
-        } else {
-            let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
-            (rows, rows)
-        };
-        (0..length).step_by(span).flat_map(move |first| {
-            let end = length.min(first + span);
-            (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
-        })
+        places(self.weights.len(), self.weights.row_length())
     }
 
     /// The slice in blocks.
@@ -296,7 +286,23 @@ impl<'a> Slice<'a> {
     }
 }
 
-fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
+/// Where pieces of about 64 Ki weights are, whole rows or pieces of a longer one: the first weight of each, their number, and
+/// where in its row the first is.
+pub(crate) fn places(length: usize, row_length: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (span, piece) = if row_length > BLOCK {
+        (row_length, BLOCK)
+    } else {
+        let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
+        (rows, rows)
+    };
+    (0..length).step_by(span).flat_map(move |first| {
+        let end = length.min(first + span);
+        (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
+    })
+}
+
+/// The error for the first weight that f32 holds no finite value for.
+pub(crate) fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
     for_dtype!(floats.dtype, E => {
         let mut elements = floats.bytes.chunks_exact(E::SIZE);
         let index = elements.clone().position(|element| !E::one(element).is_finite())?;

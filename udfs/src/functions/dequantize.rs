@@ -5,7 +5,6 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
-use arrow_quant_kernels::dequantize_while;
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
@@ -82,11 +81,10 @@ fn dequantize_rows(arrays: &[ArrayRef], rows: usize, cancellation: &Cancellation
     for row in 0..rows {
         let value = quantized.row(row)?;
         valid.push(value.is_some());
-        row_lengths.push(value.map(|value| value.row_length as i64));
+        row_lengths.push(value.map(|value| value.row_length() as i64));
         data.push(match value {
             Some(value) => {
-                let floats = dequantize_while(isa, &value, || !cancellation.is_cancelled());
-                let floats = floats.map_err(|e| kernel_error(NAME, row, e))?;
+                let floats = value.dequantize(isa, cancellation).map_err(|e| kernel_error(NAME, row, e))?;
                 Some(arrow::buffer::Buffer::from_vec(floats))
             }
             None => None,

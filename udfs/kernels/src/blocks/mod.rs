@@ -10,6 +10,7 @@ mod reference_k;
 
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
+use crate::quantize::{first_not_finite, places};
 use crate::types::named;
 use crate::weights::Weights;
 use crate::{Encoding, Isa, KernelError, Result, pair_sums};
@@ -66,6 +67,10 @@ named! {
 pub struct Blocks {
     /// What the blocks are.
     pub block_type: BlockType,
+    /// How they were filled.
+    pub fill: Fill,
+    /// Weights in all.
+    pub length: usize,
     /// Weights of a row.
     pub row_length: usize,
     /// The blocks, row by row, as a GGUF file has them.
@@ -89,38 +94,105 @@ pub fn quantize_blocks(
     fill: Fill,
     importance: Option<&[f32]>,
 ) -> Result<Blocks> {
+    quantize_blocks_while(isa, weights, block_type, fill, importance, || true)
+}
+
+/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each piece of about 64 Ki weights.
+///
+/// # Errors
+/// As [`quantize_blocks`], and [`KernelError::Cancelled`] once it is not wanted.
+pub fn quantize_blocks_while(
+    isa: Isa,
+    weights: Weights<'_>,
+    block_type: BlockType,
+    fill: Fill,
+    importance: Option<&[f32]>,
+    wanted: impl Fn() -> bool,
+) -> Result<Blocks> {
     crate::quantize::check_importance(&weights, importance)?;
+    let (length, row_length) = (weights.len(), weights.row_length());
     let encoding = Encoding::Block(block_type);
-    encoding.check_rows(weights.len(), weights.row_length())?;
-    let values = weights.to_f32(isa);
-    if let Some(index) = values.iter().position(|w| !w.is_finite()) {
-        return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
+    let mut bytes = vec![0; encoding.stored_bytes(length, row_length)?];
+    let mut errors = PairSums::default();
+    let mut filling = Filling { isa, block_type, fill, importance, row_mean: 0.0 };
+    let mut rest = bytes.as_mut_slice();
+    for (start, length, channel) in places(length, row_length) {
+        if !wanted() {
+            return Err(KernelError::Cancelled);
+        }
+        let out;
+        (out, rest) = rest.split_at_mut(length / block_type.length() * block_type.size());
+        if length < row_length && channel == 0 {
+            filling.begin_row(weights.rows(start, row_length), &wanted)?;
+        }
+        let piece = weights.rows(start, length);
+        errors = errors + filling.piece(piece, row_length, channel, out).map_err(|error| error.within(start))?;
     }
-    let mut bytes = vec![0; encoding.stored_bytes(weights.len(), weights.row_length())?];
-    let row_length = weights.row_length();
-    let row_bytes = row_length / block_type.length() * block_type.size();
-    match fill {
-        _ if values.is_empty() => {}
-        Fill::Reference => {
-            for (row, out) in values.chunks_exact(row_length).zip(bytes.chunks_exact_mut(row_bytes)) {
-                reference::row(block_type, row, importance, out);
+    Ok(Blocks { block_type, fill, length, row_length, bytes, errors })
+}
+
+/// How blocks are filled, piece by piece.
+struct Filling<'a> {
+    isa: Isa,
+    block_type: BlockType,
+    fill: Fill,
+    importance: Option<&'a [f32]>,
+    /// The mean square of a row that is longer than a piece, as far as the fill asks for it.
+    row_mean: f32,
+}
+
+impl Filling<'_> {
+    /// Looks at the whole of a row whose pieces come next.
+    fn begin_row(&mut self, row: Weights<'_>, wanted: impl Fn() -> bool) -> Result<()> {
+        match (self.fill, self.importance) {
+            (Fill::Mse, _) | (Fill::Reference, None) => return Ok(()),
+            (Fill::Reference, Some(_)) => {}
+        }
+        let mut sum = 0.0;
+        for (start, length, _) in places(row.len(), row.len()) {
+            if !wanted() {
+                return Err(KernelError::Cancelled);
+            }
+            sum = reference::add_squares(sum, &row.rows(start, length).to_f32(self.isa));
+        }
+        self.row_mean = sum / row.len() as f32;
+        Ok(())
+    }
+
+    /// Fills the blocks of whole rows, or of a piece of one from weight `channel` on. Returns what was lost.
+    fn piece(&self, weights: Weights<'_>, row_length: usize, channel: usize, out: &mut [u8]) -> Result<PairSums> {
+        let block_type = self.block_type;
+        let values = weights.to_f32(self.isa);
+        if values.iter().any(|w| !w.is_finite()) {
+            let error = first_not_finite(weights.floats(&mut Vec::new()));
+            return Err(error.expect("a weight is not finite as f32"));
+        }
+        match self.fill {
+            Fill::Reference => {
+                let length = row_length.min(values.len());
+                let row_bytes = length / block_type.length() * block_type.size();
+                let importance = self.importance.map(|importance| &importance[channel..channel + length]);
+                for (row, out) in values.chunks_exact(length).zip(out.chunks_exact_mut(row_bytes)) {
+                    let mean = || reference::add_squares(0.0, row) / length as f32;
+                    let importance = importance.map(|importance| {
+                        (importance, if length < row_length { self.row_mean } else { mean() })
+                    });
+                    reference::row(block_type, row, importance, out);
+                }
+            }
+            Fill::Mse => {
+                let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
+                    name: "method",
+                    value: format!("'{}' for {block_type}", self.fill),
+                    allowed: "'reference'",
+                })?;
+                let importance = self.importance;
+                self.isa.run(fill::Piece { form, block_type, x: &values, importance, channel, out: &mut *out });
             }
         }
-        Fill::Mse => {
-            let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
-                name: "method",
-                value: format!("'{fill}' for {block_type}"),
-                allowed: "'reference'",
-            })?;
-            isa.run(fill::Piece { form, block_type, x: &values, importance, channel: 0, out: &mut bytes });
-        }
+        let errors = pair_sums(self.isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?;
+        if errors.sum_ee.is_finite() { Ok(errors) } else { Err(beyond_half(block_type, &values, out)) }
     }
-    let restored = Weights::blocks(block_type, &bytes, weights.row_length())?;
-    let errors = pair_sums(isa, weights, restored)?;
-    if !errors.sum_ee.is_finite() {
-        return Err(beyond_half(block_type, &values, &bytes));
-    }
-    Ok(Blocks { block_type, row_length: weights.row_length(), bytes, errors })
 }
 
 /// The error for the first block whose scales f16 does not hold.

@@ -11,12 +11,13 @@ use crate::BlockType;
 /// Where magnitudes are smaller, a group is taken for zeros.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// Fills the blocks of one row.
-pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+/// Fills the blocks of one row, or of a piece of one. With importance, which begins with that of the first weight, there is
+/// the mean square of the whole row.
+pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
     let length = block_type.length();
     // The mean square that importance is spread with: over the row, and twice that over the block.
-    let mean = || row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32;
-    let (row_mean, blocks) = (if importance.is_some() { mean() } else { 0.0 }, row.chunks_exact(length));
+    let (importance, row_mean) = importance.map_or((None, 0.0), |(importance, mean)| (Some(importance), mean));
+    let blocks = row.chunks_exact(length);
     for (k, (x, out)) in blocks.zip(out.chunks_exact_mut(block_type.size())).enumerate() {
         let importance = importance.map(|importance| &importance[k * length..][..length]);
         // A block that nothing counts in is filled as if all counted alike; ggml would divide by zero.
@@ -24,6 +25,11 @@ pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>
         let importance = importance.or((row_mean > 0.0).then_some(&super::ONES[..length]));
         block(block_type, x, importance.map(|importance| (importance, row_mean)), out);
     }
+}
+
+/// A sum, and the squares of the weights after it.
+pub(super) fn add_squares(sum: f32, x: &[f32]) -> f32 {
+    x.iter().fold(sum, |sum, &x| sum + x * x)
 }
 
 fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
