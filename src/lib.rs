@@ -39,11 +39,12 @@ pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use arrow_quant_formats::directory::{LeftOut, Why};
 pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
 pub use arrow_quant_formats::schemes::{QuantizationScheme, QuantizedSource, Sign};
-pub use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
+pub use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
 pub use arrow_quant_stores::AllowedPaths;
 pub use calibration::Calibration;
 pub use config::{
-    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Modality, Origin, Width,
+    ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Method, Modality, Origin, WeightType,
+    Width,
 };
 pub use error::{
     About, FieldNames, Held, Kind, Literals, OutputProblem, QuantError, Result, SettingProblem, ShapeProblem,

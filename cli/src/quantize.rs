@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SQL")]
     query: Option<String>,
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bit_width", "group_size"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bit_width", "type", "group_size"])]
     plan: Option<PathBuf>,
     #[command(flatten)]
     calibration: CalibrationArgument,

@@ -287,7 +287,13 @@ mod tests {
 
     #[test]
     fn what_fell_back_says_from_what_to_what() {
-        let attempt = |bits| Attempt { bits, group_size: 64, cosine_similarity: Some(0.6), sqnr_db: Some(2.0) };
+        let attempt = |bits| Attempt {
+            encoding: format!("int{bits}"),
+            bits,
+            group_size: Some(64),
+            cosine_similarity: Some(0.6),
+            sqnr_db: Some(2.0),
+        };
         let mut poor = tensor("poor", Some(20.0), None);
         poor.fallbacks = vec![attempt(2)];
         let mut lost = tensor("lost", None, Some("fallback"));

@@ -198,7 +198,9 @@ fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
     for (field, value) in ["bit_width", "group_size", "scheme", "method"].into_iter().zip(values) {
         config.set(field, &checked(field, value)?)?;
     }
-    Ok(config.settings())
+    config.validate()?;
+    let of_blocks = || argument("method", "arrays are quantized to integers, which have no such method".to_string());
+    config.settings().ok_or_else(of_blocks)
 }
 
 /// Quantizes the elements of a tensor, given as their bytes.

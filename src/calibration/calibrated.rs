@@ -5,14 +5,13 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{ACTIVATIONS, SMOOTHING};
-use arrow_quant_kernels::Settings;
 use parquet::arrow::ArrowWriter;
 
 use super::inputs::Grouping;
 use super::layers::{CalibratedLayer, Wanted};
 use super::smoothing::Smoothing;
 use super::table::{activation_table, smoothing_table};
-use crate::plan::{Channels, TensorPlan};
+use crate::plan::{Channels, Choice, JobSettings, TensorPlan};
 use crate::report::{Listener, Stage, StageProgress};
 use crate::workers::on_threads;
 use crate::{Calibration, DiffusionQuantConfig, LayerReport, Model, QuantError, Result};
@@ -67,7 +66,7 @@ pub(crate) async fn calibrate(
     calibration: &Arc<Calibration>,
     model: &Arc<Model>,
     plans: &mut [TensorPlan],
-    settings: Settings,
+    settings: JobSettings,
     config: &DiffusionQuantConfig,
     listener: Listener,
 ) -> Result<Calibrated> {
@@ -78,21 +77,24 @@ pub(crate) async fn calibrate(
     let mut work = Vec::new();
     for &tensor in &tensors {
         let is_tied = plans[tensor].same_as.is_some() || plans.iter().any(|plan| plan.same_as == Some(tensor));
+        let choice = plans[tensor].choice;
         let wanted = Wanted {
             grouping: if config.enable_time_aware { grouping } else { Grouping { most: 1, ..grouping } },
-            // Of a weight that is used in two places, the inputs in the other one may not be known.
-            smoothing: config.enable_spatial && !is_tied,
+            // Of a weight that is used in two places, the inputs in the other one may not be known. Blocks are for runtimes
+            // that have no place for factors.
+            smoothing: config.enable_spatial && !is_tied && !matches!(choice, Some(Choice::Block(_))),
             importance: config.enable_time_aware,
         };
-        work.push((plans[tensor].choice.map(|choice| choice.with(settings)), wanted));
+        work.push((choice, wanted));
     }
     let total = tensors.iter().map(|&tensor| model.tensors()[tensor].elements()).sum();
     let progress = Arc::new(StageProgress::new(Stage::Calibrating, total, listener));
     let (model, calibration, counted) = (Arc::clone(model), Arc::clone(calibration), Arc::clone(&progress));
     let layers = on_threads(config.threads(), work.len(), move |at| {
-        let ((tensor, range), (settings, wanted)) = (&layers[at], work[at]);
+        let ((tensor, range), (choice, wanted)) = (&layers[at], work[at]);
         let tensor = &model.tensors()[*tensor];
-        let layer = CalibratedLayer::new(calibration.states(range), tensor, settings, wanted)?;
+        let layer =
+            CalibratedLayer::new(calibration.states(range), tensor, choice.map(|choice| (choice, settings)), wanted)?;
         counted.add(tensor.elements(), &tensor.name);
         Ok(layer)
     });

@@ -1,12 +1,11 @@
 //! What a calibration makes of a layer: parameters of its inputs, smoothing, and the importance of its input channels.
 
-use arrow_quant_kernels::Settings;
-
 use super::LayerStatistics;
 use super::decibels::{least, mean};
 use super::inputs::{ChannelWeights, Grouping, Inputs};
 use super::smoothing::{LayerWeights, Smoothing, importance};
 use super::table::{ActivationRow, activation_rows};
+use crate::plan::{Choice, JobSettings};
 use crate::{LayerReport, Result, Tensor};
 
 /// What is asked of a calibration.
@@ -31,15 +30,15 @@ pub(crate) struct CalibratedLayer {
 }
 
 impl CalibratedLayer {
-    /// What the statistics of all states of a layer make of it. `settings` are those its weights are quantized with, `None`
+    /// What the statistics of all states of a layer make of it. `quantized` is how its weights are quantized, `None`
     /// if they are kept.
     pub(super) fn new(
         states: &[LayerStatistics],
         tensor: &Tensor,
-        settings: Option<Settings>,
+        quantized: Option<(Choice, JobSettings)>,
         wanted: Wanted,
     ) -> Result<Self> {
-        let weights = LayerWeights::read(tensor, states[0].channels(), settings)?;
+        let weights = LayerWeights::read(tensor, states[0].channels(), quantized)?;
         let (smoothing, smoothing_gain_db) =
             if wanted.smoothing { weights.smoothing(states, wanted.grouping) } else { (None, 0.0) };
         let factors = smoothing.as_ref().map(|smoothing| smoothing.factors.as_slice());

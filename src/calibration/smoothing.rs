@@ -6,11 +6,12 @@
 //! Alpha is the one with the least error of the layer's output, for which both count: the inputs as they are quantized, and
 //! the weights if they are.
 
-use arrow_quant_kernels::{Isa, Scheme, Settings, Weights, dequantize, quantize, scale_channels, to_f32};
+use arrow_quant_kernels::{Isa, Scheme, Weights, scale_channels, to_f32};
 
 use super::LayerStatistics;
 use super::decibels::decibels;
 use super::inputs::{ChannelWeights, Grouping, finest_noise};
+use crate::plan::{Choice, JobSettings};
 use crate::{Result, Tensor};
 
 /// Alphas are tried at these distances: from 0 to 1, and then beside the best.
@@ -36,7 +37,7 @@ pub(crate) struct LayerWeights {
     /// Whole rows.
     sample: Vec<f32>,
     /// How the weights are quantized; `None` if they are kept.
-    settings: Option<Settings>,
+    quantized: Option<(Choice, JobSettings)>,
 }
 
 /// What input channels are divided by, and their weights multiplied with.
@@ -49,7 +50,7 @@ pub(crate) struct Smoothing {
 
 impl LayerWeights {
     /// Reads the weights of a layer of so many input channels.
-    pub(crate) fn read(tensor: &Tensor, channels: usize, settings: Option<Settings>) -> Result<Self> {
+    pub(crate) fn read(tensor: &Tensor, channels: usize, quantized: Option<(Choice, JobSettings)>) -> Result<Self> {
         let isa = Isa::active()?;
         let row = tensor.row_length() as usize;
         let (kernel, rows) = (row / channels, (tensor.elements() / tensor.row_length()) as usize);
@@ -76,7 +77,7 @@ impl LayerWeights {
             }
             tensor.release((first * row) as u64..(last * row) as u64);
         }
-        Ok(Self { kernel, rows, squares, greatest, sample, settings })
+        Ok(Self { kernel, rows, squares, greatest, sample, quantized })
     }
 
     /// The part of each channel in the error of the layer's output, adding up to 1, and what they add up to without that.
@@ -104,15 +105,14 @@ impl LayerWeights {
 
     /// By input channel, the sum over all its weights of the mean square error that rounding to their groups' levels makes of
     /// the weights times the factors.
-    fn rounding(&self, settings: Settings, factors: Option<&[f32]>) -> Vec<f64> {
-        let row = self.row();
-        let levels = f64::from((1u32 << settings.bits.get()) - 1);
+    fn rounding(&self, (choice, settings): (Choice, JobSettings), factors: Option<&[f32]>) -> Vec<f64> {
+        let (row, group_size) = (self.row(), choice.encoding(settings.scheme).block_length());
+        let levels = f64::from((1u32 << choice.bits().get()) - 1);
         let factors = factors.map_or_else(|| vec![1.0; row], |factors| self.of_rows(factors));
         let mut sums = vec![0.0; self.squares.len()];
         for weights in self.sample.chunks_exact(row) {
             let scaled: Vec<f32> = weights.iter().zip(&factors).map(|(weight, factor)| weight * factor).collect();
-            for (group, start) in scaled.chunks(settings.group_size.get()).zip((0..).step_by(settings.group_size.get()))
-            {
+            for (group, start) in scaled.chunks(group_size).zip((0..).step_by(group_size)) {
                 let (low, high) =
                     group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &w| (low.min(w), high.max(w)));
                 let width = match settings.scheme {
@@ -130,7 +130,7 @@ impl LayerWeights {
     /// The mean over timesteps and states of the logarithm of the error of the layer's output, relative to that output.
     fn output_error(&self, states: &[LayerStatistics], factors: Option<&[f32]>, grouping: Grouping) -> f64 {
         let (parts, sum) = self.parts(factors);
-        let rounding = self.settings.map(|settings| self.rounding(settings, factors));
+        let rounding = self.quantized.map(|quantized| self.rounding(quantized, factors));
         let (mut logarithms, mut steps) = (0.0, 0);
         for layer in states {
             let channels = ChannelWeights { parts: &parts, divisors: factors };
@@ -183,7 +183,7 @@ impl LayerWeights {
     /// What importance gains in a sample of rows, in dB: by how much it lessens the error of the weights as the inputs see it.
     /// `None` if weights are kept, or cannot be quantized, which the job will say.
     pub(crate) fn importance_gain_db(&self, importance: &[f32], factors: Option<&[f32]>) -> Option<f64> {
-        let (settings, isa, row) = (self.settings?, Isa::active().ok()?, self.row());
+        let ((choice, settings), isa, row) = (self.quantized?, Isa::active().ok()?, self.row());
         let bytes: Vec<u8> = self.sample.iter().flat_map(|w| w.to_le_bytes()).collect();
         let sample = Weights::new(arrow_quant_kernels::Dtype::F32, &bytes, row).ok()?;
         let ones = vec![1.0; self.squares.len()];
@@ -192,7 +192,7 @@ impl LayerWeights {
         let sample = Weights::new(arrow_quant_kernels::Dtype::F32, &bytes, row).ok()?;
         let importance = self.of_rows(importance);
         let error = |used: Option<&[f32]>| {
-            let restored = dequantize(isa, &quantize(isa, sample, settings, used).ok()?.as_ref()).ok()?;
+            let restored = choice.quantize(isa, sample, settings, used).ok()?.restored(isa).ok()?;
             let errors = restored.iter().zip(&scaled).enumerate();
             Some(errors.map(|(i, (a, b))| f64::from(importance[i % row]) * f64::from(a - b).powi(2)).sum::<f64>())
         };

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme};
+use arrow_quant_kernels::{self as kernels, Bits, BlockType, Fill, GroupSize, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Allowed, Problem, Refused};
+use super::{Allowed, Problem, Refused, listed};
 use crate::{QuantError, Result};
 
 /// A type with a few values, each of which is written as a name or a number.
@@ -97,6 +97,109 @@ choices! {
     Equal = "equal",
 }
 
+choices! {
+    /// How parameters are found: scales and minima of groups, or of blocks.
+    Method, "method", "minmax, mse, unbiased or reference",
+    /// From the range of a group alone.
+    MinMax = "minmax",
+    /// By a search for the least squared error.
+    Mse = "mse",
+    /// As `mse`, and then stretched so that restored weights do not shrink.
+    Unbiased = "unbiased",
+    /// The bytes of blocks that ggml makes.
+    Reference = "reference",
+}
+
+impl Method {
+    /// The method of grouped integers. `None` if they have none of this name.
+    pub const fn of_integers(self) -> Option<kernels::Method> {
+        match self {
+            Self::MinMax => Some(kernels::Method::MinMax),
+            Self::Mse => Some(kernels::Method::Mse),
+            Self::Unbiased => Some(kernels::Method::Unbiased),
+            Self::Reference => None,
+        }
+    }
+
+    /// How blocks are filled. `None` if they have no method of this name.
+    pub const fn of_blocks(self) -> Option<Fill> {
+        match self {
+            Self::Mse => Some(Fill::Mse),
+            Self::Reference => Some(Fill::Reference),
+            Self::MinMax | Self::Unbiased => None,
+        }
+    }
+}
+
+/// What weights become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// Integers of a width, in groups that share a scale.
+    Int(Bits),
+    /// Blocks of ggml.
+    Block(BlockType),
+}
+
+impl WeightType {
+    /// The name as users type it: `int4`, `q4_k`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int(bits) => bits.name(),
+            Self::Block(block_type) => block_type.name(),
+        }
+    }
+
+    /// Bits of a code.
+    pub const fn bits(self) -> Bits {
+        match self {
+            Self::Int(bits) => bits,
+            Self::Block(block_type) => block_type.bits(),
+        }
+    }
+
+    /// Whether weights can become this by a method.
+    pub const fn has(self, method: Method) -> bool {
+        match self {
+            Self::Int(_) => method.of_integers().is_some(),
+            Self::Block(_) => method.of_blocks().is_some(),
+        }
+    }
+
+    /// The methods by which weights can become this, in words.
+    pub(crate) const fn methods(self) -> &'static str {
+        match self {
+            Self::Int(_) => "minmax, mse or unbiased",
+            Self::Block(_) => "mse or reference",
+        }
+    }
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for WeightType {
+    type Err = QuantError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::all().into_iter().find(|(weight_type, _)| weight_type.name() == text);
+        found.map(|(weight_type, _)| weight_type).ok_or_else(|| {
+            let problem = Problem::Value { found: text.into(), allowed: Allowed::words(listed::TYPES) };
+            Refused::new("type", problem).into()
+        })
+    }
+}
+
+impl Choice for WeightType {
+    fn all() -> Vec<(Self, Value)> {
+        let integers = Bits::ALL.iter().copied().map(Self::Int);
+        let blocks = BlockType::FILLED.iter().copied().map(Self::Block);
+        integers.chain(blocks).map(|weight_type| (weight_type, weight_type.name().into())).collect()
+    }
+}
+
 /// Types of the kernels, by what writes their values.
 macro_rules! choices_of_kernels {
     ($($name:ident, $written:ident;)+) => {$(
@@ -112,23 +215,22 @@ choices_of_kernels! {
     Bits, get;
     GroupSize, get;
     Scheme, name;
-    Method, name;
 }
 
-/// Bits of a single tensor.
+/// What a single tensor becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Width {
-    /// The tensor is quantized to this width.
-    Bits(Bits),
+    /// The tensor is quantized to this type; grouped integers are written as their bits, blocks by their name.
+    Of(WeightType),
     /// The tensor keeps its dtype; written as 16.
     Keep,
 }
 
 impl Width {
-    /// The width of codes; `None` if the tensor is kept.
-    pub const fn bits(self) -> Option<Bits> {
+    /// The type; `None` if the tensor is kept.
+    pub const fn weight_type(self) -> Option<WeightType> {
         match self {
-            Self::Bits(bits) => Some(bits),
+            Self::Of(weight_type) => Some(weight_type),
             Self::Keep => None,
         }
     }
@@ -136,13 +238,20 @@ impl Width {
 
 impl fmt::Display for Width {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.bits().map_or(16, Bits::get))
+        match self {
+            Self::Of(WeightType::Int(bits)) => write!(f, "{}", bits.get()),
+            Self::Of(WeightType::Block(block_type)) => write!(f, "{block_type}"),
+            Self::Keep => f.write_str("16"),
+        }
     }
 }
 
 impl Choice for Width {
     fn all() -> Vec<(Self, Value)> {
-        let widths = Bits::ALL.iter().map(|bits| Self::Bits(*bits)).chain([Self::Keep]);
-        widths.map(|width| (width, width.bits().map_or(16, Bits::get).into())).collect()
+        let written = |(weight_type, name)| match weight_type {
+            WeightType::Int(bits) => (Self::Of(weight_type), bits.get().into()),
+            WeightType::Block(_) => (Self::Of(weight_type), name),
+        };
+        WeightType::all().into_iter().map(written).chain([(Self::Keep, 16.into())]).collect()
     }
 }

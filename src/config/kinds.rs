@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
+use arrow_quant_kernels::Bits;
 use serde_json::{Number, Value};
 
 use super::pattern::pattern;
-use super::{Allowed, Choice, Problem, Width, listed};
+use super::{Allowed, Choice, Problem, WeightType, Width, listed};
 
 /// How values of a kind look, for front ends that write flags and type hints.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +110,24 @@ impl<T: Choice> Kind for OneOf<T> {
 
     fn show(&self, value: &T) -> Value {
         T::all().into_iter().find(|(choice, _)| choice == value).map(|(_, written)| written).unwrap_or_default()
+    }
+}
+
+/// The bits of a type. Setting them makes it grouped integers of so many.
+#[derive(Debug)]
+pub struct BitsOfType;
+
+impl Kind for BitsOfType {
+    type Value = WeightType;
+
+    const SHAPE: Shape = OneOf::<Bits>::SHAPE;
+
+    fn read(&self, value: &Value) -> Option<WeightType> {
+        one_of::<Bits>().read(value).map(WeightType::Int)
+    }
+
+    fn show(&self, value: &WeightType) -> Value {
+        one_of::<Bits>().show(&value.bits())
     }
 }
 
@@ -237,6 +256,11 @@ impl Kind for Patterns {
 #[derive(Debug)]
 pub struct Widths;
 
+/// A width as it is written, or by the name of its type.
+fn width(value: &Value) -> Option<Width> {
+    one_of::<Width>().read(value).or_else(|| one_of::<WeightType>().read(value).map(Width::Of))
+}
+
 impl Kind for Widths {
     type Value = BTreeMap<String, Width>;
 
@@ -245,7 +269,7 @@ impl Kind for Widths {
     fn read(&self, value: &Value) -> Option<BTreeMap<String, Width>> {
         let width = |(layer, width): (&String, &Value)| {
             pattern(layer).ok()?;
-            Some((layer.clone(), one_of::<Width>().read(width)?))
+            Some((layer.clone(), self::width(width)?))
         };
         value.as_object()?.iter().map(width).collect()
     }
@@ -255,7 +279,7 @@ impl Kind for Widths {
     }
 
     fn explain(&self, value: &Value) -> Option<Problem> {
-        value.as_object()?.iter().find_map(|(layer, width)| match one_of::<Width>().read(width) {
+        value.as_object()?.iter().find_map(|(layer, width)| match self::width(width) {
             Some(_) => pattern(layer).err(),
             None => Some(Problem::Entry {
                 entry: layer.clone(),

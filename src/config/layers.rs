@@ -31,7 +31,16 @@ impl<C: Configuration> Layered<C> {
 
     fn set(&mut self, assignment: Assignment<C>) -> Result<(), Refused> {
         let Assignment { field, value, origin } = assignment;
+        let before = field.refines.map(|other| (other, self.value(other)));
         field.set(&mut self.config, &value).map_err(|refused| refused.at(origin.clone()))?;
+        if let Some((other, before)) = before {
+            self.refuse_contradiction(field.name, other, &before, &origin)?;
+        }
+        // The other one of two fields that say the same has changed too.
+        let refining = C::FIELDS.iter().find(|other| other.refines == Some(field.name)).map(|other| other.name);
+        for other in field.refines.into_iter().chain(refining) {
+            self.origins.insert(other, origin.clone());
+        }
         // A value in one unit replaces the value that an earlier place has in another.
         if let Some(other) = field.replaces.filter(|_| !value.is_null())
             && self.origins.get(other).is_some_and(|from| *from != origin)
@@ -42,6 +51,28 @@ impl<C: Configuration> Layered<C> {
         self.origins.insert(field.name, origin.clone());
         self.said.push((field.name, value, origin));
         Ok(())
+    }
+
+    /// Fails if a place gave a field, whose value is set, and before it another one that says a part of it, and the two are
+    /// not the same.
+    fn refuse_contradiction(
+        &self,
+        field: &str,
+        other: &'static str,
+        before: &Value,
+        origin: &Origin,
+    ) -> Result<(), Refused> {
+        let said = self.said.iter().rev().find(|(name, ..)| *name == other).map(|(_, _, from)| from);
+        match said.filter(|from| from.is_as(origin)) {
+            Some(from) if self.value(other) != *before => {
+                let values = Box::new([self.value(field), before.clone()]);
+                let problem = Problem::Contradicts { other, values };
+                let mut refused = Refused::new(field, problem).at(origin.clone());
+                refused.others.insert(other, from.clone());
+                Err(refused)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Checks fields that belong together. The message names them as the places do that their values came from.
@@ -95,7 +126,7 @@ impl Layered<DiffusionQuantConfig> {
 /// use arrow_quant_v2::{ConfigLayers, DeploymentProfile};
 ///
 /// let layered = ConfigLayers::new().explicit("deployment_profile", "edge".into()).explicit("bit_width", 4.into()).load()?;
-/// assert_eq!((layered.config.bit_width.get(), layered.config.group_size.get()), (4, 256));
+/// assert_eq!((layered.config.weight_type.bits().get(), layered.config.group_size.get()), (4, 256));
 /// # Ok::<(), arrow_quant_v2::QuantError>(())
 /// ```
 #[derive(Debug)]
@@ -184,6 +215,7 @@ impl<C: Configuration> Layers<C> {
         // The profile comes first, whatever layer it is from: its defaults are below all layers.
         let is_profile = |assignment: &Assignment<C>| C::PROFILE == Some(assignment.field.name);
         let (profile, others): (Vec<_>, Vec<_>) = assignments.into_iter().partition(is_profile);
+        let others = refining_last(others);
         let mut layered = Layered::default();
         profile.into_iter().try_for_each(|assignment| layered.set(assignment))?;
         layered.config = layered.config.defaults_of_profile();
@@ -205,13 +237,24 @@ pub(super) fn apply_variables<C: Configuration>(
     config: &mut C,
     variables: &[(String, String)],
 ) -> Result<Vec<&'static str>, Refused> {
-    let assignments = of_variables(variables)?;
-    let apply = |assignment: Assignment<C>| {
-        let Assignment { field, value, origin } = assignment;
-        field.set(config, &value).map_err(|refused| refused.at(origin))?;
-        Ok(field.name)
-    };
-    assignments.into_iter().map(apply).collect()
+    let mut layered = Layered { config: config.clone(), origins: BTreeMap::new(), said: Vec::new() };
+    refining_last(of_variables(variables)?).into_iter().try_for_each(|assignment| layered.set(assignment))?;
+    *config = layered.config;
+    Ok(layered.said.into_iter().map(|(name, ..)| name).collect())
+}
+
+/// The same, with fields that refine another behind those of the same place.
+fn refining_last<C>(assignments: Vec<Assignment<C>>) -> Vec<Assignment<C>> {
+    let mut ordered: Vec<Assignment<C>> = Vec::with_capacity(assignments.len());
+    let mut refining: Vec<Assignment<C>> = Vec::new();
+    for assignment in assignments {
+        if refining.first().is_some_and(|other| !other.origin.is_as(&assignment.origin)) {
+            ordered.append(&mut refining);
+        }
+        if assignment.field.refines.is_some() { refining.push(assignment) } else { ordered.push(assignment) }
+    }
+    ordered.append(&mut refining);
+    ordered
 }
 
 /// What variables say. Variables that are empty count as not set.

@@ -1,35 +1,43 @@
 //! Choices in words, put together when the program is compiled, so that a new choice is in every text.
 
-use arrow_quant_kernels::{Bits, GroupSize};
+use arrow_quant_kernels::{Bits, BlockType, GroupSize};
 
-/// Every width: `2, 4 or 8`.
+/// Every width: `2, 3, 4, 5, 6 or 8`.
 pub(crate) const BITS: &str = {
     const TEXT: &Text = &Text::new().list(&numbers_of_bits(), " or ");
     TEXT.as_str()
 };
 
-/// Every width, for more to follow: `2, 4, 8`.
+/// Every width, for more to follow: `2, 3, 4, 5, 6, 8`.
 pub(crate) const BITS_AND_MORE: &str = {
     const TEXT: &Text = &Text::new().list(&numbers_of_bits(), ", ");
     TEXT.as_str()
 };
 
-/// Every group size: `32, 64, 128 or 256`.
+/// Every group size: `16, 32, 64, 128 or 256`.
 pub(crate) const GROUP_SIZES: &str = {
     const TEXT: &Text = &Text::new().list(&numbers_of_group_sizes(), " or ");
     TEXT.as_str()
 };
 
+/// Every type: `int2, int3 … mxfp4 or nvfp4`.
+pub(crate) const TYPES: &str = {
+    const TEXT: &Text = &Text::new().types();
+    TEXT.as_str()
+};
+
 /// What an entry of `layer_bit_widths` may be.
 pub(crate) const WIDTH: &str = {
-    const TEXT: &Text = &Text::new().push(BITS_AND_MORE).push(", or 16 to keep it");
+    const TEXT: &Text = &Text::new().push(BITS_AND_MORE).push(", a block type such as q6_k, or 16 to keep it");
     TEXT.as_str()
 };
 
 /// What `layer_bit_widths` may be.
 pub(crate) const WIDTHS: &str = {
-    const TEXT: &Text =
-        &Text::new().push("a mapping from a name or regular expression to ").push(BITS_AND_MORE).push(" or 16");
+    const TEXT: &Text = &Text::new()
+        .push("a mapping from a name or regular expression to ")
+        .push(BITS_AND_MORE)
+        .push(", 16 or a block type");
     TEXT.as_str()
 };
 
@@ -55,13 +63,13 @@ const fn numbers_of_group_sizes() -> [usize; GroupSize::ALL.len()] {
 
 /// A text of a bounded length, which a constant can be made of.
 struct Text {
-    bytes: [u8; 128],
+    bytes: [u8; 256],
     length: usize,
 }
 
 impl Text {
     const fn new() -> Self {
-        Self { bytes: [0; 128], length: 0 }
+        Self { bytes: [0; 256], length: 0 }
     }
 
     const fn push(mut self, text: &str) -> Self {
@@ -82,6 +90,24 @@ impl Text {
                 self = self.push(if at + 1 == numbers.len() { last } else { ", " });
             }
             self = self.number(numbers[at]);
+            at += 1;
+        }
+        self
+    }
+
+    /// Adds the names of all types.
+    const fn types(mut self) -> Self {
+        let mut at = 0;
+        while at < Bits::ALL.len() {
+            self = self.push(Bits::ALL[at].name()).push(", ");
+            at += 1;
+        }
+        let mut at = 0;
+        while at < BlockType::FILLED.len() {
+            if at > 0 {
+                self = self.push(if at + 1 == BlockType::FILLED.len() { " or " } else { ", " });
+            }
+            self = self.push(BlockType::FILLED[at].name());
             at += 1;
         }
         self
@@ -108,13 +134,16 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Choice, WeightType};
 
     #[test]
     fn choices_are_listed_in_order() {
         let numbers: Vec<_> = Bits::ALL.iter().map(|bits| bits.get().to_string()).collect();
         assert_eq!(BITS_AND_MORE, numbers.join(", "));
         assert_eq!(BITS.replace(" or ", ", "), BITS_AND_MORE);
-        assert_eq!(WIDTH, format!("{BITS_AND_MORE}, or 16 to keep it"));
+        assert!(WIDTH.starts_with(BITS_AND_MORE) && WIDTHS.contains(BITS_AND_MORE));
+        let names: Vec<_> = WeightType::all().into_iter().map(|(weight_type, _)| weight_type.name()).collect();
+        assert_eq!(TYPES.replace(" or ", ", "), names.join(", "));
         let numbers: Vec<_> = GroupSize::ALL.iter().map(|size| size.get().to_string()).collect();
         assert_eq!(GROUP_SIZES.replace(" or ", ", "), numbers.join(", "));
     }

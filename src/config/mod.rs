@@ -18,14 +18,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use arrow_quant_kernels::{Bits, GroupSize, Method, Scheme, Settings};
+use arrow_quant_kernels::{Bits, GroupSize, Scheme, Settings};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 pub use crate::error::{Allowed, Origin, Problem, Refused};
-pub use choices::{Boundaries, Choice, DeploymentProfile, Modality, Width};
+pub use choices::{Boundaries, Choice, DeploymentProfile, Method, Modality, WeightType, Width};
 pub use kinds::{
-    Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number, one_of,
+    BitsOfType, Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number,
+    one_of,
 };
 pub use layers::{Layered, Layers, value_of};
 pub(crate) use pattern::regex;
@@ -49,11 +50,13 @@ pub type ConfigLayers = Layers<DiffusionQuantConfig>;
 pub type LayeredConfig = Layered<DiffusionQuantConfig>;
 
 /// The struct and its table. Of each field: what it is for, its name, type, kind and what it may hold in words; and its
-/// variable, flags, a hint and an example, where it has them.
+/// variable, flags, a hint and an example, where it has them. The name that users type is in brackets where Rust reserves
+/// it; before it may be a row of the table that shows another side of the same field.
 macro_rules! configuration {
     ($(
+        $(row $row:expr;)?
         $(#[doc = $doc:literal])+
-        $name:ident: $type:ty = $kind:expr, $allowed:expr $(, $with:ident($argument:expr))*;
+        $name:ident $([$typed:literal])?: $type:ty = $kind:expr, $allowed:expr $(, $with:ident($argument:expr))*;
     )+) => {
         /// How a model is to be quantized. A profile gives every field its value; set those that should differ.
         ///
@@ -65,11 +68,36 @@ macro_rules! configuration {
 
         /// Every field of the configuration of a job, in the order they are shown.
         pub const FIELDS: &[Field<DiffusionQuantConfig>] = &[$(
-            config_field!(DiffusionQuantConfig, stringify!($name), $name, $kind, $allowed, concat!($($doc),+))
+            $($row,)?
+            config_field!(
+                DiffusionQuantConfig, name_of!($name $($typed)?), $name, $kind, $allowed, concat!($($doc),+)
+            )
                 $(.$with($argument))*,
         )+];
     };
 }
+
+/// The name of a field that users type.
+macro_rules! name_of {
+    ($name:ident) => {
+        stringify!($name)
+    };
+    ($name:ident $typed:literal) => {
+        $typed
+    };
+}
+
+/// The bits of the type, which the first API has as a field.
+const BIT_WIDTH: Field<DiffusionQuantConfig> = config_field!(
+    DiffusionQuantConfig,
+    "bit_width",
+    weight_type,
+    BitsOfType,
+    listed::BITS,
+    "Bits of a code: 4 is the type int4. With a target size, they are chosen for each tensor."
+)
+.variable("ARROW_QUANT_BIT_WIDTH")
+.flags(&["bits", "bit-width"]);
 
 configuration! {
     /// Where the quantized model will run. The profile gives every other field its default.
@@ -82,17 +110,20 @@ configuration! {
     /// those that have no variant are read.
     variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -",
         or_null("for the weights without one"), hint("NAME"), example("fp16");
-    /// Bits of a code. With a target size, they are chosen for each tensor.
-    bit_width: Bits = one_of::<Bits>(), listed::BITS,
-        variable("ARROW_QUANT_BIT_WIDTH"), flags(&["bits", "bit-width"]);
-    /// Weights that share a scale. With a target size, their number is chosen for each tensor.
+    row BIT_WIDTH;
+    /// What weights become: int2 to int8 are integers of `bit_width` in groups; the others are the block types of ggml, where
+    /// the target holds them. With a target size, a type of the same kind is chosen for each tensor.
+    weight_type ["type"]: WeightType = one_of::<WeightType>(), listed::TYPES,
+        variable("ARROW_QUANT_TYPE"), refines("bit_width");
+    /// Weights of integers that share a scale. With a target size, their number is chosen for each tensor.
     group_size: GroupSize = one_of::<GroupSize>(), listed::GROUP_SIZES,
         variable("ARROW_QUANT_GROUP_SIZE"), hint("N");
     /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
     scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
     /// How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared error,
-    /// unbiased likewise, then stretched so that restored weights do not shrink.
-    method: Method = one_of::<Method>(), "minmax, mse or unbiased";
+    /// unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. Block types have mse
+    /// and reference, integers the others.
+    method: Method = one_of::<Method>(), "minmax, mse, unbiased or reference";
     /// The floor, the least cosine similarity of a quantized tensor: a tensor below it is quantized again at the next width.
     min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
         variable("ARROW_QUANT_MIN_ACCURACY");
@@ -172,7 +203,17 @@ impl Configuration for DiffusionQuantConfig {
         if !self.enable_mixed_precision && !self.layer_bit_widths.is_empty() {
             return Err(Refused::new("layer_bit_widths", Problem::IsOff { switch: "enable_mixed_precision" }));
         }
-        Ok(())
+        if !self.weight_type.has(self.method) {
+            return Err(self.method_is_not_with("type", self.weight_type.name().into(), self.weight_type));
+        }
+        let mut widths = self.layer_bit_widths.iter().filter_map(|(layer, width)| Some((layer, width.weight_type()?)));
+        match widths.find(|(_, weight_type)| !weight_type.has(self.method)) {
+            Some((layer, weight_type)) => {
+                let entry = [(layer.clone(), weight_type.name().into())].into_iter().collect();
+                Err(self.method_is_not_with("layer_bit_widths", Value::Object(entry), weight_type))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -192,8 +233,7 @@ impl Serialize for DiffusionQuantConfig {
 impl DiffusionQuantConfig {
     /// The configuration of a profile.
     pub fn from_profile(profile: DeploymentProfile) -> Self {
-        let (bit_width, num_time_groups, group_size, min_accuracy, calibration_samples, enable_spatial) = match profile
-        {
+        let (bits, num_time_groups, group_size, min_accuracy, calibration_samples, enable_spatial) = match profile {
             DeploymentProfile::Edge => (Bits::Two, 5, const { groups_of(256) }, 0.65, 32, false),
             DeploymentProfile::Local => (Bits::Four, 10, const { groups_of(128) }, 0.85, 128, true),
             DeploymentProfile::Cloud => (Bits::Eight, 20, const { groups_of(64) }, 0.95, 512, true),
@@ -202,7 +242,7 @@ impl DiffusionQuantConfig {
             deployment_profile: profile,
             modality: None,
             variant: None,
-            bit_width,
+            weight_type: WeightType::Int(bits),
             group_size,
             scheme: Scheme::Affine,
             method: Method::Mse,
@@ -291,9 +331,16 @@ impl DiffusionQuantConfig {
         recorded.map(|field| (field.name.to_string(), field.get(self))).collect()
     }
 
-    /// The settings of the kernels.
-    pub fn settings(&self) -> Settings {
-        Settings { bits: self.bit_width, group_size: self.group_size, scheme: self.scheme, method: self.method }
+    /// The settings of the kernels of grouped integers; `None` if the type or method is of blocks.
+    pub fn settings(&self) -> Option<Settings> {
+        let WeightType::Int(bits) = self.weight_type else { return None };
+        let method = self.method.of_integers()?;
+        Some(Settings { bits, group_size: self.group_size, scheme: self.scheme, method })
+    }
+
+    fn method_is_not_with(&self, other: &'static str, as_other: Value, weight_type: WeightType) -> Refused {
+        let values = Box::new([self.method.name().into(), as_other]);
+        Refused::new("method", Problem::NotWith { other, values, allowed: weight_type.methods() })
     }
 }
 

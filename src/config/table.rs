@@ -61,6 +61,8 @@ pub struct Field<C> {
     pub example: Option<&'static str>,
     /// The field that says the same in another unit. A value of this field replaces one that an earlier place gave that one.
     pub replaces: Option<&'static str>,
+    /// The field that says a part of what this one says, and changes with it. A place that gives both must give the same.
+    pub refines: Option<&'static str>,
     help: &'static str,
     get: fn(&C) -> Value,
     set: fn(&mut C, &Value) -> Result<(), Option<Problem>>,
@@ -85,6 +87,7 @@ impl<C> Field<C> {
             hint: None,
             example: None,
             replaces: None,
+            refines: None,
             help,
             get,
             set,
@@ -119,6 +122,11 @@ impl<C> Field<C> {
     /// In the place of another field.
     pub const fn replaces(self, other: &'static str) -> Self {
         Self { replaces: Some(other), ..self }
+    }
+
+    /// With what another field says, and more.
+    pub const fn refines(self, other: &'static str) -> Self {
+        Self { refines: Some(other), ..self }
     }
 
     /// What the field is for, as sentences of Markdown.

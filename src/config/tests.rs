@@ -132,7 +132,7 @@ fn a_field_set_in_rust_is_checked_as_well() {
     assert!(message(|c| (c.target_bpw, c.target_model_size_mb) = (Some(3.0), Some(1.0))).contains("one of them"));
     let uniform = message(|c| {
         c.enable_mixed_precision = false;
-        c.layer_bit_widths.insert("a".into(), Width::Bits(Bits::Eight));
+        c.layer_bit_widths.insert("a".into(), Width::Of(WeightType::Int(Bits::Eight)));
     });
     assert!(uniform.starts_with("layer_bit_widths is set but enable_mixed_precision is false"));
 }
@@ -259,7 +259,7 @@ fn later_places_win() {
     }
     // The profile of the file, unless one is named: its values are below all of the file's.
     let layered = ConfigLayers::new().file(&file).load().unwrap();
-    assert_eq!((layered.config.bit_width, layered.config.group_size.get()), (Bits::Two, 32));
+    assert_eq!((layered.config.weight_type, layered.config.group_size.get()), (WeightType::Int(Bits::Two), 32));
     assert_eq!(layered.origin("deployment_profile"), from_file);
     assert_eq!(layered.origin("bit_width"), Origin::Profile("edge"));
 }

@@ -81,6 +81,15 @@ pub enum SettingProblem {
         /// The variants that are there.
         there: Vec<String>,
     },
+    /// The target holds no weights of the type.
+    TypeNotHeld {
+        /// The type.
+        name: &'static str,
+        /// The target.
+        target: &'static str,
+        /// The types that it holds.
+        held: String,
+    },
     /// A size that is asked for by the weight, of a model without weights.
     NoWeights,
     /// A path or URL that cannot be allowed.
@@ -159,6 +168,9 @@ impl SettingProblem {
                 }
             }
             Self::Variant { path, asked, there } => write_variant((field, words), path, asked.as_deref(), there, f),
+            Self::TypeNotHeld { name, target, held } => {
+                write!(f, "{setting} is '{name}', which the target {target} cannot hold; allowed for it: {held}")
+            }
             Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }

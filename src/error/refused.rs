@@ -23,6 +23,16 @@ pub enum Origin {
     Explicit,
 }
 
+impl Origin {
+    /// Whether it is the same place, whatever the variable or flag is called there.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Variable(_), Self::Variable(_)) | (Self::Flag(_), Self::Flag(_)) => true,
+            (Self::Profile(_) | Self::File(_) | Self::Variable(_) | Self::Flag(_) | Self::Explicit, _) => self == other,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -143,6 +153,22 @@ pub enum Problem {
         /// The other field.
         other: &'static str,
     },
+    /// Another field says a part of the same, and says it differently.
+    Contradicts {
+        /// The other field.
+        other: &'static str,
+        /// The value of the field, and of the other one.
+        values: Box<[Value; 2]>,
+    },
+    /// The field is not what another field goes with.
+    NotWith {
+        /// The other field.
+        other: &'static str,
+        /// The value of the field, and of the other one.
+        values: Box<[Value; 2]>,
+        /// What the field may be beside it.
+        allowed: &'static str,
+    },
     /// The field has no effect, because a switch is off.
     IsOff {
         /// The switch.
@@ -209,6 +235,13 @@ impl Refused {
         }
     }
 
+    /// The values of the field that is refused and of another one.
+    fn both(&self, other: &str, [found, as_other]: &[Value; 2], words: &dyn Words) -> String {
+        let field = self.field.as_deref().unwrap_or_default();
+        let is = |field, value| format!("{} is {}", self.called(field, words), self.literals(field, words).show(value));
+        format!("{} and {}", is(field, found), is(other, as_other))
+    }
+
     /// Writes the sentence.
     pub(super) fn write(&self, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field.as_deref().unwrap_or_default();
@@ -242,6 +275,12 @@ impl Refused {
             }
             Problem::BothSet { other } => {
                 write!(f, "{} and {called} are both set, allowed: one of them", self.called(other, words))
+            }
+            Problem::Contradicts { other, values } => {
+                write!(f, "{}: make them agree, or leave one out", self.both(other, values, words))
+            }
+            Problem::NotWith { other, values, allowed } => {
+                write!(f, "{}, allowed with it: {allowed}", self.both(other, values, words))
             }
             Problem::IsOff { switch } => {
                 let (other, literals) = (self.called(switch, words), self.literals(switch, words));

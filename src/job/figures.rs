@@ -6,7 +6,7 @@ use arrow_quant_formats::manifest::{Attempt, TensorReport, Totals};
 use arrow_quant_kernels::PairSums;
 
 use super::task::PartRecord;
-use crate::plan::TensorPlan;
+use crate::plan::{Choice, TensorPlan};
 use crate::report::{finite, sqnr_db};
 use crate::{Model, QuantError, Result};
 
@@ -35,9 +35,9 @@ pub(super) fn tensor_reports(
             dtype: tensor.dtype().to_string(),
             shape: tensor.shape.clone(),
             elements: tensor.elements(),
-            encoding: plan.choice.map_or_else(|| tensor.dtype().to_string(), |choice| choice.bits.to_string()),
-            bits: plan.choice.map(|choice| choice.bits.get() as u8),
-            group_size: plan.choice.map(|choice| choice.group_size.get() as u32),
+            encoding: plan.choice.map_or_else(|| tensor.dtype().to_string(), |choice| choice.weight_type().to_string()),
+            bits: plan.choice.map(|choice| choice.bits().get() as u8),
+            group_size: plan.choice.and_then(Choice::group_size).map(|size| size.get() as u32),
             because: plan.reason.clone().into(),
             fallbacks: fallbacks[stored].clone(),
             same_as: plan.same_as.map(|first| plans[first].name()),

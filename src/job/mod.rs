@@ -263,9 +263,8 @@ fn writer() -> String {
 fn plan_hash(plans: &[TensorPlan]) -> String {
     let mut hash = ContentHash::new();
     for plan in plans {
-        let choice = plan.choice.map(|choice| (choice.bits.get(), choice.group_size.get()));
         let channels = plan.channels.as_ref().map(|channels| &channels.hash);
-        hash.update(serde_json::json!([plan.component, plan.tensor, choice, channels]).to_string());
+        hash.update(serde_json::json!([plan.component, plan.tensor, plan.choice, channels]).to_string());
     }
     hash.finish()
 }

@@ -20,6 +20,7 @@ use futures::TryStreamExt;
 
 use super::task::{PartRecord, PartTask, TaskTensor};
 use super::writer;
+use crate::config::WeightType;
 use crate::plan::Choice;
 use crate::session::{session_config, with_config};
 use crate::tables::{ChunkCursor, ModelParts, WeightsTable, table_of};
@@ -168,8 +169,9 @@ fn parts(model: &Model, tasks: &[PartTask]) -> Result<ModelParts> {
     })
 }
 
-/// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method [, p.importance, p.smoothing]), CASE WHEN p.bits IS NULL THEN w.weights END
-/// FROM plan p JOIN weights w USING (component, tensor)`.
+/// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method [, p.importance, p.smoothing]), CASE WHEN p.bits IS
+/// NULL AND p.type IS NULL THEN w.weights END FROM plan p JOIN weights w USING (component, tensor)`. Blocks are
+/// `quantize(w.weights, p.type, method [, p.importance])`.
 async fn plan(
     ctx: &SessionContext,
     model: &Arc<Model>,
@@ -182,12 +184,23 @@ async fn plan(
     let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&tensors)?), None)?;
     let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
     let keys = (vec!["p.component", "p.tensor"], vec!["w.component", "w.tensor"]);
-    let mut arguments = vec![col("w.weights"), col("p.bits"), col("p.group_size"), lit(scheme), lit(method)];
+    let quantize = ctx.udf("quantize")?;
+    let mut to_groups = vec![col("w.weights"), col("p.bits"), col("p.group_size"), lit(scheme), lit(method)];
+    let mut to_blocks = vec![col("w.weights"), col("p.type"), lit(method)];
     if has_channels(&tensors) {
-        arguments.extend([col("p.importance"), col("p.smoothing")]);
+        to_groups.extend([col("p.importance"), col("p.smoothing")]);
+        to_blocks.push(col("p.importance"));
     }
-    let quantize = ctx.udf("quantize")?.call(arguments);
-    let kept = when(col("p.bits").is_null(), col("w.weights")).end()?;
+    let has_groups = tensors.iter().any(|tensor| matches!(tensor.choice, Some(Choice::Grouped { .. })));
+    let has_blocks = tensors.iter().any(|tensor| matches!(tensor.choice, Some(Choice::Block(_))));
+    // What no tensor becomes need not be something that the functions take: the method may be one of blocks alone.
+    let quantize = match (has_groups, has_blocks) {
+        (_, false) => quantize.call(to_groups),
+        (false, true) => quantize.call(to_blocks),
+        (true, true) => when(col("p.type").is_null(), quantize.call(to_groups)).otherwise(quantize.call(to_blocks))?,
+    };
+    let is_kept = col("p.bits").is_null().and(col("p.type").is_null());
+    let kept = when(is_kept, col("w.weights")).end()?;
     let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
     let logical = plan
         .join(weights.build()?, JoinType::Inner, keys, None)?
@@ -224,7 +237,8 @@ fn contradiction(what: &str) -> QuantError {
     QuantError::configuration(format!("the parts to be written are {what}: write them one after the other"))
 }
 
-/// What tensors become as a table to join with; `bits` is NULL for those that are kept. There are `importance` and
+/// What tensors become as a table to join with; `bits` and `group_size` are NULL unless they become grouped integers, `type`
+/// unless they become blocks. There are `importance` and
 /// `smoothing` if some tensor has either; empty lists for the others.
 fn plan_table(tensors: &[&TaskTensor]) -> Result<Arc<dyn TableProvider>> {
     let mut fields = vec![
@@ -232,14 +246,25 @@ fn plan_table(tensors: &[&TaskTensor]) -> Result<Arc<dyn TableProvider>> {
         Field::new("tensor", DataType::Utf8, false),
         Field::new("bits", DataType::Int64, true),
         Field::new("group_size", DataType::Int64, true),
+        Field::new("type", DataType::Utf8, true),
     ];
-    let int =
-        |f: fn(Choice) -> usize| tensors.iter().map(|plan| plan.choice.map(|c| f(c) as i64)).collect::<Int64Array>();
+    let of_groups = |choice| match choice {
+        Choice::Grouped { bits, group_size } => Some((bits.get() as i64, group_size.get() as i64)),
+        Choice::Block(_) => None,
+    };
+    let (bits, group_sizes): (Vec<_>, Vec<_>) =
+        tensors.iter().map(|plan| plan.choice.and_then(of_groups).unzip()).unzip();
+    let of_blocks = |choice: Choice| match choice.weight_type() {
+        WeightType::Int(_) => None,
+        WeightType::Block(block_type) => Some(block_type.name()),
+    };
+    let types: StringArray = tensors.iter().map(|plan| plan.choice.and_then(of_blocks)).collect();
     let mut columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.component))),
         Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.tensor))),
-        Arc::new(int(|choice| choice.bits.get())),
-        Arc::new(int(|choice| choice.group_size.get())),
+        Arc::new(Int64Array::from(bits)),
+        Arc::new(Int64Array::from(group_sizes)),
+        Arc::new(types),
     ];
     if has_channels(tensors) {
         let importance = lists(tensors.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));

@@ -106,13 +106,14 @@ impl Rounds {
         let plan = &mut self.plan.tensors[index];
         let Some(choice) = plan.choice else { return };
         self.fallbacks[index].push(Attempt {
-            bits: choice.bits.get() as u8,
-            group_size: choice.group_size.get() as u32,
+            encoding: choice.weight_type().to_string(),
+            bits: choice.bits().get() as u8,
+            group_size: choice.group_size().map(|size| size.get() as u32),
             cosine_similarity: sums.cosine_similarity(),
             sqnr_db: report::sqnr_db(sums).and_then(report::finite),
         });
         let shortfall = self.floor.shortfall(sums);
-        self.fell_because[index] = Some(Reason::Fallback { bits: choice.bits.get() as u8, shortfall });
+        self.fell_because[index] = Some(Reason::Fallback { bits: choice.bits().get() as u8, shortfall });
         if let Some(sizing) = self.plan.sizing.as_mut().filter(|_| plan.is_open) {
             if sizing.allocation.forbid(index, choice) {
                 return;
@@ -184,7 +185,7 @@ fn better(allocation: &Allocation, budget: u64, is_unlike: bool) -> Option<Alloc
 
 fn stopped(plan: &TensorPlan, floor: &Floor, sums: &PairSums) -> QuantError {
     let name = full_name(&plan.component, &plan.tensor);
-    let bits = plan.choice.map_or(0, |choice| choice.bits.get());
+    let bits = plan.choice.map_or(0, |choice| choice.bits().get());
     QuantError::BelowFloor { tensor: name, bits, shortfall: floor.shortfall(sums) }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::FileEntry;
-use arrow_quant_kernels::{Method, Scheme};
+use arrow_quant_kernels::Scheme;
 use serde::{Deserialize, Serialize};
 
 use super::writer;
+use crate::config::Method;
 use crate::plan::{Channels, Choice, ModelPlan};
 use crate::tables::ModelParts;
 use crate::targets::WrittenTensor;
@@ -108,7 +109,6 @@ impl PartTask {
 fn key(tensors: &[TaskTensor]) -> String {
     let mut hash = ContentHash::new();
     for TaskTensor { component, tensor, choice, channels, .. } in tensors {
-        let choice = choice.map(|c| (c.bits.get(), c.group_size.get()));
         let channels = channels.as_ref().map(|channels| &channels.hash);
         // No name holds what separates names.
         hash.update(serde_json::json!([component, tensor, choice, channels]).to_string());

@@ -207,9 +207,9 @@ async fn tasks_of_another_model_or_program_are_refused() {
 
 #[test]
 fn tasks_of_widths_that_are_not_known_are_refused() {
-    let task = r#"{"component":"","tensor":"w","chunks":{"start":0,"end":1},"choice":{"bits":99,"group_size":64},"channels":null}"#;
+    let task = r#"{"component":"","tensor":"w","chunks":{"start":0,"end":1},"choice":{"type":"int99","group_size":64},"channels":null}"#;
     let message = serde_json::from_str::<super::task::TaskTensor>(task).unwrap_err().to_string();
-    assert!(message.contains("99") && message.contains("bits"), "{message}");
+    assert!(message.contains("int99") && message.contains("type"), "{message}");
 }
 
 #[tokio::test]

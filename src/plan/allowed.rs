@@ -4,21 +4,24 @@
 use std::ops::Range;
 
 use arrow_quant_formats::manifest::{Limit, Reason};
-use arrow_quant_kernels::{Bits, GroupSize, Scheme, Settings};
+use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
 
-use super::choice::Choice;
+use super::choice::{Choice, of_more_bits, of_shorter_blocks};
 use crate::Tensor;
+use crate::config::WeightType;
 
 /// What a target can hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed {
     /// The target's name.
     pub target: &'static str,
-    /// Widths of codes, narrowest first.
+    /// Widths of grouped integers, narrowest first; empty if it holds none of them.
     pub bits: &'static [Bits],
     /// Weights that share a scale, fewest first.
     pub group_sizes: &'static [GroupSize],
     pub schemes: &'static [Scheme],
+    /// Types of blocks; empty if it holds none of them.
+    pub block_types: &'static [BlockType],
     /// Whether a tensor must stay as it is, whatever is asked for it.
     pub must_stay: fn(&Tensor) -> bool,
     /// Bytes of a part's file beside payloads, more or less.
@@ -28,22 +31,38 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// Why a tensor cannot be quantized with some settings. `None` if it can.
-    pub(crate) fn refusal(&self, tensor: &Tensor, settings: Settings) -> Option<Reason> {
-        let limit = if !self.bits.contains(&settings.bits) {
-            Limit::Bits { bits: settings.bits.get() as u8 }
-        } else if !self.group_sizes.contains(&settings.group_size) {
-            Limit::GroupSize { group_size: settings.group_size.get() as u32 }
-        } else {
-            return self.refusal_of_any(tensor, settings.scheme);
+    /// Why a tensor cannot become something. `None` if it can.
+    pub(crate) fn refusal(&self, tensor: &Tensor, choice: Choice, scheme: Scheme) -> Option<Reason> {
+        let limit = match choice {
+            Choice::Grouped { bits, group_size } => {
+                if !self.bits.contains(&bits) {
+                    Limit::Bits { bits: bits.get() as u8 }
+                } else if !self.group_sizes.contains(&group_size) {
+                    Limit::GroupSize { group_size: group_size.get() as u32 }
+                } else {
+                    return self.refusal_of_any(tensor, choice.weight_type(), scheme);
+                }
+            }
+            Choice::Block(block_type) => {
+                if !self.block_types.contains(&block_type) {
+                    Limit::BlockType { block_type: block_type.name().to_string() }
+                } else if !divides(block_type, tensor) {
+                    return Some(rows(block_type, tensor));
+                } else {
+                    return self.refusal_of_any(tensor, choice.weight_type(), scheme);
+                }
+            }
         };
         Some(self.reason(limit))
     }
 
-    /// Why a tensor cannot be quantized with a scheme, whatever the bits and group size. `None` if it can.
-    pub(crate) fn refusal_of_any(&self, tensor: &Tensor, scheme: Scheme) -> Option<Reason> {
-        if !self.schemes.contains(&scheme) {
-            return Some(self.reason(Limit::Scheme { scheme: scheme.name().to_string() }));
+    /// Why a tensor cannot be quantized to any type of the same kind as this one. `None` if it can.
+    pub(crate) fn refusal_of_any(&self, tensor: &Tensor, kind: WeightType, scheme: Scheme) -> Option<Reason> {
+        match kind {
+            WeightType::Int(_) if !self.schemes.contains(&scheme) => {
+                return Some(self.reason(Limit::Scheme { scheme: scheme.name().to_string() }));
+            }
+            WeightType::Int(_) | WeightType::Block(_) => {}
         }
         (self.must_stay)(tensor).then(|| self.reason(Limit::Tensor))
     }
@@ -52,20 +71,76 @@ impl Allowed {
         Reason::NotHeld { target: self.target.to_string(), limit }
     }
 
-    /// Every way to quantize: all bits in all group sizes.
-    pub(crate) fn choices(&self) -> Vec<Choice> {
-        let with = |&bits: &Bits| self.group_sizes.iter().map(move |&group_size| Choice { bits, group_size });
-        self.bits.iter().flat_map(with).collect()
+    /// Every way to quantize to types of the same kind as this one: all bits in all group sizes, or all block types.
+    pub(crate) fn choices(&self, kind: WeightType) -> Vec<Choice> {
+        match kind {
+            WeightType::Int(_) => {
+                let with =
+                    |&bits: &Bits| self.group_sizes.iter().map(move |&group_size| Choice::Grouped { bits, group_size });
+                self.bits.iter().flat_map(with).collect()
+            }
+            WeightType::Block(_) => self.block_types.iter().copied().map(Choice::Block).collect(),
+        }
     }
 
-    /// The next width, in groups of the same size. `None` if there is none.
+    /// Whether blocks of a choice are whole in the rows of a tensor; of grouped integers the last group may be short.
+    pub(crate) fn fits_rows(tensor: &Tensor, choice: Choice) -> bool {
+        match choice {
+            Choice::Grouped { .. } => true,
+            Choice::Block(block_type) => divides(block_type, tensor),
+        }
+    }
+
+    /// What a choice becomes for the rows of a tensor: where its blocks do not divide them, blocks that do, and the reason.
+    /// `None` in the place of a choice if there is none.
+    pub(crate) fn for_rows(&self, tensor: &Tensor, choice: Choice) -> (Option<Choice>, Option<Reason>) {
+        let Choice::Block(asked) = choice else { return (Some(choice), None) };
+        if divides(asked, tensor) {
+            return (Some(choice), None);
+        }
+        let mut shorter = of_shorter_blocks(asked);
+        while let Some(block_type) = shorter
+            && !(self.block_types.contains(&block_type) && divides(block_type, tensor))
+        {
+            shorter = of_shorter_blocks(block_type);
+        }
+        (shorter.map(Choice::Block), Some(rows(asked, tensor)))
+    }
+
+    /// The next width, in groups of the same size, or the next block type. `None` if there is none.
     pub(crate) fn wider(&self, choice: Choice) -> Option<Choice> {
-        let wider = self.bits.iter().copied().find(|bits| bits.get() > choice.bits.get());
-        wider.map(|bits| Choice { bits, ..choice })
+        match choice {
+            Choice::Grouped { bits, group_size } => {
+                let wider = self.bits.iter().copied().find(|wider| *wider > bits);
+                wider.map(|bits| Choice::Grouped { bits, group_size })
+            }
+            Choice::Block(block_type) => {
+                let mut wider = of_more_bits(block_type);
+                while let Some(block_type) = wider
+                    && !self.block_types.contains(&block_type)
+                {
+                    wider = of_more_bits(block_type);
+                }
+                wider.map(Choice::Block)
+            }
+        }
     }
 
     /// What files take beside payloads, more or less, given the chunks of each.
     pub(crate) fn overhead<'a>(&self, parts: impl Iterator<Item = &'a Range<usize>>) -> u64 {
         parts.map(|part| self.file_overhead + self.chunk_overhead * part.len() as f64).sum::<f64>() as u64
+    }
+}
+
+fn divides(block_type: BlockType, tensor: &Tensor) -> bool {
+    tensor.row_length().is_multiple_of(block_type.length() as u64)
+}
+
+/// That the rows of a tensor are no whole number of blocks.
+fn rows(block_type: BlockType, tensor: &Tensor) -> Reason {
+    Reason::Rows {
+        block_type: block_type.name().to_string(),
+        block_length: block_type.length() as u32,
+        row_length: tensor.row_length(),
     }
 }

@@ -26,7 +26,7 @@ pub(crate) async fn choose_sizes(
     }
     let floor = Floor::of(config);
     let open = plan.tensors.iter().enumerate().filter(|(_, plan)| plan.is_open && plan.same_as.is_none());
-    let wanted = open.map(|(index, _)| (index, plan.allowed.choices())).collect();
+    let wanted = open.map(|(index, _)| (index, plan.allowed.choices(config.weight_type))).collect();
     let sampled = plan.sampling(wanted, config.threads()).run(listener).await?;
     let with_kept = |(index, costs): &(usize, Vec<Cost>)| {
         let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use arrow_quant_kernels::PairSums;
 
+use super::choice::Choice;
 use super::model::ModelPlan;
 use super::sample::{Cost, Sampled};
 use crate::Result;
@@ -84,8 +85,9 @@ fn planned_tensor(plan: &ModelPlan, index: usize, chosen: &[Option<Cost>]) -> Pl
     PlannedTensor {
         component: planned.component.clone(),
         tensor: planned.tensor.clone(),
-        bits: planned.choice.map(|choice| choice.bits.get() as u8),
-        group_size: planned.choice.map(|choice| choice.group_size.get() as u32),
+        encoding: planned.choice.map_or_else(|| tensor.dtype().to_string(), |choice| choice.weight_type().to_string()),
+        bits: planned.choice.map(|choice| choice.bits().get() as u8),
+        group_size: planned.choice.and_then(Choice::group_size).map(|size| size.get() as u32),
         because: planned.reason.clone().into(),
         same_as: planned.same_as.map(|first| plan.tensors[first].name()),
         dtype: tensor.dtype().to_string(),

@@ -10,19 +10,23 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_formats::manifest::Reason;
 use arrow_quant_formats::{full_name, nearest};
-use arrow_quant_kernels::{Bits, GroupSize, Settings};
+use arrow_quant_kernels::{Bits, GroupSize};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::allowed::Allowed;
-use super::choice::Choice;
+use super::choice::{Choice, JobSettings};
 use super::tensors::{TensorPlan, unite};
 use super::ties::repeated;
+use crate::config::WeightType;
 use crate::config::listed::BITS_AND_MORE;
 use crate::{Model, PlanReport, PlannedTensor, QuantError, Result, SettingProblem, Tensor};
 
-/// The columns that a job looks at.
+/// The columns that a job looks at, and that a plan must have.
 const COLUMNS: [&str; 4] = ["component", "tensor", "bits", "group_size"];
+
+/// The column of types, which a plan need not have: grouped integers are said by their bits.
+const TYPE: &str = "type";
 
 /// The ways to store a plan.
 enum Format {
@@ -82,6 +86,7 @@ fn batch(tensors: &[PlannedTensor]) -> Result<RecordBatch> {
         ("component", text(|t| Some(t.component.clone())), true),
         ("tensor", text(|t| Some(t.tensor.clone())), false),
         ("bits", int(|t| t.bits.map(i64::from)), true),
+        (TYPE, text(block_type), true),
         ("group_size", int(|t| t.group_size.map(i64::from)), true),
         ("because", text(|t| Some(t.because.to_string())), true),
         ("dtype", text(|t| Some(t.dtype.clone())), true),
@@ -93,15 +98,32 @@ fn batch(tensors: &[PlannedTensor]) -> Result<RecordBatch> {
     ])?)
 }
 
+/// The type of a tensor of blocks. Of grouped integers none is written: whoever edits their bits then has no type to edit.
+fn block_type(tensor: &PlannedTensor) -> Option<String> {
+    let is_of_blocks = matches!(tensor.encoding.parse(), Ok(WeightType::Block(_))) && tensor.bits.is_some();
+    is_of_blocks.then(|| tensor.encoding.clone())
+}
+
 /// What a row says of a tensor.
-type Row = (Option<i64>, Option<i64>);
+#[derive(Debug, Default)]
+struct Row {
+    bits: Option<i64>,
+    name: Option<String>,
+    group_size: Option<i64>,
+}
 
 /// Reads the plan of a model.
 ///
 /// # Errors
 /// If the file is none, has a row for a tensor that the model has not or none for one that it has, or a row says what
 /// cannot be done.
-pub(super) fn read(path: &Path, model: &Model, settings: Settings, allowed: &Allowed) -> Result<Vec<TensorPlan>> {
+pub(super) fn read(
+    path: &Path,
+    model: &Model,
+    group_size: GroupSize,
+    settings: JobSettings,
+    allowed: &Allowed,
+) -> Result<Vec<TensorPlan>> {
     let defect = |problem: String| QuantError::defect(path, None, format!("the plan is wrong: {problem}"));
     let mut rows = rows(path, &defect)?;
     let mut plans = Vec::with_capacity(model.tensors().len());
@@ -110,7 +132,11 @@ pub(super) fn read(path: &Path, model: &Model, settings: Settings, allowed: &All
         let Some(row) = rows.remove(&(tensor.component.clone(), tensor.name.clone())) else {
             return Err(defect(format!("it has no row for {name}; give it one, with bits NULL to keep the tensor")));
         };
-        let choice = choice(tensor, row, settings, allowed).map_err(|message| defect(format!("{name}: {message}")))?;
+        let wrong = |message| defect(format!("{name}: {message}"));
+        let choice = choice(tensor, row, group_size).map_err(wrong)?;
+        if let Some(choice) = choice {
+            check(tensor, choice, settings, allowed).map_err(wrong)?;
+        }
         plans.push(TensorPlan {
             component: tensor.component.clone(),
             tensor: tensor.name.clone(),
@@ -140,6 +166,7 @@ fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(
         };
         let [components, tensors, bits, sizes] = COLUMNS.map(text);
         let (components, tensors, bits, sizes) = (components?, tensors?, bits?, sizes?);
+        let types = batch.column_by_name(TYPE).map(|_| text(TYPE)).transpose()?;
         // CSV has no empty text beside NULL.
         let value = |column: &ArrayRef, row| {
             let column = column.as_string::<i32>();
@@ -156,8 +183,9 @@ fn rows(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<HashMap<(
                     _ => Err(defect(format!("{name}: {field} is '{text}', which is not a whole number"))),
                 },
             };
-            let (bits, sizes) = (whole(&bits, "bits")?, whole(&sizes, "group_size")?);
-            if rows.insert(key, (bits, sizes)).is_some() {
+            let (bits, group_size) = (whole(&bits, "bits")?, whole(&sizes, "group_size")?);
+            let name_of_type = types.as_ref().and_then(|types| value(types, row));
+            if rows.insert(key, Row { bits, name: name_of_type, group_size }).is_some() {
                 return Err(defect(format!("it has two rows for {name}")));
             }
         }
@@ -193,28 +221,61 @@ fn batches(path: &Path, defect: &impl Fn(String) -> QuantError) -> Result<Vec<Re
     }
 }
 
-/// What a row asks for, checked.
-fn choice(
-    tensor: &Tensor,
-    (bits, group_size): Row,
-    settings: Settings,
-    allowed: &Allowed,
-) -> Result<Option<Choice>, String> {
-    let Some(bits) = bits.filter(|bits| *bits != 16) else { return Ok(None) };
-    if tensor.float_dtype().is_none() || tensor.shape.len() < 2 {
-        let what =
-            if tensor.shape.len() < 2 { "it has less than two dimensions" } else { "its dtype is not quantized" };
-        return Err(format!("bits is {bits}, but {what}: allowed is NULL, to keep it"));
-    }
-    let bits =
-        Bits::try_from(bits).map_err(|_| format!("bits is {bits}, allowed: {BITS_AND_MORE}, or NULL to keep it"))?;
-    let group_size = match group_size {
-        Some(size) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
-        None => settings.group_size,
+/// What a row asks for, as far as the row alone can be checked: a type by its name, or by its bits.
+fn choice(tensor: &Tensor, row: Row, group_size: GroupSize) -> Result<Option<Choice>, String> {
+    let Row { bits, name, group_size: asked } = row;
+    let bits = bits.filter(|bits| *bits != 16 || name.is_some());
+    let what = match (bits, &name) {
+        (None, None) => return Ok(None),
+        (_, Some(name)) => format!("{TYPE} is '{name}'"),
+        (Some(bits), None) => format!("bits is {bits}"),
     };
-    let choice = Choice { bits, group_size };
-    match allowed.refusal(tensor, choice.with(settings)) {
-        Some(reason) => Err(format!("bits is {}, but {reason}: choose others, or NULL to keep it", bits.get())),
-        None => Ok(Some(choice)),
+    if tensor.float_dtype().is_none() || tensor.shape.len() < 2 {
+        let why = if tensor.shape.len() < 2 { "it has less than two dimensions" } else { "its dtype is not quantized" };
+        return Err(format!("{what}, but {why}: allowed is NULL, to keep it"));
+    }
+    let of_bits = |bits: i64| {
+        let bits = Bits::try_from(bits);
+        bits.map_err(|_| format!("{what}, allowed: {BITS_AND_MORE}, or NULL to keep it"))
+    };
+    let weight_type = match (name, bits) {
+        (Some(name), bits) => {
+            let named: WeightType = name.trim().parse().map_err(|error: QuantError| error.to_string())?;
+            match bits {
+                Some(bits) if named.bits().get() as i64 != bits => {
+                    let meant = named.bits().get();
+                    return Err(format!(
+                        "{what}, which has {meant} bits, and bits is {bits}: make them agree, or leave one NULL"
+                    ));
+                }
+                Some(_) | None => named,
+            }
+        }
+        (None, Some(bits)) => WeightType::Int(of_bits(bits)?),
+        (None, None) => return Ok(None),
+    };
+    let group_size = match (weight_type, asked) {
+        (WeightType::Int(_), Some(size)) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
+        (WeightType::Block(_), Some(size)) => {
+            return Err(format!("{what}, and group_size is {size}: blocks have their own, allowed is NULL"));
+        }
+        (WeightType::Int(_) | WeightType::Block(_), None) => group_size,
+    };
+    Ok(Some(Choice::new(weight_type, group_size)))
+}
+
+/// Fails where a target cannot hold a choice, or the method is not one of its type.
+fn check(tensor: &Tensor, choice: Choice, settings: JobSettings, allowed: &Allowed) -> Result<(), String> {
+    let what = match choice {
+        Choice::Grouped { bits, .. } => format!("bits is {}", bits.get()),
+        Choice::Block(block_type) => format!("{TYPE} is '{block_type}'"),
+    };
+    let weight_type = choice.weight_type();
+    if !weight_type.has(settings.method) {
+        return Err(format!("{what}, and method is {}, allowed with it: {}", settings.method, weight_type.methods()));
+    }
+    match allowed.refusal(tensor, choice, settings.scheme) {
+        Some(reason) => Err(format!("{what}, but {reason}: choose others, or NULL to keep it")),
+        None => Ok(()),
     }
 }

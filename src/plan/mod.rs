@@ -24,7 +24,7 @@ mod ties;
 
 pub(crate) use allowed::Allowed;
 pub(crate) use channels::Channels;
-pub(crate) use choice::Choice;
+pub(crate) use choice::{Choice, JobSettings};
 pub(crate) use choose_sizes::choose_sizes;
 pub(crate) use estimate::{Estimate, measured};
 pub(crate) use family::{Detected, Evidence, detect};

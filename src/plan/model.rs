@@ -3,14 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_quant_kernels::Settings;
-
 use super::allowed::Allowed;
-use super::choice::Choice;
+use super::choice::{Choice, JobSettings};
 use super::contents::{Contents, look};
 use super::family::Detected;
 use super::file;
-use super::refusals::{refuse_decisions, refuse_selection_of_nothing};
+use super::refusals::{refuse_decisions, refuse_selection_of_nothing, refuse_type};
 use super::sample::Sampling;
 use super::size_target::Sizing;
 use super::tensors::{TensorPlan, plan_tensors, quantized_bytes, settled};
@@ -20,8 +18,8 @@ use crate::{DiffusionQuantConfig, Model, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct ModelPlan {
     pub model: Arc<Model>,
-    /// Scheme and method; bits and group size are each tensor's own.
-    pub settings: Settings,
+    /// Scheme and method.
+    pub settings: JobSettings,
     /// What the target can hold.
     pub allowed: Allowed,
     /// In the order of the model.
@@ -45,12 +43,13 @@ impl ModelPlan {
         detected: &Detected,
         allowed: Allowed,
     ) -> Result<Self> {
-        let settings = config.settings();
+        let settings = JobSettings { scheme: config.scheme, method: config.method };
+        refuse_type(config, &allowed)?;
         let contents = model.tensors().iter().map(look).collect::<Result<Vec<_>>>()?;
         let tensors = match table {
             Some(path) => {
                 refuse_decisions(config)?;
-                file::read(path, &model, settings, &allowed)?
+                file::read(path, &model, config.group_size, settings, &allowed)?
             }
             None => plan_tensors(&model, config, settings, detected, &allowed, &contents)?,
         };
@@ -102,6 +101,6 @@ impl ModelPlan {
     pub(crate) fn bytes(&self, index: usize) -> u64 {
         let tensor = &self.model.tensors()[index];
         let choice = self.tensors[index].choice;
-        choice.map_or(tensor.bytes, |choice| quantized_bytes(tensor, choice.with(self.settings)))
+        choice.map_or(tensor.bytes, |choice| quantized_bytes(tensor, choice, self.settings.scheme))
     }
 }

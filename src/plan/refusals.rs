@@ -1,6 +1,8 @@
 //! Fields of a configuration that contradict a plan.
 
+use super::allowed::Allowed;
 use super::tensors::TensorPlan;
+use crate::config::WeightType;
 use crate::{DiffusionQuantConfig, QuantError, Result, SettingProblem};
 
 /// A plan says what each tensor becomes: fields that would say so too have no place beside it.
@@ -27,5 +29,22 @@ pub(super) fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: 
             Err(QuantError::setting("tensors", problem))
         }
         _ => Ok(()),
+    }
+}
+
+/// A block type that the target does not hold would leave every tensor as it is.
+pub(super) fn refuse_type(config: &DiffusionQuantConfig, allowed: &Allowed) -> Result<()> {
+    match config.weight_type {
+        WeightType::Block(block_type) if !allowed.block_types.contains(&block_type) => {
+            let names = allowed.bits.iter().map(|bits| bits.name());
+            let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name()));
+            let problem = SettingProblem::TypeNotHeld {
+                name: block_type.name(),
+                target: allowed.target,
+                held: held.collect::<Vec<_>>().join(", "),
+            };
+            Err(QuantError::setting("type", problem))
+        }
+        WeightType::Block(_) | WeightType::Int(_) => Ok(()),
     }
 }

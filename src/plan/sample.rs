@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_quant_kernels::{Bits, GroupSize, Isa, PairSums, ParameterDtype, Settings, Weights, quantize};
+use arrow_quant_kernels::{Isa, PairSums, Weights};
 
-use super::choice::Choice;
+use super::allowed::Allowed;
+use super::choice::{Choice, JobSettings};
 use super::tensors::{quantized_bytes, refusal};
 use crate::report::{Listener, Stage, StageProgress};
 use crate::workers::on_threads;
@@ -46,16 +47,10 @@ impl Cost {
 /// What was measured.
 #[derive(Debug, Default)]
 pub(crate) struct Sampled {
-    /// For each tensor that was asked for, its costs in the order of the choices.
+    /// For each tensor that was asked for, its costs in the order of the choices that its rows allow.
     pub costs: Vec<(usize, Vec<Cost>)>,
     /// Time of one core for each weight quantized.
     pub per_weight: Duration,
-}
-
-/// Every way to quantize: the kernel's settings in all bits and group sizes.
-pub(crate) fn all_choices() -> Vec<Choice> {
-    let with = |&bits: &Bits| GroupSize::ALL.iter().map(move |&group_size| Choice { bits, group_size });
-    Bits::ALL.iter().flat_map(with).collect()
 }
 
 /// Tensors to measure.
@@ -63,8 +58,7 @@ pub(crate) struct Sampling {
     pub model: Arc<Model>,
     /// By index, with the choices to measure.
     pub wanted: Vec<(usize, Vec<Choice>)>,
-    /// Scheme and method.
-    pub settings: Settings,
+    pub settings: JobSettings,
     pub threads: usize,
 }
 
@@ -115,7 +109,7 @@ impl Spent {
 }
 
 /// The costs of one tensor.
-fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: Settings) -> Result<(Vec<Cost>, Spent)> {
+fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: JobSettings) -> Result<(Vec<Cost>, Spent)> {
     let mut spent = Spent::default();
     let Some(dtype) = tensor.float_dtype() else { return Ok((Vec::new(), spent)) };
     // Gathered, so that the kernels have many groups at a time, and the pages are looked at once for all choices.
@@ -124,20 +118,16 @@ fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: Settings) -> R
     let weights = Weights::new(dtype, &bytes, row)?;
     let of_all = tensor.elements() as f64 / weights.len().max(1) as f64;
     let mut costs = Vec::with_capacity(choices.len());
-    for &choice in choices {
-        let settings = choice.with(settings);
+    for &choice in choices.iter().filter(|choice| Allowed::fits_rows(tensor, **choice)) {
         let started = Instant::now();
-        let quantized = quantize(isa, weights, settings, None)
-            .map_err(|error| refusal(tensor, settings).unwrap_or_else(|| error.into()))?;
-        spent.add(Spent { time: started.elapsed(), weights: quantized.errors.n });
-        let wide = match quantized.parameter_dtype {
-            ParameterDtype::F32 => quantized.scales.len() + quantized.minima.len(),
-            ParameterDtype::F16 => 0,
-        };
-        // Parameters in f32 take twice what those in f16 do.
-        let bytes = quantized_bytes(tensor, settings) + (wide as f64 / 2.0 * of_all) as u64;
-        let squared_error = quantized.errors.sum_ee * of_all;
-        costs.push(Cost { choice: Some(choice), bytes, sums: quantized.errors, squared_error });
+        let quantized = choice
+            .quantize(isa, weights, settings, None)
+            .map_err(|error| refusal(tensor, choice, settings).unwrap_or_else(|| error.into()))?;
+        let sums = quantized.errors();
+        spent.add(Spent { time: started.elapsed(), weights: sums.n });
+        let wide = quantized.bytes_beyond_f16() as f64 * of_all;
+        let bytes = quantized_bytes(tensor, choice, settings.scheme) + wide as u64;
+        costs.push(Cost { choice: Some(choice), bytes, sums, squared_error: sums.sum_ee * of_all });
     }
     Ok((costs, spent))
 }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use arrow_quant_formats::manifest::Reason;
 use arrow_quant_formats::{full_name, nearest};
-use arrow_quant_kernels::{Isa, Method, Scheme, Settings, Weights, group_count, par_quantize};
+use arrow_quant_kernels::{Fill, GroupSize, Isa, Method, Scheme, Settings, Weights, par_quantize, quantize_blocks};
 use regex::Regex;
 
 use super::allowed::Allowed;
 use super::channels::Channels;
-use super::choice::Choice;
+use super::choice::{Choice, JobSettings};
 use super::contents::Contents;
 use super::family::Detected;
 use super::ties::repeated;
-use crate::config::{Width, regex};
+use crate::config::{WeightType, Width, regex};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem, Tensor};
 
 /// What becomes of one tensor.
@@ -50,7 +50,7 @@ impl TensorPlan {
 pub(crate) fn plan_tensors(
     model: &Model,
     config: &DiffusionQuantConfig,
-    settings: Settings,
+    settings: JobSettings,
     detected: &Detected,
     allowed: &Allowed,
     contents: &[Contents],
@@ -67,7 +67,8 @@ pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
     let precision = |plan: &TensorPlan| match plan.choice {
         None if plan.reason == Reason::NotSelected => (0, 0),
         None => (u8::MAX, 0),
-        Some(choice) => (choice.bits.get() as u8, -(choice.group_size.get() as i64)),
+        // Of blocks of as many bits, those of more bytes.
+        Some(choice) => (choice.bits().get() as u8, bytes_of_a_million(choice)),
     };
     for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
         if precision(&plans[index]) > precision(&plans[first]) {
@@ -87,9 +88,18 @@ pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
     }
 }
 
+/// Bytes of so many weights in symmetric groups, or in blocks.
+fn bytes_of_a_million(choice: Choice) -> usize {
+    let encoding = choice.encoding(Scheme::Symmetric);
+    1_000_000 * encoding.block_bytes() / encoding.block_length()
+}
+
 /// What the configuration says of tensors, ready to be asked.
 struct Rules<'a> {
-    settings: Settings,
+    /// What tensors become of which nothing else is said.
+    weight_type: WeightType,
+    group_size: GroupSize,
+    settings: JobSettings,
     selected: Option<Regex>,
     sensitive_names: &'a [String],
     sensitive_patterns: Vec<Regex>,
@@ -106,7 +116,7 @@ impl<'a> Rules<'a> {
     fn new(
         model: &Model,
         config: &'a DiffusionQuantConfig,
-        settings: Settings,
+        settings: JobSettings,
         detected: &'a Detected,
         allowed: &'a Allowed,
     ) -> Result<Self> {
@@ -129,6 +139,8 @@ impl<'a> Rules<'a> {
             width_patterns.push((layer.as_str(), pattern, *width));
         }
         Ok(Self {
+            weight_type: config.weight_type,
+            group_size: config.group_size,
             settings,
             selected: config.tensors.as_deref().map(|pattern| regex("tensors", pattern)).transpose()?,
             sensitive_names: &config.sensitive_layer_names,
@@ -142,17 +154,20 @@ impl<'a> Rules<'a> {
     }
 
     fn plan(&self, tensor: &Tensor, contents: Contents) -> Result<TensorPlan> {
-        let choice = Choice { bits: self.settings.bits, group_size: self.settings.group_size };
         let unfit = unfit(tensor);
         let width = if unfit.is_none() { self.width(tensor)? } else { None };
         let reason = unfit.or_else(|| self.reason_to_keep(tensor, contents).filter(|_| width.is_none()));
         let (choice, reason) = if let Some(reason) = reason {
             (None, reason)
         } else if let Some((layer, width)) = width {
-            let choice = width.bits().map(|bits| Choice { bits, ..choice });
+            let choice = width.weight_type().map(|weight_type| Choice::new(weight_type, self.group_size));
             (choice, Reason::LayerBitWidths { layer: layer.to_string() })
         } else {
-            (Some(choice), Reason::BitWidth)
+            let reason = match self.weight_type {
+                WeightType::Int(_) => Reason::BitWidth,
+                WeightType::Block(_) => Reason::Type,
+            };
+            (Some(Choice::new(self.weight_type, self.group_size)), reason)
         };
         let plan = TensorPlan {
             component: tensor.component.clone(),
@@ -165,7 +180,7 @@ impl<'a> Rules<'a> {
         };
         if self.has_target && plan.is_open {
             // A target size looks at all choices, of which some may be smaller.
-            let refusal = self.allowed.refusal_of_any(tensor, self.settings.scheme);
+            let refusal = self.allowed.refusal_of_any(tensor, self.weight_type, self.settings.scheme);
             return Ok(kept_for(plan, refusal));
         }
         Ok(settled(plan, tensor, self.settings, self.allowed))
@@ -221,13 +236,20 @@ fn unfit(tensor: &Tensor) -> Option<Reason> {
     (tensor.shape.len() < 2).then_some(Reason::Dimensions { dimensions: tensor.shape.len() })
 }
 
-/// A plan, or to keep the tensor where the target cannot hold it otherwise, or it would be no smaller: short rows, as of a
-/// patch embedding, may take more for parameters than their codes save.
-pub(crate) fn settled(plan: TensorPlan, tensor: &Tensor, settings: Settings, allowed: &Allowed) -> TensorPlan {
-    let Some(settings) = plan.choice.map(|choice| choice.with(settings)) else { return plan };
-    let is_no_smaller = quantized_bytes(tensor, settings) >= tensor.bytes;
-    let refusal = allowed.refusal(tensor, settings).or_else(|| is_no_smaller.then_some(Reason::NoSmaller));
-    kept_for(plan, refusal)
+/// A plan as the target can hold it: with shorter blocks where those of its type do not divide the rows, or to keep the
+/// tensor where the target cannot hold it otherwise, or it would be no smaller: short rows, as of a patch embedding, may take
+/// more for parameters than their codes save.
+pub(crate) fn settled(plan: TensorPlan, tensor: &Tensor, settings: JobSettings, allowed: &Allowed) -> TensorPlan {
+    let Some(choice) = plan.choice else { return plan };
+    let (choice, reason) = match allowed.refusal(tensor, choice, settings.scheme) {
+        Some(Reason::Rows { .. }) => allowed.for_rows(tensor, choice),
+        Some(reason) => return kept_for(plan, Some(reason)),
+        None => (Some(choice), None),
+    };
+    let plan =
+        TensorPlan { choice, reason: reason.unwrap_or(plan.reason), is_open: plan.is_open && choice.is_some(), ..plan };
+    let is_no_smaller = choice.is_some_and(|choice| quantized_bytes(tensor, choice, settings.scheme) >= tensor.bytes);
+    kept_for(plan, is_no_smaller.then_some(Reason::NoSmaller))
 }
 
 /// Keeps a tensor if there is a reason to.
@@ -278,27 +300,24 @@ fn unknown_name<'a>(model: &'a Model, field: &'static str, name: &str) -> QuantE
     QuantError::setting(field, problem)
 }
 
-/// Bytes of codes and f16 parameters.
-pub(crate) fn quantized_bytes(tensor: &Tensor, settings: Settings) -> u64 {
+/// Bytes of codes and f16 parameters, or of blocks; those of the tensor where blocks do not divide its rows.
+pub(crate) fn quantized_bytes(tensor: &Tensor, choice: Choice, scheme: Scheme) -> u64 {
     let (elements, row) = (tensor.elements() as usize, tensor.row_length() as usize);
-    let groups = group_count(elements, row.max(1), settings.group_size);
-    (settings.bits.packed_len(elements) + groups * parameter_bytes(settings.scheme)) as u64
-}
-
-/// Bytes of a group's f16 parameters.
-fn parameter_bytes(scheme: Scheme) -> usize {
-    match scheme {
-        Scheme::Affine => 4,
-        Scheme::Asymmetric => 3,
-        Scheme::Symmetric => 2,
-    }
+    choice.encoding(scheme).stored_bytes(elements, row.max(1)).map_or(tensor.bytes, |bytes| bytes as u64)
 }
 
 /// Why a tensor cannot be quantized: its first weight that is not finite, or too large. `None` if it can.
-pub(super) fn refusal(tensor: &Tensor, settings: Settings) -> Option<QuantError> {
+pub(super) fn refusal(tensor: &Tensor, choice: Choice, settings: JobSettings) -> Option<QuantError> {
     let (isa, dtype) = (Isa::active().ok()?, tensor.float_dtype()?);
     let data = tensor.data().ok()?;
     let weights = Weights::new(dtype, &data, tensor.row_length() as usize).ok()?;
-    let problem = par_quantize(isa, weights, Settings { method: Method::MinMax, ..settings }, None).err()?;
+    // What is refused is the same whatever the method: the fastest is enough.
+    let problem = match choice {
+        Choice::Grouped { bits, group_size } => {
+            let settings = Settings { bits, group_size, scheme: settings.scheme, method: Method::MinMax };
+            par_quantize(isa, weights, settings, None).err()?
+        }
+        Choice::Block(block_type) => quantize_blocks(isa, weights, block_type, Fill::Reference, None).err()?,
+    };
     Some(QuantError::Weights { tensor: full_name(&tensor.component, &tensor.name), problem })
 }

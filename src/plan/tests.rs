@@ -2,19 +2,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_quant_formats::manifest::{Limit, Reason};
-use arrow_quant_kernels::{Bits, GroupSize, Scheme};
+use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
+
+use crate::config::WeightType;
 
 use super::*;
 use crate::model::tests::{directory, weights};
 use crate::{DiffusionQuantConfig, Model};
 
-/// A target of 8 bits in groups of 32 or 64, which keeps embeddings.
+/// A target of 8 bits in groups of 16 to 64 and of three block types, which keeps embeddings.
 fn narrow() -> Allowed {
     Allowed {
         target: "narrow",
         bits: &Bits::ALL[Bits::ALL.len() - 1..],
-        group_sizes: &GroupSize::ALL[..2],
+        group_sizes: &GroupSize::ALL[..3],
         schemes: &[Scheme::Symmetric],
+        block_types: &[BlockType::Q4K, BlockType::Q5_0, BlockType::Q8_0],
         must_stay: |tensor| tensor.name.starts_with("embed"),
         file_overhead: 0.0,
         chunk_overhead: 0.0,
@@ -34,7 +37,7 @@ fn planned(config: &DiffusionQuantConfig, table: Option<&str>) -> crate::Result<
 
 fn config(bits: i64, group_size: i64, scheme: &str) -> DiffusionQuantConfig {
     DiffusionQuantConfig {
-        bit_width: bits.try_into().unwrap(),
+        weight_type: WeightType::Int(bits.try_into().unwrap()),
         group_size: group_size.try_into().unwrap(),
         scheme: scheme.parse().unwrap(),
         ..Default::default()
@@ -42,7 +45,7 @@ fn config(bits: i64, group_size: i64, scheme: &str) -> DiffusionQuantConfig {
 }
 
 fn reasons(plan: &ModelPlan) -> Vec<String> {
-    plan.tensors.iter().map(|tensor| format!("{:?} {}", tensor.choice.map(|c| c.bits.get()), tensor.reason)).collect()
+    plan.tensors.iter().map(|tensor| format!("{:?} {}", tensor.choice.map(|c| c.bits().get()), tensor.reason)).collect()
 }
 
 #[test]
@@ -60,17 +63,22 @@ fn a_target_size_chooses_among_what_the_target_holds() {
     let plan = planned(&config, None).unwrap();
     let open: Vec<bool> = plan.tensors.iter().map(|tensor| tensor.is_open).collect();
     assert_eq!(open, [false, false, true], "bits and group size are not those of the configuration");
-    let choices: Vec<_> = plan.allowed.choices().iter().map(|c| (c.bits.get(), c.group_size.get())).collect();
-    assert_eq!(choices, [(8, 32), (8, 64)]);
+    let choices: Vec<_> = plan
+        .allowed
+        .choices(config.weight_type)
+        .iter()
+        .map(|c| (c.bits().get(), c.group_size().unwrap().get()))
+        .collect();
+    assert_eq!(choices, [(8, 16), (8, 32), (8, 64)]);
 }
 
 #[test]
 fn a_fallback_goes_to_a_width_that_the_target_holds() {
     let mut plan = planned(&config(8, 64, "symmetric"), None).unwrap();
-    let narrow = Choice { bits: Bits::ALL[0], group_size: GroupSize::ALL[0] };
+    let narrow = Choice::Grouped { bits: Bits::ALL[0], group_size: GroupSize::ALL[0] };
     plan.tensors[2].choice = Some(narrow);
     plan.widen(2);
-    assert_eq!(plan.tensors[2].choice.map(|choice| choice.bits.get()), Some(8));
+    assert_eq!(plan.tensors[2].choice.map(|choice| choice.bits().get()), Some(8));
     plan.widen(2);
     assert_eq!(plan.tensors[2].choice, None);
 }

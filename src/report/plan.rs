@@ -15,9 +15,11 @@ pub struct PlannedTensor {
     pub component: String,
     /// The tensor's name.
     pub tensor: String,
+    /// The encoding that it is to have: `int4` and the like, a type of blocks, or its own dtype to keep it.
+    pub encoding: String,
     /// Bits of a code; `None` to keep it.
     pub bits: Option<u8>,
-    /// Weights that share a scale.
+    /// Weights that share a scale; `None` to keep it, and of blocks.
     pub group_size: Option<u32>,
     /// Why.
     #[serde(flatten)]

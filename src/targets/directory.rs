@@ -27,6 +27,7 @@ impl Target for Directory {
             bits: Bits::ALL,
             group_sizes: GroupSize::ALL,
             schemes: Scheme::ALL,
+            block_types: &[],
             must_stay: |_| false,
             // On five models, from 0.3 million to a billion weights, right to 0.25 % of the size; it is known better once a
             // round was written.

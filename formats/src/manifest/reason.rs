@@ -13,6 +13,8 @@ use serde_json::Value;
 pub enum Reason {
     /// The configuration's bits and group size.
     BitWidth,
+    /// The configuration's block type.
+    Type,
     /// An entry of `layer_bit_widths`.
     LayerBitWidths {
         /// The name or pattern of the entry.
@@ -53,6 +55,15 @@ pub enum Reason {
     BelowF32,
     /// Quantizing would not make it smaller.
     NoSmaller,
+    /// Blocks of a type do not divide its rows: it has a type of shorter blocks, or was kept.
+    Rows {
+        /// The block type that was asked for.
+        block_type: String,
+        /// Weights of such a block.
+        block_length: u32,
+        /// Weights of a row.
+        row_length: u64,
+    },
     /// The target cannot hold it as it was to be quantized.
     NotHeld {
         /// The target's name.
@@ -109,6 +120,11 @@ pub enum Limit {
         /// Weights of a group.
         group_size: u32,
     },
+    /// Blocks of a type.
+    BlockType {
+        /// The block type.
+        block_type: String,
+    },
     /// A scheme.
     Scheme {
         /// The scheme.
@@ -155,6 +171,7 @@ impl Reason {
     pub fn worded(&self, called: &dyn Fn(&str) -> String) -> String {
         match self {
             Self::BitWidth => called("bit_width"),
+            Self::Type => called("type"),
             Self::LayerBitWidths { layer } => format!("{} '{layer}'", called("layer_bit_widths")),
             Self::SensitiveLayerNames { name } => format!("{} '{name}'", called("sensitive_layer_names")),
             Self::SensitiveLayerPatterns { pattern } => format!("{} '{pattern}'", called("sensitive_layer_patterns")),
@@ -165,10 +182,14 @@ impl Reason {
             Self::Mask => "a mask".to_string(),
             Self::BelowF32 => "below the range of F32".to_string(),
             Self::NoSmaller => "no smaller".to_string(),
+            Self::Rows { block_type, block_length, row_length } => {
+                format!("rows of {row_length} are no multiple of {block_length}, as {block_type} needs")
+            }
             Self::NotHeld { target, limit: Limit::Bits { bits } } => format!("{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {
                 format!("{target} has no groups of {group_size}")
             }
+            Self::NotHeld { target, limit: Limit::BlockType { block_type } } => format!("{target} has no {block_type}"),
             Self::NotHeld { target, limit: Limit::Scheme { scheme } } => format!("{target} has no {scheme} scheme"),
             Self::NotHeld { target, limit: Limit::Tensor } => format!("{target} keeps it"),
             Self::Target { field } => called(field),

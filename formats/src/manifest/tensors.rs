@@ -23,7 +23,7 @@ pub struct TensorReport {
     pub encoding: String,
     /// Bits of a code; `None` if the tensor was kept at its own dtype.
     pub bits: Option<u8>,
-    /// Weights that share a scale.
+    /// Weights that share a scale; `None` if the tensor was kept, or its encoding is one of blocks.
     pub group_size: Option<u32>,
     /// Why it has these bits, or was kept.
     #[serde(flatten)]
@@ -47,10 +47,13 @@ pub struct TensorReport {
 /// A way to quantize a tensor that lost too much.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// The encoding it had: `int4` and the like, or a type of blocks. Empty in what earlier versions wrote.
+    #[serde(default)]
+    pub encoding: String,
     /// Bits of a code.
     pub bits: u8,
-    /// Weights that share a scale.
-    pub group_size: u32,
+    /// Weights that share a scale; `None` of blocks.
+    pub group_size: Option<u32>,
     /// As it was.
     pub cosine_similarity: Option<f64>,
     /// As it was, in dB.

@@ -12,7 +12,7 @@ mod tests;
 use std::cmp::Ordering;
 
 use super::choice::Choice;
-use super::sample::{Cost, all_choices};
+use super::sample::Cost;
 use crate::{QuantError, Result};
 
 /// The factor by which error may differ between a sample and the whole.
@@ -50,7 +50,7 @@ impl Allocation {
     pub(crate) fn new(costs: Vec<(usize, Vec<Cost>)>, is_uniform: bool) -> Self {
         let open = |(tensor, mut costs): (usize, Vec<Cost>)| {
             // Of groups that are longer than a row, the largest: models then have fewer sizes in all.
-            let size = |cost: &Cost| std::cmp::Reverse(cost.choice.map(|choice| choice.group_size));
+            let size = |cost: &Cost| std::cmp::Reverse(cost.choice.map(|choice| choice.group_size()));
             costs.sort_by(|a, b| {
                 let by_error = a.squared_error.total_cmp(&b.squared_error);
                 a.bytes.cmp(&b.bytes).then(by_error).then(size(a).cmp(&size(b)))
@@ -130,7 +130,7 @@ impl Allocation {
             }
             all
         };
-        let mut all: Vec<Self> = all_choices().into_iter().map(of).collect();
+        let mut all: Vec<Self> = self.every_choice().into_iter().map(of).collect();
         all.sort_by_key(|all| all.bytes().abs_diff(budget));
         all.truncate(STARTS);
         all
@@ -233,14 +233,10 @@ impl Allocation {
 
     /// Takes a choice away from a tensor, and all that are not better. Gives false if it was the last.
     pub(crate) fn forbid(&mut self, tensor: usize, choice: Choice) -> bool {
-        // With fewer bits it is no better, nor with larger groups.
-        let is_no_better = |other: Choice| {
-            other.bits < choice.bits || other.bits == choice.bits && other.group_size >= choice.group_size
-        };
         let mut is_left = true;
         // What one tensor cannot have, none can where all have the same.
         for open in self.open.iter_mut().filter(|open| self.is_uniform || open.tensor == tensor) {
-            let is_allowed = |cost: &&Cost| cost.choice.is_none_or(|other| !is_no_better(other));
+            let is_allowed = |cost: &&Cost| cost.choice.is_none_or(|other| !other.is_no_better_than(choice));
             let costs: Vec<Cost> = open.costs.iter().filter(is_allowed).copied().collect();
             is_left &= !costs.is_empty();
             if !costs.is_empty() {
@@ -263,7 +259,7 @@ impl Allocation {
                 cost.squared_error * (squared_error / chosen.squared_error)
             } else {
                 // Nothing was lost in the sample: a step is half as wide with every bit more.
-                squared_error * 4f64.powi(choice.bits.get() as i32 - other.bits.get() as i32)
+                squared_error * 4f64.powi(choice.bits().get() as i32 - other.bits().get() as i32)
             };
         }
         let cost = &mut open.costs[open.chosen];
@@ -325,6 +321,17 @@ impl Allocation {
             open.chosen = open.costs.iter().position(|cost| cost.choice == choice).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// The choices that some tensor has, each once.
+    fn every_choice(&self) -> Vec<Choice> {
+        let mut all: Vec<Choice> = Vec::new();
+        for choice in self.open.iter().flat_map(|open| &open.costs).filter_map(|cost| cost.choice) {
+            if !all.contains(&choice) {
+                all.push(choice);
+            }
+        }
+        all
     }
 
     /// The choices of the first tensor; one that another tensor lacks is none for all.

@@ -3,7 +3,8 @@ use arrow_quant_kernels::{Bits, GroupSize, PairSums};
 use super::*;
 
 fn cost(choice: usize, bytes: u64, squared_error: f64) -> Cost {
-    let choice = Bits::ALL.get(choice).map(|&bits| Choice { bits, group_size: GroupSize::ALL[0] });
+    let widths = [Bits::Two, Bits::Four, Bits::Eight];
+    let choice = widths.get(choice).map(|&bits| Choice::Grouped { bits, group_size: GroupSize::ALL[0] });
     Cost { choice, bytes, sums: PairSums::default(), squared_error }
 }
 
@@ -89,12 +90,15 @@ fn a_choice_that_is_forbidden_is_not_made_again() {
     let mut allocation = Allocation::new(tensors(), false);
     let budget = allocation.least_bytes() * 2;
     allocation.choose(budget).unwrap();
-    let choice = |index: usize| Choice { bits: Bits::ALL[index], group_size: GroupSize::ALL[0] };
+    let choice = |index: usize| Choice::Grouped {
+        bits: [Bits::Two, Bits::Four, Bits::Eight][index],
+        group_size: GroupSize::ALL[0],
+    };
     for index in 0..3 {
         assert!(allocation.forbid(3, choice(index)));
         allocation.adjust(4 * budget).unwrap();
         let found = allocation.chosen().find(|(tensor, _)| *tensor == 3).unwrap().1.choice;
-        assert!(found.is_none_or(|found| found.bits > choice(index).bits), "{found:?}");
+        assert!(found.is_none_or(|found| found.bits() > choice(index).bits()), "{found:?}");
     }
     allocation.adjust(u64::MAX).unwrap();
     assert_eq!(error(&allocation), 0.0, "all there is room for");
@@ -105,7 +109,7 @@ fn one_choice_for_all() {
     let mut allocation = Allocation::new(tensors(), true);
     let least = allocation.least_bytes();
     allocation.choose(least * 3).unwrap();
-    let bits: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice.map(|c| c.bits)).collect();
-    assert!(bits.iter().all(|bits| *bits == Some(Bits::ALL[1])), "{bits:?}");
+    let bits: Vec<_> = allocation.chosen().map(|(_, cost)| cost.choice.map(|c| c.bits())).collect();
+    assert!(bits.iter().all(|bits| *bits == Some(Bits::Four)), "{bits:?}");
     assert!(allocation.choose(least - 1).is_err());
 }

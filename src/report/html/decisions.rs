@@ -147,7 +147,9 @@ fn tried(attempt: &Attempt) -> Markup {
     let cosine = measure(attempt.cosine_similarity, 6);
     html! {
         span.tried {
-            (attempt.bits) " bits" span.muted { " /" (attempt.group_size) } " " (measure(attempt.sqnr_db, 2)) " dB"
+            (attempt.bits) " bits"
+            @if let Some(size) = attempt.group_size { span.muted { " /" (size) } }
+            " " (measure(attempt.sqnr_db, 2)) " dB"
             span.muted { " cosine " (cosine) }
         }
     }

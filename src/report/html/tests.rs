@@ -158,8 +158,13 @@ fn what_was_lost_comes_before_what_it_was_stored_as() {
 #[test]
 fn every_section_is_present() {
     let mut tensors = model(&["h.{n}.attn.c_attn.weight", "h.{n}.mlp.c_fc.weight", "wte.weight"], 3);
-    tensors[1].fallbacks =
-        vec![Attempt { bits: 2, group_size: 64, cosine_similarity: Some(0.91), sqnr_db: Some(7.25) }];
+    tensors[1].fallbacks = vec![Attempt {
+        encoding: "int2".into(),
+        bits: 2,
+        group_size: Some(64),
+        cosine_similarity: Some(0.91),
+        sqnr_db: Some(7.25),
+    }];
     tensors.push(tensor("ln_f.weight", None, None));
     tensors.push(TensorReport { same_as: Some("wte.weight".into()), bytes: 0, ..tensor("lm_head.weight", None, None) });
     let mut report = report(tensors);

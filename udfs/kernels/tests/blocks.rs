@@ -79,7 +79,11 @@ fn random(n: usize, laplace: bool) -> Vec<u8> {
     };
     let weights = (0..n).map(|_| {
         let (a, b) = (uniform(), uniform());
-        if laplace { a.ln() * if b < 0.5 { -1.0 } else { 1.0 } } else { (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos() }
+        if laplace {
+            a.ln() * if b < 0.5 { -1.0 } else { 1.0 }
+        } else {
+            (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+        }
     });
     weights.flat_map(|w| (w as f32).to_le_bytes()).collect()
 }
