@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use arrow_quant_bounds::QueryFault;
 use arrow_quant_formats::directory::Missing;
+use arrow_quant_formats::gguf::language::LanguageError;
 use arrow_quant_formats::manifest::Shortfall;
 use arrow_quant_formats::{FormatError, shown};
 use arrow_quant_kernels::KernelError;
@@ -80,6 +81,13 @@ pub enum QuantError {
     UnknownModality {
         /// The model.
         path: PathBuf,
+    },
+    /// A model cannot become a GGUF file of a language model.
+    Language {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        problem: Box<LanguageError>,
     },
     /// Two models that should hold the same tensors do not, or values are not those of a tensor.
     ShapeMismatch {
@@ -180,6 +188,14 @@ impl fmt::Display for Worded<'_> {
             QuantError::Metadata { path, tensor, problem } => {
                 write!(f, "{}: {}{problem}", path.display(), of_tensor(tensor.as_deref()))
             }
+            QuantError::Language { path, problem } => {
+                write!(f, "{}: {problem}", path.display())?;
+                match problem.setting() {
+                    Some(setting) if problem.is_of_setting() => write!(f, " ({})", words.setting(setting)),
+                    Some(setting) => write!(f, "; if it is like one of llama.cpp's, name that with {}", words.advised(setting)),
+                    None => Ok(()),
+                }
+            }
             QuantError::UnknownModality { path } => write!(
                 f,
                 "{}: what the model makes cannot be told from its files: give {} as text, code, image or audio, or write \
@@ -265,6 +281,7 @@ impl QuantError {
         | Self::ModelNotFound { path, .. }
         | Self::Metadata { path, .. }
         | Self::UnknownModality { path }
+        | Self::Language { path, .. }
         | Self::Output { path, .. }
         | Self::Changed { path, .. }
         | Self::Io { path, .. }) = &mut self

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, LayeredConfig, QuantizeReport, quantize_model, quantize_query, session,
-    unfinished_run,
+    DiffusionQuantConfig, JobOptions, LayeredConfig, QuantizeReport, TargetName, quantize_model, quantize_query,
+    session, unfinished_run,
 };
 
 use crate::calibration::CalibrationArgument;
@@ -23,6 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   arrow-quant quantize dream-7b dream-7b-int4                     4 bits in groups of 128
   arrow-quant quantize dream-7b dream-7b-3bpw --target-bpw 3.5    the least error at a size
+  arrow-quant quantize smollm2 smollm2.gguf --type q4_k_m         one file for llama.cpp
   arrow-quant quantize dream-7b dream-7b-int2 --profile edge --min-accuracy 0.9
   arrow-quant quantize dream-7b dream-7b-int4 --resume            goes on after an interruption
   arrow-quant quantize --query \"SELECT * FROM weights('dream-7b') WHERE tensor LIKE 'model.%'\" part";
@@ -34,7 +35,7 @@ pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
-    /// The directory to write; it must not exist, or be empty
+    /// The directory to write, which must not exist, or be empty; or a file, if it ends in .gguf
     #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights
@@ -101,6 +102,8 @@ fn quantize_or_plan(
     let config = &layered.config;
     let meter = Meter::new(&arguments.shown);
     let options = JobOptions {
+        // Of a plan too, for which nothing is written.
+        target: Some(TargetName::of(config, out)),
         plan: arguments.plan.clone(),
         calibration: arguments.calibration.open(config.calibration_samples)?,
         resume: arguments.resume,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 mod reason;
 mod tensors;
 
-pub use reason::{Limit, Reason, RecordedReason, Shortfall};
+pub use reason::{Limit, Omission, Reason, RecordedReason, Shortfall};
 pub use tensors::{Attempt, LayerReport, TensorReport, Totals};
 
 /// The file that makes a directory a quantized model.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use arrow_quant_formats::gguf::language::Mix;
 use arrow_quant_kernels::{self as kernels, Bits, BlockType, Fill, GroupSize, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -88,6 +89,15 @@ choices! {
 }
 
 choices! {
+    /// What a quantized model is written as.
+    Format, "format", "arrow-quant or gguf",
+    /// The quantized model directory.
+    ArrowQuant = "arrow-quant",
+    /// One file, as llama.cpp loads it.
+    Gguf = "gguf",
+}
+
+choices! {
     /// Where time groups end.
     Boundaries, "time_group_boundaries", "optimal or equal",
     /// Where the least is lost; fewer groups where they gain less than half a dB, in the mean and at the worst timestep, and
@@ -138,22 +148,26 @@ pub enum WeightType {
     Int(Bits),
     /// Blocks of ggml.
     Block(BlockType),
+    /// Blocks of several types, each for some tensors.
+    Mix(Mix),
 }
 
 impl WeightType {
-    /// The name as users type it: `int4`, `q4_k`.
+    /// The name as users type it: `int4`, `q4_k`, `q4_k_m`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Int(bits) => bits.name(),
             Self::Block(block_type) => block_type.name(),
+            Self::Mix(mix) => mix.name(),
         }
     }
 
-    /// Bits of a code.
+    /// Bits of a code; of a mix, of most codes.
     pub const fn bits(self) -> Bits {
         match self {
             Self::Int(bits) => bits,
             Self::Block(block_type) => block_type.bits(),
+            Self::Mix(mix) => mix.base().bits(),
         }
     }
 
@@ -161,7 +175,7 @@ impl WeightType {
     pub const fn has(self, method: Method) -> bool {
         match self {
             Self::Int(_) => method.of_integers().is_some(),
-            Self::Block(_) => method.of_blocks().is_some(),
+            Self::Block(_) | Self::Mix(_) => method.of_blocks().is_some(),
         }
     }
 
@@ -169,7 +183,7 @@ impl WeightType {
     pub(crate) const fn methods(self) -> &'static str {
         match self {
             Self::Int(_) => "minmax, mse or unbiased",
-            Self::Block(_) => "mse or reference",
+            Self::Block(_) | Self::Mix(_) => "mse or reference",
         }
     }
 }
@@ -196,7 +210,8 @@ impl Choice for WeightType {
     fn all() -> Vec<(Self, Value)> {
         let integers = Bits::ALL.iter().copied().map(Self::Int);
         let blocks = BlockType::FILLED.iter().copied().map(Self::Block);
-        integers.chain(blocks).map(|weight_type| (weight_type, weight_type.name().into())).collect()
+        let mixes = Mix::ALL.iter().copied().map(Self::Mix);
+        integers.chain(blocks).chain(mixes).map(|weight_type| (weight_type, weight_type.name().into())).collect()
     }
 }
 
@@ -240,7 +255,7 @@ impl fmt::Display for Width {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Of(WeightType::Int(bits)) => write!(f, "{}", bits.get()),
-            Self::Of(WeightType::Block(block_type)) => write!(f, "{block_type}"),
+            Self::Of(weight_type @ (WeightType::Block(_) | WeightType::Mix(_))) => f.write_str(weight_type.name()),
             Self::Keep => f.write_str("16"),
         }
     }
@@ -249,9 +264,11 @@ impl fmt::Display for Width {
 impl Choice for Width {
     fn all() -> Vec<(Self, Value)> {
         let written = |(weight_type, name)| match weight_type {
-            WeightType::Int(bits) => (Self::Of(weight_type), bits.get().into()),
-            WeightType::Block(_) => (Self::Of(weight_type), name),
+            WeightType::Int(bits) => Some((Self::Of(weight_type), bits.get().into())),
+            WeightType::Block(_) => Some((Self::Of(weight_type), name)),
+            // Which of its types a tensor would have, a mix says of models, not of tensors.
+            WeightType::Mix(_) => None,
         };
-        WeightType::all().into_iter().map(written).chain([(Self::Keep, 16.into())]).collect()
+        WeightType::all().into_iter().filter_map(written).chain([(Self::Keep, 16.into())]).collect()
     }
 }

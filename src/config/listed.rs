@@ -1,5 +1,6 @@
 //! Choices in words, put together when the program is compiled, so that a new choice is in every text.
 
+use arrow_quant_formats::gguf::language::Mix;
 use arrow_quant_kernels::{Bits, BlockType, GroupSize};
 
 /// Every width: `2, 3, 4, 5, 6 or 8`.
@@ -20,7 +21,7 @@ pub(crate) const GROUP_SIZES: &str = {
     TEXT.as_str()
 };
 
-/// Every type: `int2, int3 … mxfp4 or nvfp4`.
+/// Every type: `int2, int3 … q5_k_s or q5_k_m`.
 pub(crate) const TYPES: &str = {
     const TEXT: &Text = &Text::new().types();
     TEXT.as_str()
@@ -104,10 +105,15 @@ impl Text {
         }
         let mut at = 0;
         while at < BlockType::FILLED.len() {
+            self = self.push(BlockType::FILLED[at].name()).push(", ");
+            at += 1;
+        }
+        let mut at = 0;
+        while at < Mix::ALL.len() {
             if at > 0 {
-                self = self.push(if at + 1 == BlockType::FILLED.len() { " or " } else { ", " });
+                self = self.push(if at + 1 == Mix::ALL.len() { " or " } else { ", " });
             }
-            self = self.push(BlockType::FILLED[at].name());
+            self = self.push(Mix::ALL[at].name());
             at += 1;
         }
         self

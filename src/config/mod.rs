@@ -23,7 +23,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 pub use crate::error::{Allowed, Origin, Problem, Refused};
-pub use choices::{Boundaries, Choice, DeploymentProfile, Method, Modality, WeightType, Width};
+pub use choices::{Boundaries, Choice, DeploymentProfile, Format, Method, Modality, WeightType, Width};
 pub use kinds::{
     BitsOfType, Kind, Names, Nullable, OneOf, Pattern, Patterns, Real, Shape, Switch, Text, Whole, Widths, number,
     one_of,
@@ -110,11 +110,23 @@ configuration! {
     /// those that have no variant are read.
     variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -",
         or_null("for the weights without one"), hint("NAME"), example("fp16");
+    /// What the quantized model is written as: arrow-quant is a directory, gguf one file, as llama.cpp loads it.
+    format: Option<Format> = Nullable(one_of::<Format>()), "arrow-quant or gguf",
+        or_null("for what the output's name says: gguf if it ends in .gguf, else arrow-quant"), example("gguf");
+    /// What GGUF calls the model's architecture, where its config.json does not say it or says one that is not known.
+    architecture: Option<String> = Nullable(Text(is_name)), "the name of an architecture in GGUF",
+        or_null("to take it from config.json"), hint("NAME"), example("llama");
+    /// How text is cut before BPE, by llama.cpp's name for it, where that is not known by the tokenizer's expressions.
+    pre_tokenizer: Option<String> = Nullable(Text(is_name)), "the name of a pre-tokenizer of llama.cpp",
+        or_null("to recognize it"), flags(&["pre", "pre-tokenizer"]), hint("NAME"), example("llama-bpe");
     row BIT_WIDTH;
-    /// What weights become: int2 to int8 are integers of `bit_width` in groups; the others are the block types of ggml, where
-    /// the target holds them. With a target size, a type of the same kind is chosen for each tensor.
+    /// What weights become: int2 to int8 are integers of `bit_width` in groups; the others are the block types of ggml and llama-quantize's
+    /// mixes of them, where the format holds them. With a target size, a type of the same kind is chosen for each tensor.
     weight_type ["type"]: WeightType = one_of::<WeightType>(), listed::TYPES,
         variable("ARROW_QUANT_TYPE"), refines("bit_width");
+    /// Whether to refuse a model where the blocks of a type do not divide the rows of some tensor, instead of giving that tensor
+    /// another type.
+    no_fallback: bool = Switch, BOOLEAN;
     /// Weights of integers that share a scale. With a target size, their number is chosen for each tensor.
     group_size: GroupSize = one_of::<GroupSize>(), listed::GROUP_SIZES,
         variable("ARROW_QUANT_GROUP_SIZE"), hint("N");
@@ -242,6 +254,10 @@ impl DiffusionQuantConfig {
             deployment_profile: profile,
             modality: None,
             variant: None,
+            format: None,
+            architecture: None,
+            pre_tokenizer: None,
+            no_fallback: false,
             weight_type: WeightType::Int(bits),
             group_size,
             scheme: Scheme::Affine,
@@ -347,6 +363,11 @@ impl DiffusionQuantConfig {
 /// Whether a text can be a part of the name of a file.
 fn is_variant(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+}
+
+/// Whether a text can be a name of GGUF's.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
 }
 
 /// Groups of so many weights. In a constant, a size that there is not does not compile.

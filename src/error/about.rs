@@ -72,6 +72,10 @@ impl QuantError {
             Self::Metadata { path, tensor, .. } => {
                 About { path: Some(path), tensor: tensor.as_deref(), ..of(Kind::Metadata) }
             }
+            Self::Language { path, problem } => match problem.setting() {
+                Some(field) => About { path: Some(path), field: Some(field), ..of(Kind::Configuration) },
+                None => About { path: Some(path), ..of(Kind::Metadata) },
+            },
             Self::UnknownModality { path } => About { path: Some(path), ..of(Kind::Metadata) },
             Self::ShapeMismatch { tensor, .. } => About { tensor: tensor.as_deref(), ..of(Kind::ShapeMismatch) },
             Self::Validation { tensor, .. } => About { tensor: tensor.as_deref(), ..of(Kind::Validation) },

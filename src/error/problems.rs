@@ -63,6 +63,15 @@ pub enum SettingProblem {
         /// Why it is kept.
         reason: Reason,
     },
+    /// A tensor would have another type than was asked for, because of its rows.
+    FallsBack {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        reason: Reason,
+        /// How many more tensors there are.
+        others: usize,
+    },
     /// What must be held in memory takes more than the limit.
     MemoryLimit {
         /// The limit in 10⁶ bytes.
@@ -172,6 +181,13 @@ impl SettingProblem {
                 write!(f, "{setting} is '{name}', which the target {target} cannot hold; allowed for it: {held}")
             }
             Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
+            Self::FallsBack { tensor, reason, others } => {
+                write!(f, "{tensor}: {}", reason.worded(&|field| words.setting(field)))?;
+                if *others > 0 {
+                    write!(f, ", and {others} more tensors")?;
+                }
+                write!(f, ": choose another type, or leave out {setting} to give them one that fits")
+            }
             Self::Allow(error) => write!(f, "{setting}: {error}"),
         }
     }

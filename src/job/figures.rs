@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use arrow_quant_formats::manifest::{Attempt, TensorReport, Totals};
+use arrow_quant_formats::manifest::{Attempt, Reason, TensorReport, Totals};
 use arrow_quant_kernels::PairSums;
 
 use super::task::PartRecord;
@@ -22,6 +22,8 @@ pub(super) fn tensor_reports(
         let stored = plan.same_as.unwrap_or(index);
         let TensorSums { bytes, errors } = sums[stored];
         let is_quantized = plan.choice.is_some();
+        // Of what is left out, nothing is in the output.
+        let is_left_out = matches!(plan.reason, Reason::LeftOut { .. });
         if bytes != tensor.bytes && !is_quantized || is_quantized && errors.n != tensor.elements() {
             return Err(QuantError::Quantization {
                 tensor: Some(plan.tensor.clone()),
@@ -41,7 +43,7 @@ pub(super) fn tensor_reports(
             because: plan.reason.clone().into(),
             fallbacks: fallbacks[stored].clone(),
             same_as: plan.same_as.map(|first| plans[first].name()),
-            bytes: if plan.same_as.is_some() { 0 } else { bytes },
+            bytes: if plan.same_as.is_some() || is_left_out { 0 } else { bytes },
             cosine_similarity: figures.and_then(|sums| sums.cosine_similarity()),
             sqnr_db: figures.as_ref().and_then(sqnr_db),
             max_abs_error: figures.map(|sums| sums.max_abs_error),

@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::place::in_the_way;
 use super::query_note;
 use super::staging::{Existing, Found, Staging};
-use crate::model::QuantizedDirectory;
+use crate::model::manifest_at;
 use crate::report::{ModelReport, QuantizeReport};
+use crate::targets::Target;
 use crate::workers::blocking;
 use crate::{DiffusionQuantConfig, Model, OutputProblem, Result};
 
@@ -20,15 +21,15 @@ pub(super) async fn finished(
     model: &Path,
     out: &Path,
     config: &DiffusionQuantConfig,
-    existing: Existing,
+    (existing, target): (Existing, &'static dyn Target),
     query: Option<&str>,
 ) -> Result<Option<QuantizeReport>> {
     let started = Instant::now();
     let (model, out, settings) = (model.to_path_buf(), out.to_path_buf(), config.recorded());
     let note = query.map(query_note);
     blocking(move || {
-        let Found::Finished = Staging::look(&out, existing)? else { return Ok(None) };
-        let QuantizedDirectory { manifest, .. } = QuantizedDirectory::open(&out)?;
+        let Found::Finished = Staging::look(&out, existing, target)? else { return Ok(None) };
+        let manifest = manifest_at(&out)?;
         let is_same_source = match note {
             // The rows of a query have no version of their own.
             Some(note) => manifest.notes.contains(&note),

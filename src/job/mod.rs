@@ -34,7 +34,7 @@ pub use validate::{validate_model, verify_model};
 use crate::plan::TensorPlan;
 use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
-use crate::targets::TargetName;
+use crate::targets::{TargetName, WrittenPart};
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
 use finished::finished;
@@ -43,7 +43,7 @@ use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
 use staging::{Earlier, Existing, Staging};
-use task::TaskModel;
+use task::{PartRecord, TaskModel};
 
 /// The program that writes quantized models.
 const PROGRAM: &str = concat!("arrow-quant ", env!("CARGO_PKG_VERSION"));
@@ -54,8 +54,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What a job is asked for beside its configuration.
 #[derive(Clone)]
 pub struct JobOptions {
-    /// What the model is written as.
-    pub target: TargetName,
+    /// What the model is written as; `None` for what the configuration's `format` or the output's name says.
+    pub target: Option<TargetName>,
     /// A file that says what each tensor becomes, as [`PlanReport::write`] makes it; instead of what the configuration
     /// would have.
     pub plan: Option<PathBuf>,
@@ -75,7 +75,7 @@ pub struct JobOptions {
 impl Default for JobOptions {
     fn default() -> Self {
         Self {
-            target: TargetName::default(),
+            target: None,
             plan: None,
             calibration: None,
             resume: false,
@@ -90,6 +90,11 @@ impl JobOptions {
     /// What becomes of what is where the output goes.
     fn existing(&self) -> Existing {
         Existing { resume: self.resume, overwrite: self.overwrite }
+    }
+
+    /// What is written, with these options and a configuration.
+    fn target(&self, config: &DiffusionQuantConfig, out: Option<&Path>) -> TargetName {
+        self.target.unwrap_or_else(|| TargetName::of(config, out))
     }
 
     fn listener(&self) -> Listener {
@@ -121,12 +126,13 @@ async fn quantize_source(
     options: &JobOptions,
     query: Option<&str>,
 ) -> Result<QuantizeReport> {
-    let (started, existing, target) = (Instant::now(), options.existing(), options.target.target());
+    let (started, existing, name) = (Instant::now(), options.existing(), options.target(config, Some(out)));
+    let target = name.target();
     // Before anything else, as planning may take a while.
-    if let Some(report) = finished(model, out, config, existing, query).await? {
+    if let Some(report) = finished(model, out, config, (existing, target), query).await? {
         return Ok(report);
     }
-    let planned = plan(model, config, options).await?;
+    let planned = plan(model, config, options, name).await?;
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
     let model_files = Arc::clone(&planned.plan.model);
@@ -135,7 +141,7 @@ async fn quantize_source(
     let source = Source { name: default_name(model_files.path()), fingerprint, files };
     let identity = RunIdentity {
         program: writer(),
-        target: options.target.to_string(),
+        target: name.to_string(),
         source: source.fingerprint.clone(),
         settings: settings.clone(),
         calibration: planned.calibrated.hash(),
@@ -177,16 +183,22 @@ async fn write(
     staging: &Arc<Staging>,
     mut manifest: Manifest,
 ) -> Result<Manifest> {
-    let Planned { plan, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
+    let Planned { plan, layout, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
     let (beside, tables) = (calibrated.bytes(), std::mem::take(&mut calibrated.tables));
-    manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
+    if staging.is_directory() {
+        manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
+    }
     let model = TaskModel { location: plan.model.absolute_path()?, fingerprint: manifest.source.fingerprint.clone() };
     let run = Run { model, parts, staging: Arc::clone(staging), in_flight, listener: options.listener() };
     let at_first = plan.tensors.clone();
     let Done { plan, fallbacks, sums, records } = Rounds::new(plan, beside, config).run(&run).await?;
     calibrated.forget_gains(&at_first, &plan.tensors);
-    let (parts, at) = (records.into_iter().map(|record| record.file).collect(), Arc::clone(staging));
-    manifest.files = blocking(move || at.assemble(parts)).await?;
+    let plan = Arc::new(plan);
+    manifest.files = {
+        let (plan, staging) = (Arc::clone(&plan), Arc::clone(staging));
+        let parts = records.into_iter().map(|PartRecord { file, tensors, .. }| WrittenPart { file, tensors }).collect();
+        blocking(move || staging.assemble(&*layout, parts, &plan)).await?
+    };
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();
     manifest.totals = figures::totals(&plan.model, stored_bytes, &sums);
     manifest.tensors = figures::tensor_reports(&plan.model, &plan.tensors, &sums, &fallbacks)?;
@@ -244,6 +256,7 @@ fn is_final(error: &QuantError) -> bool {
         | QuantError::Setting { .. }
         | QuantError::Metadata { .. }
         | QuantError::UnknownModality { .. }
+        | QuantError::Language { .. }
         | QuantError::ShapeMismatch { .. }
         | QuantError::Validation { .. }
         | QuantError::BelowFloor { .. }

@@ -10,16 +10,19 @@ use super::JobOptions;
 use super::open::open;
 use crate::calibration::{Calibrated, calibrate, expected_bytes};
 use crate::plan::{
-    Allowed, Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes,
+    Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes,
 };
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
+use crate::targets::{Layout, TargetName};
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Modality, Result};
 
 /// What is decided before the first weight is written.
 pub(super) struct Planned {
     pub plan: ModelPlan,
+    /// What an output consists of.
+    pub layout: Arc<dyn Layout>,
     pub parts: ModelParts,
     /// Parts under way at once.
     pub in_flight: usize,
@@ -33,6 +36,7 @@ pub(super) struct Planned {
 /// What is decided by headers and names.
 struct Decided {
     plan: ModelPlan,
+    layout: Arc<dyn Layout>,
     parts: ModelParts,
     in_flight: usize,
     detected: Detected,
@@ -43,13 +47,21 @@ struct Decided {
 ///
 /// # Errors
 /// If there is no readable model, or what is asked for does not fit it, the limit of memory or the target.
-pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<Planned> {
-    let allowed = options.target.target().allowed();
+pub(super) async fn plan(
+    model: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+    target: TargetName,
+) -> Result<Planned> {
+    let allowed = target.target().allowed();
     config.validate()?;
+    // The types of the target, where it has its own.
+    let weight_type = target.target().weight_type(config.weight_type);
+    let config = &DiffusionQuantConfig { weight_type, ..config.clone() };
     Isa::active()?;
-    let Decided { mut plan, parts, in_flight, detected, notes } = {
+    let Decided { mut plan, layout, parts, in_flight, detected, notes } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
-        blocking(move || decide(&model, &config, &options, allowed)).await?
+        blocking(move || decide(&model, &config, &options, target)).await?
     };
     let calibration = options.calibration.as_ref();
     let overhead = allowed.overhead(parts.iter()) + calibration.map_or(0, |c| expected_bytes(c, config));
@@ -67,11 +79,11 @@ pub(super) async fn plan(model: &Path, config: &DiffusionQuantConfig, options: &
     };
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
-    Ok(Planned { notes, modality: config.modality.or(detected.modality), plan, parts, in_flight, calibrated, sampled })
+    Ok(Planned { notes, modality: config.modality.or(detected.modality), plan, layout, parts, in_flight, calibrated, sampled })
 }
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
-fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, allowed: Allowed) -> Result<Decided> {
+fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, target: TargetName) -> Result<Decided> {
     let (model, in_flight) = open(path, config, held(options))?;
     if let Some(calibration) = &options.calibration {
         calibration.check(&model)?;
@@ -80,10 +92,12 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, allo
     if config.skip_sensitive_layers && config.modality.is_none() {
         detected.require(model.path())?;
     }
+    let layout = target.target().layout(&model, config)?;
+    let allowed = (target.target().allowed(), layout.requests());
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
-    Ok(Decided { plan, parts, in_flight, detected, notes })
+    Ok(Decided { plan, layout, parts, in_flight, detected, notes })
 }
 
 /// Bytes that the calibration takes in memory.
@@ -96,7 +110,7 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options).await?;
+    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options, options.target(config, None)).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     plan.model.check()?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();

@@ -254,9 +254,9 @@ fn plan_table(tensors: &[&TaskTensor]) -> Result<Arc<dyn TableProvider>> {
     };
     let (bits, group_sizes): (Vec<_>, Vec<_>) =
         tensors.iter().map(|plan| plan.choice.and_then(of_groups).unzip()).unzip();
-    let of_blocks = |choice: Choice| match choice.weight_type() {
-        WeightType::Int(_) => None,
-        WeightType::Block(block_type) => Some(block_type.name()),
+    let of_blocks = |choice: Choice| match choice {
+        Choice::Grouped { .. } => None,
+        Choice::Block(block_type) => Some(block_type.name()),
     };
     let types: StringArray = tensors.iter().map(|plan| plan.choice.and_then(of_blocks)).collect();
     let mut columns: Vec<ArrayRef> = vec![

@@ -45,7 +45,8 @@ pub async fn quantize_query(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     // Before the query, which may take a while.
-    if let Some(report) = finished(Path::new(sql), out, config, options.existing(), Some(sql)).await? {
+    let target = options.target(config, Some(out)).target();
+    if let Some(report) = finished(Path::new(sql), out, config, (options.existing(), target), Some(sql)).await? {
         return Ok(report);
     }
     config.validate()?;

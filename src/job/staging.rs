@@ -16,8 +16,9 @@ use super::place::{
     absolute, beside, create_error, files, in_the_way, is_unfinished, is_vacant, partial, refuse_existing,
     refuse_file_name, remove,
 };
-use crate::model::hash_of;
-use crate::targets::Target;
+use crate::model::{hash_of, manifest_path};
+use crate::plan::ModelPlan;
+use crate::targets::{Layout, Target, WrittenPart};
 use crate::{Model, OutputProblem, QuantError, Result, disk};
 
 /// The journal's name in the staging directory.
@@ -84,7 +85,7 @@ impl Staging {
         identity: &RunIdentity,
         target: &'static dyn Target,
     ) -> Result<(Self, Earlier)> {
-        let found = Self::look(out, existing)?;
+        let found = Self::look(out, existing, target)?;
         let out = absolute(out)?;
         let (path, (journal, earlier)) = match found {
             Found::Left(path, left) => {
@@ -116,7 +117,7 @@ impl Staging {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(super) fn look(out: &Path, existing: Existing) -> Result<Found> {
+    pub(super) fn look(out: &Path, existing: Existing, target: &dyn Target) -> Result<Found> {
         let out = absolute(out)?;
         let left = |path: PathBuf| match Journal::find(&path.join(JOURNAL))? {
             Some(journal::Found::Running) => Err(in_the_way(&path, OutputProblem::Running)),
@@ -127,7 +128,7 @@ impl Staging {
             None => Ok(None),
         };
         let is_directory = out.is_dir();
-        if out.join(MANIFEST).is_file() {
+        if manifest_path(&out).is_file() && out.is_file() == target.file().is_some() {
             return match existing {
                 Existing { resume: true, .. } => Ok(Found::Finished),
                 Existing { overwrite: true, .. } => {
@@ -143,10 +144,12 @@ impl Staging {
         if let Some(left) = left(partial(&out))? {
             return Ok(left);
         }
-        if is_directory {
-            return Ok(Found::Free(out));
+        if target.file().is_none() {
+            if is_directory {
+                return Ok(Found::Free(out));
+            }
+            refuse_file_name(&out)?;
         }
-        refuse_file_name(&out)?;
         Ok(Found::Free(partial(&out)))
     }
 
@@ -227,8 +230,18 @@ impl Staging {
     }
 
     /// Makes the files of the output from those of its parts, which are in order.
-    pub(super) fn assemble(&self, parts: Vec<FileEntry>) -> Result<Vec<FileEntry>> {
-        self.target.assemble(&self.path, parts)
+    pub(super) fn assemble(
+        &self,
+        layout: &dyn Layout,
+        parts: Vec<WrittenPart>,
+        plan: &ModelPlan,
+    ) -> Result<Vec<FileEntry>> {
+        layout.assemble(&self.path, parts, plan)
+    }
+
+    /// Whether the output is a directory, and not a file.
+    pub(super) fn is_directory(&self) -> bool {
+        self.target.file().is_none()
     }
 
     /// Ends the output and gives it its name. Both are durable when this returns.
@@ -265,7 +278,7 @@ impl Staging {
 
     /// Whether there is a quantized model that this run replaces.
     fn replaces(&self) -> bool {
-        self.overwrites && self.path != self.out && self.out.join(MANIFEST).is_file()
+        self.overwrites && self.path != self.out && manifest_path(&self.out).is_file()
     }
 
     /// Makes way for the output: the model at its place gets another name. Where that cannot be done, it is no model any more
@@ -306,8 +319,15 @@ impl Staging {
     /// The same of an output that is a file in the directory; what else is there is not part of it.
     fn complete_file(&self, file: &str) -> Result<()> {
         // Rename would replace a file.
-        refuse_existing(&self.out)?;
-        fs::rename(self.path.join(file), &self.out).map_err(|e| QuantError::io(&self.out, e))?;
+        if !self.replaces() {
+            refuse_existing(&self.out)?;
+        }
+        let manifest = self.path.join(MANIFEST);
+        if manifest.is_file() {
+            // Before the file, which is complete when it has its name.
+            disk::rename_file(&manifest, &beside(&self.out, &format!(".{MANIFEST}")))?;
+        }
+        disk::rename_file(&self.path.join(file), &self.out)?;
         self.has_ended.store(true, Ordering::Relaxed);
         fs::remove_dir_all(&self.path).map_err(|e| QuantError::io(&self.path, e))?;
         self.out.parent().map_or(Ok(()), disk::sync_directory)

@@ -171,7 +171,7 @@ async fn a_weight_that_is_refused_is_named_by_its_place_in_the_tensor() {
 async fn a_target_can_be_one_file() {
     let model = model();
     let out = model.path().join("model.lines");
-    let options = JobOptions { target: "one-file".parse().unwrap(), ..JobOptions::default() };
+    let options = JobOptions { target: Some("one-file".parse().unwrap()), ..JobOptions::default() };
     let done = quantize_model(model.path(), &out, &config(), &options).await.unwrap();
     assert_eq!(done.parts, 1);
     let text = fs::read_to_string(&out).unwrap();

@@ -2,23 +2,26 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::Float64Type;
 use arrow_quant_formats::full_name;
-use arrow_quant_formats::manifest::TensorReport;
+use arrow_quant_formats::manifest::{Manifest, Omission, Reason, TensorReport};
 use arrow_quant_kernels::{Isa, Weights, to_f32};
+use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
 use crate::calibration::{LayerWeights, StoredCalibration};
 use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
-use crate::session::{register, session_config, with_config};
+use crate::model::{manifest_at, verify_file};
+use crate::session::{register, register_tables, session_config, with_config};
 use crate::tables::{AnyModel, QuantizedModel, table_of};
+use crate::targets::TargetName;
 use crate::workers::{blocking, on_threads};
-use crate::{Calibration, Model, QuantError, Result, ShapeProblem, Tensor, ValidationProblem};
+use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result, ShapeProblem, Tensor, ValidationProblem};
 
 /// The original's chunks are mapped, so the join holds on to views of them while the quantized model streams past. Each
 /// side has the chunks that its tensors' shapes imply, so chunks with the same number correspond.
@@ -33,6 +36,9 @@ const QUERY: &str = "
       ON o.component = q.component AND o.tensor = q.tensor AND o.chunk = q.chunk
     WHERE o.weights['dtype'] IN ('F64', 'F32', 'F16', 'BF16')
     GROUP BY o.component, o.tensor";
+
+/// What the quantized model is called in queries.
+const QUANTIZED: &str = "quantized_model";
 
 /// The weights of the layers of a calibration, in pairs.
 const LAYERS_QUERY: &str = "
@@ -55,23 +61,26 @@ pub async fn validate_model(
 ) -> Result<ValidationReport> {
     let (model, other) = open(original, quantized, calibration.clone()).await?;
     other.verify().await?;
-    let reports = same_tensors(&model, &other)?;
+    let reports = same_tensors(&model, other.manifest())?;
     let mut config = session_config(threads);
     // The original must stay on the side that the join holds on to.
     config.options_mut().optimizer.join_reordering = false;
     let ctx = with_config(config)?;
     register(&ctx, "original", &AnyModel::Weights(Arc::clone(&model)))?;
-    register(&ctx, "quantized_model", &AnyModel::Quantized(Arc::clone(&other)))?;
+    match &other {
+        Other::Directory(other) => register(&ctx, QUANTIZED, &AnyModel::Quantized(Arc::clone(other)))?,
+        Other::File { weights, .. } => register_tables(&ctx, QUANTIZED, [("weights", Arc::clone(weights))])?,
+    }
     let measured = measure(&ctx).await?;
-    let layers = match &calibration {
-        Some(calibration) => layers(&ctx, &model, &other, calibration, threads).await?,
-        None => Vec::new(),
+    let layers = match (&calibration, &other) {
+        (Some(calibration), Other::Directory(other)) => layers(&ctx, &model, other, calibration, threads).await?,
+        (Some(_) | None, _) => Vec::new(),
     };
     model.check()?;
     let mut pooled = Pooled::default();
     let mut tensors = Vec::new();
     for (tensor, report) in model.tensors().iter().zip(reports) {
-        if tensor.float_dtype().is_none() || tensor.elements() == 0 {
+        if tensor.float_dtype().is_none() || tensor.elements() == 0 || is_left_out(report) {
             continue;
         }
         let name = full_name(&tensor.component, &tensor.name);
@@ -109,26 +118,74 @@ async fn open(
     original: &Path,
     quantized: &Path,
     calibration: Option<Arc<Calibration>>,
-) -> Result<(Arc<Model>, Arc<QuantizedModel>)> {
+) -> Result<(Arc<Model>, Other)> {
     let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
     blocking(move || {
-        let other = QuantizedModel::open(&quantized);
+        let manifest = manifest_at(&quantized);
         // The weights that were quantized, of those that the original may have several variants of.
-        let settings = other.as_ref().ok().map(|other| &other.manifest().settings);
+        let settings = manifest.as_ref().ok().map(|manifest| &manifest.settings);
         let variant = settings.and_then(|settings| settings.get("variant")?.as_str());
-        let (model, other) = (Model::open_variant(&original, variant)?, other?);
+        let model = Arc::new(Model::open_variant(&original, variant)?);
+        let other = Other::open(&quantized, manifest?, &model)?;
         if let Some(calibration) = &calibration {
             calibration.check(&model)?;
-            refuse_uncalibrated(&other)?;
+            refuse_uncalibrated(other.manifest(), &quantized)?;
         }
-        Ok((Arc::new(model), Arc::new(other)))
+        Ok((model, other))
     })
     .await
 }
 
-fn refuse_uncalibrated(other: &QuantizedModel) -> Result<()> {
-    if other.manifest().tables.is_empty() {
-        let problem = ValidationProblem::Uncalibrated { quantized: other.path().to_path_buf() };
+/// What is compared with the original.
+enum Other {
+    Directory(Arc<QuantizedModel>),
+    /// A file with its manifest beside it.
+    File { path: PathBuf, manifest: Box<Manifest>, weights: Arc<dyn TableProvider> },
+}
+
+impl Other {
+    /// Opens a quantized model that has a manifest and was made of a model. It waits for the disk.
+    fn open(path: &Path, manifest: Manifest, model: &Arc<Model>) -> Result<Self> {
+        if !path.is_file() {
+            return Ok(Self::Directory(Arc::new(QuantizedModel::open(path)?)));
+        }
+        let mut config = DiffusionQuantConfig::default();
+        for field in ["format", "architecture", "pre_tokenizer"] {
+            if let Some(value) = manifest.settings.get(field) {
+                config.set(field, value)?;
+            }
+        }
+        let weights = TargetName::of(&config, Some(path)).target().restored(path, model, &config)?;
+        Ok(Self::File { path: path.to_path_buf(), manifest: Box::new(manifest), weights })
+    }
+
+    fn manifest(&self) -> &Manifest {
+        match self {
+            Self::Directory(other) => other.manifest(),
+            Self::File { manifest, .. } => manifest,
+        }
+    }
+
+    /// Checks that every file has the content that the manifest tells.
+    async fn verify(&self) -> Result<()> {
+        match self {
+            Self::Directory(other) => other.verify().await,
+            Self::File { path, manifest, .. } => {
+                let (path, expected) = (path.clone(), manifest.files.first().map(|file| file.sha256.clone()));
+                blocking(move || verify_file(&path, expected.as_deref())).await
+            }
+        }
+    }
+}
+
+fn is_left_out(report: &TensorReport) -> bool {
+    // A head that is the embedding is restored from that.
+    matches!(report.because.reason(), Reason::LeftOut { why: Omission::Computed | Omission::OtherPart, .. })
+}
+
+fn refuse_uncalibrated(manifest: &Manifest, quantized: &Path) -> Result<()> {
+    if manifest.tables.is_empty() {
+        let problem = ValidationProblem::Uncalibrated { quantized: quantized.to_path_buf() };
         return Err(QuantError::validation(None, problem));
     }
     Ok(())
@@ -243,7 +300,17 @@ fn floats(isa: Isa, values: &ArrayRef, index: usize, row: usize) -> Result<Vec<f
 /// If there is none at the path, or a file is another than was written.
 pub async fn verify_model(path: &Path) -> Result<()> {
     let path = path.to_path_buf();
-    blocking(move || QuantizedModel::open(&path)).await?.verify().await
+    let directory = {
+        let path = path.clone();
+        blocking(move || if path.is_file() { Ok(None) } else { QuantizedModel::open(&path).map(Some) }).await?
+    };
+    match directory {
+        Some(directory) => directory.verify().await,
+        None => {
+            let verify = move || verify_file(&path, manifest_at(&path)?.files.first().map(|file| file.sha256.as_str()));
+            blocking(verify).await
+        }
+    }
 }
 
 /// The figures of one tensor, as the query gives them.
@@ -307,9 +374,9 @@ impl Pooled {
 }
 
 /// What became of each of the model's tensors, in its order.
-fn same_tensors<'a>(model: &Model, other: &'a QuantizedModel) -> Result<Vec<&'a TensorReport>> {
+fn same_tensors<'a>(model: &Model, manifest: &'a Manifest) -> Result<Vec<&'a TensorReport>> {
     let mut theirs: HashMap<_, _> =
-        other.manifest().tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
+        manifest.tensors.iter().map(|t| ((t.component.as_str(), t.tensor.as_str()), t)).collect();
     let mut reports = Vec::with_capacity(theirs.len());
     for tensor in model.tensors() {
         let problem = match theirs.remove(&(tensor.component.as_str(), tensor.name.as_str())) {

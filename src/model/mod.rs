@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 use crate::error::{QuantError, Result, SettingProblem};
 use directory::ModelDirectory;
-pub(crate) use quantized::{QuantizedDirectory, hash_of};
+pub(crate) use quantized::{QuantizedDirectory, hash_of, manifest_at, manifest_path, verify_file};
 
 /// Bytes of a file that tell whether it can be one of weights, and how long its header is.
 const START: u64 = 64;
@@ -205,6 +205,14 @@ impl Model {
             Some(true) => Ok(config_files(&ModelDirectory(&self.location), self.is_pipeline)?),
             Some(false) | None => Ok(Vec::new()),
         }
+    }
+
+    /// The bytes of a file of the model's directory. `None` without the file, or for a model that is a single file.
+    ///
+    /// # Errors
+    /// [`Io`](QuantError::Io) if it cannot be read.
+    pub(crate) fn beside(&self, file: &Path) -> Result<Option<Vec<u8>>> {
+        if self.location.has_file(file) { Ok(Some(self.location.read(file)?)) } else { Ok(None) }
     }
 
     /// Copies a file of the model's directory to a path of this machine.

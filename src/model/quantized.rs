@@ -30,6 +30,43 @@ pub(crate) enum Damage {
     Content { found: String },
 }
 
+/// Where the manifest of a quantized model is: in its directory, or beside the file that it is.
+pub(crate) fn manifest_path(path: &Path) -> PathBuf {
+    if !path.is_file() {
+        return path.join(MANIFEST);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(MANIFEST);
+    path.with_file_name(name)
+}
+
+/// The manifest of a quantized model, whose files are there with the sizes that it tells.
+pub(crate) fn manifest_at(path: &Path) -> Result<Manifest> {
+    if !path.is_file() {
+        return QuantizedDirectory::open(path).map(|directory| directory.manifest);
+    }
+    let beside = manifest_path(path);
+    if !beside.is_file() {
+        return Err(QuantError::missing(path, Missing::NotQuantized));
+    }
+    let text = std::fs::read_to_string(&beside).map_err(|e| QuantError::io(&beside, e))?;
+    let manifest = Manifest::parse(&text).map_err(|error| QuantError::defect(&beside, None, error))?;
+    let found = path.metadata().map_err(|e| QuantError::io(path, e))?.len();
+    match manifest.files.first() {
+        Some(file) if file.bytes != found => {
+            Err(QuantError::defect(path, None, Damage::Length { found, expected: file.bytes }))
+        }
+        _ => Ok(manifest),
+    }
+}
+
+/// Checks that a file has the content of which the manifest has the hash.
+pub(crate) fn verify_file(path: &Path, expected: Option<&str>) -> Result<()> {
+    let found = hash_of(path).map_err(|e| QuantError::io(path, e))?;
+    if expected == Some(found.as_str()) { Ok(()) } else { Err(QuantError::defect(path, None, Damage::Content { found })) }
+}
+
 /// A quantized model directory.
 #[derive(Debug, Clone)]
 pub(crate) struct QuantizedDirectory {

@@ -62,7 +62,7 @@ impl Allowed {
             WeightType::Int(_) if !self.schemes.contains(&scheme) => {
                 return Some(self.reason(Limit::Scheme { scheme: scheme.name().to_string() }));
             }
-            WeightType::Int(_) | WeightType::Block(_) => {}
+            WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) => {}
         }
         (self.must_stay)(tensor).then(|| self.reason(Limit::Tensor))
     }
@@ -79,7 +79,7 @@ impl Allowed {
                     |&bits: &Bits| self.group_sizes.iter().map(move |&group_size| Choice::Grouped { bits, group_size });
                 self.bits.iter().flat_map(with).collect()
             }
-            WeightType::Block(_) => self.block_types.iter().copied().map(Choice::Block).collect(),
+            WeightType::Block(_) | WeightType::Mix(_) => self.block_types.iter().copied().map(Choice::Block).collect(),
         }
     }
 

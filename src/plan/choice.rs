@@ -51,16 +51,18 @@ impl TryFrom<StoredChoice> for Choice {
                 Ok(Self::Grouped { bits, group_size: stored.group_size.unwrap_or_default().try_into()? })
             }
             WeightType::Block(block_type) => Ok(Self::Block(block_type)),
+            WeightType::Mix(mix) => Ok(Self::Block(mix.base())),
         }
     }
 }
 
 impl Choice {
-    /// A type, in groups of a size if it has groups.
+    /// A type, in groups of a size if it has groups; of a mix that of most tensors.
     pub(crate) fn new(weight_type: WeightType, group_size: GroupSize) -> Self {
         match weight_type {
             WeightType::Int(bits) => Self::Grouped { bits, group_size },
             WeightType::Block(block_type) => Self::Block(block_type),
+            WeightType::Mix(mix) => Self::Block(mix.base()),
         }
     }
 

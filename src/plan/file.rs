@@ -256,6 +256,7 @@ fn choice(tensor: &Tensor, row: Row, group_size: GroupSize) -> Result<Option<Cho
     };
     let group_size = match (weight_type, asked) {
         (WeightType::Int(_), Some(size)) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
+        (WeightType::Mix(_), _) => return Err(format!("{what}, which is a mix of types: give each tensor its own")),
         (WeightType::Block(_), Some(size)) => {
             return Err(format!("{what}, and group_size is {size}: blocks have their own, allowed is NULL"));
         }

@@ -8,7 +8,8 @@ use super::choice::{Choice, JobSettings};
 use super::contents::{Contents, look};
 use super::family::Detected;
 use super::file;
-use super::refusals::{refuse_decisions, refuse_selection_of_nothing, refuse_type};
+use super::request::Request;
+use super::refusals::{refuse_decisions, refuse_fallbacks, refuse_selection_of_nothing, refuse_type};
 use super::sample::Sampling;
 use super::size_target::Sizing;
 use super::tensors::{TensorPlan, plan_tensors, quantized_bytes, settled};
@@ -41,19 +42,21 @@ impl ModelPlan {
         config: &DiffusionQuantConfig,
         table: Option<&Path>,
         detected: &Detected,
-        allowed: Allowed,
+        (allowed, requests): (Allowed, &[Request]),
     ) -> Result<Self> {
         let settings = JobSettings { scheme: config.scheme, method: config.method };
         refuse_type(config, &allowed)?;
         let contents = model.tensors().iter().map(look).collect::<Result<Vec<_>>>()?;
-        let tensors = match table {
+        let mut tensors = match table {
             Some(path) => {
                 refuse_decisions(config)?;
                 file::read(path, &model, config.group_size, settings, &allowed)?
             }
-            None => plan_tensors(&model, config, settings, detected, &allowed, &contents)?,
+            None => plan_tensors(&model, config, settings, detected, &allowed, (&contents, requests))?,
         };
+        Request::settle(requests, &mut tensors, allowed.target);
         refuse_selection_of_nothing(config, &tensors)?;
+        refuse_fallbacks(config, &tensors)?;
         Ok(Self { model, settings, allowed, tensors, contents, sizing: None })
     }
 

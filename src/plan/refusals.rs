@@ -1,5 +1,7 @@
 //! Fields of a configuration that contradict a plan.
 
+use arrow_quant_formats::manifest::Reason;
+
 use super::allowed::Allowed;
 use super::tensors::TensorPlan;
 use crate::config::WeightType;
@@ -34,17 +36,38 @@ pub(super) fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: 
 
 /// A block type that the target does not hold would leave every tensor as it is.
 pub(super) fn refuse_type(config: &DiffusionQuantConfig, allowed: &Allowed) -> Result<()> {
-    match config.weight_type {
-        WeightType::Block(block_type) if !allowed.block_types.contains(&block_type) => {
+    let is_held = match config.weight_type {
+        WeightType::Block(block_type) => allowed.block_types.contains(&block_type),
+        WeightType::Mix(mix) => allowed.block_types.contains(&mix.base()),
+        WeightType::Int(_) => true,
+    };
+    match is_held {
+        false => {
             let names = allowed.bits.iter().map(|bits| bits.name());
             let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name()));
             let problem = SettingProblem::TypeNotHeld {
-                name: block_type.name(),
+                name: config.weight_type.name(),
                 target: allowed.target,
                 held: held.collect::<Vec<_>>().join(", "),
             };
             Err(QuantError::setting("type", problem))
         }
-        WeightType::Block(_) | WeightType::Int(_) => Ok(()),
+        true => Ok(()),
+    }
+}
+
+/// Refuses a plan in which rows gave a tensor another type than was asked for, if that is not wanted.
+pub(super) fn refuse_fallbacks(config: &DiffusionQuantConfig, plans: &[TensorPlan]) -> Result<()> {
+    let mut fallen = plans.iter().filter(|plan| matches!(plan.reason, Reason::Rows { .. }));
+    match fallen.next() {
+        Some(first) if config.no_fallback => {
+            let problem = SettingProblem::FallsBack {
+                tensor: first.name(),
+                reason: first.reason.clone(),
+                others: fallen.count(),
+            };
+            Err(QuantError::setting("no_fallback", problem))
+        }
+        Some(_) | None => Ok(()),
     }
 }

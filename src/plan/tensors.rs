@@ -12,6 +12,7 @@ use super::channels::Channels;
 use super::choice::{Choice, JobSettings};
 use super::contents::Contents;
 use super::family::Detected;
+use super::request::Request;
 use super::ties::repeated;
 use crate::config::{WeightType, Width, regex};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem, Tensor};
@@ -53,11 +54,12 @@ pub(crate) fn plan_tensors(
     settings: JobSettings,
     detected: &Detected,
     allowed: &Allowed,
-    contents: &[Contents],
+    (contents, requests): (&[Contents], &[Request]),
 ) -> Result<Vec<TensorPlan>> {
     let rules = Rules::new(model, config, settings, detected, allowed)?;
-    let tensors = model.tensors().iter().zip(contents);
-    let mut plans = tensors.map(|(tensor, contents)| rules.plan(tensor, *contents)).collect::<Result<Vec<_>>>()?;
+    let tensors = model.tensors().iter().zip(contents).zip(requests);
+    let plan = |((tensor, contents), request): ((&Tensor, &Contents), &Request)| rules.plan(tensor, *contents, *request);
+    let mut plans = tensors.map(plan).collect::<Result<Vec<_>>>()?;
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)
 }
@@ -153,7 +155,7 @@ impl<'a> Rules<'a> {
         })
     }
 
-    fn plan(&self, tensor: &Tensor, contents: Contents) -> Result<TensorPlan> {
+    fn plan(&self, tensor: &Tensor, contents: Contents, request: Request) -> Result<TensorPlan> {
         let unfit = unfit(tensor);
         let width = if unfit.is_none() { self.width(tensor)? } else { None };
         let reason = unfit.or_else(|| self.reason_to_keep(tensor, contents).filter(|_| width.is_none()));
@@ -163,11 +165,12 @@ impl<'a> Rules<'a> {
             let choice = width.weight_type().map(|weight_type| Choice::new(weight_type, self.group_size));
             (choice, Reason::LayerBitWidths { layer: layer.to_string() })
         } else {
-            let reason = match self.weight_type {
+            let weight_type = request.weight_type().unwrap_or(self.weight_type);
+            let reason = match weight_type {
                 WeightType::Int(_) => Reason::BitWidth,
-                WeightType::Block(_) => Reason::Type,
+                WeightType::Block(_) | WeightType::Mix(_) => Reason::Type,
             };
-            (Some(Choice::new(self.weight_type, self.group_size)), reason)
+            (Some(Choice::new(weight_type, self.group_size)), reason)
         };
         let plan = TensorPlan {
             component: tensor.component.clone(),

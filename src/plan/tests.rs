@@ -32,7 +32,8 @@ fn planned(config: &DiffusionQuantConfig, table: Option<&str>) -> crate::Result<
     let model = Arc::new(Model::open(&directory.path().join("m.safetensors")).unwrap());
     let detected = detect(&Evidence::of(&model).unwrap());
     let path = directory.path().join("plan.csv");
-    ModelPlan::new(model, config, table.map(|_| Path::new(&path)), &detected, narrow())
+    let requests = vec![Request::Free; model.tensors().len()];
+    ModelPlan::new(model, config, table.map(|_| Path::new(&path)), &detected, (narrow(), &requests))
 }
 
 fn config(bits: i64, group_size: i64, scheme: &str) -> DiffusionQuantConfig {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow_quant_bounds::{YieldOften, bounded};
 use arrow_quant_stores::{AllowedPaths, GuardedStores};
-use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::plan_datafusion_err;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -136,6 +136,18 @@ pub async fn register_model(ctx: &SessionContext, name: &str, path: impl AsRef<P
 pub fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()> {
     let name = model_name(name)?;
     let name = name.as_str();
+    let mut tables = vec![("tensors", model.tensors(name)?), ("weights", model.weights(name)?)];
+    tables.extend(model.quantized(name)?.map(|quantized| ("quantized", quantized)));
+    tables.extend(model.calibrated()?);
+    register_tables(ctx, name, tables)
+}
+
+/// Registers tables as a schema of this name.
+pub(crate) fn register_tables(
+    ctx: &SessionContext,
+    name: &str,
+    tables: impl IntoIterator<Item = (&'static str, Arc<dyn TableProvider>)>,
+) -> Result<()> {
     let default_catalog = ctx.state().config_options().catalog.default_catalog.clone();
     let Some(catalog) = ctx.catalog(&default_catalog) else {
         return Err(QuantError::configuration(format!("the session has no catalog '{default_catalog}'")));
@@ -144,12 +156,7 @@ pub fn register(ctx: &SessionContext, name: &str, model: &AnyModel) -> Result<()
         return Err(QuantError::configuration(format!("the name '{name}' is taken, name the model otherwise")));
     }
     let schema = Arc::new(MemorySchemaProvider::new());
-    schema.register_table("tensors".to_string(), model.tensors(name)?)?;
-    schema.register_table("weights".to_string(), model.weights(name)?)?;
-    if let Some(quantized) = model.quantized(name)? {
-        schema.register_table("quantized".to_string(), quantized)?;
-    }
-    for (table, provider) in model.calibrated()? {
+    for (table, provider) in tables {
         schema.register_table(table.to_string(), provider)?;
     }
     catalog.register_schema(name, schema)?;

@@ -24,14 +24,14 @@ use crate::model::QuantizedDirectory;
 use crate::{Model, QuantError, Result, SettingProblem};
 
 pub(crate) use checked::CheckSources;
-pub(crate) use chunks::{LIMIT, cut};
+pub(crate) use chunks::{Chunk, LIMIT, cut};
 pub(crate) use functions::{Files, SafetensorsFactory, table_functions};
 pub(crate) use parts::{ChunkCursor, ModelParts};
 pub(crate) use quantized::QuantizedModel;
 pub(crate) use quantized::part_schema;
 pub(crate) use shapes::{shape_type, shapes};
 pub(crate) use staged::stage;
-pub(crate) use weights::WeightsTable;
+pub(crate) use weights::{WeightsTable, weights_schema};
 
 /// A model of either kind.
 pub enum AnyModel {

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow_quant_formats::manifest::{MANIFEST, Manifest};
 use arrow_quant_kernels::{Bits, GroupSize, Scheme};
 
 use super::part::ParquetPart;
-use super::{PartWriter, Target, UNFINISHED};
+use super::{Layout, PartFiles, PartWriter, Target, UNFINISHED};
 use crate::plan::Allowed;
 use crate::tables::part_schema;
-use crate::{QuantError, Result, disk};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
 
 /// The folder of parts.
 const WEIGHTS: &str = "weights";
@@ -34,6 +35,10 @@ impl Target for Directory {
             file_overhead: 5950.0,
             chunk_overhead: 72.0,
         }
+    }
+
+    fn layout(&self, model: &Arc<Model>, _: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {
+        Ok(PartFiles::of(model))
     }
 
     fn parts(&self) -> &'static str {

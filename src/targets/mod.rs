@@ -2,7 +2,10 @@
 //! consists of. A target is a file here and a line in [`TARGETS`].
 
 mod directory;
+mod gguf;
+mod hashed;
 mod part;
+mod raw;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -10,18 +13,23 @@ mod written;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow_quant_formats::directory::Missing;
 use arrow_quant_formats::manifest::{FileEntry, Manifest};
+use datafusion::catalog::TableProvider;
 
-pub(crate) use written::{Written, WrittenTensor, add_written};
+pub(crate) use written::{Written, WrittenPart, WrittenTensor, add_written};
 
-use crate::plan::Allowed;
-use crate::{QuantError, Result};
+use crate::config::{Format, WeightType};
+use crate::plan::{Allowed, ModelPlan, Request};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 
 /// Every target; the first is the one that jobs write unless they are asked for another.
 static TARGETS: &[&dyn Target] = &[
     &directory::Directory,
+    &gguf::Gguf,
     #[cfg(test)]
     &tests::OneFile,
 ];
@@ -34,6 +42,26 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 pub(crate) trait Target: fmt::Debug + Send + Sync {
     /// What it can hold: asked when the plan is made, so that what does not fit is a reason in the plan.
     fn allowed(&self) -> Allowed;
+
+    /// What weights become where a type is asked for that the target may not hold, but has its own of as many bits.
+    fn weight_type(&self, asked: WeightType) -> WeightType {
+        asked
+    }
+
+    /// Looks at a model that is about to be planned: what an output of it consists of. It waits for the disk.
+    ///
+    /// # Errors
+    /// If the target has no place for such a model.
+    fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>>;
+
+    /// The weights of an output that is a file and was made of a model with a configuration, as the model has them: the columns
+    /// `component`, `tensor`, `chunk` and `weights`. It waits for the disk.
+    ///
+    /// # Errors
+    /// If the file is not of the model.
+    fn restored(&self, file: &Path, _: &Arc<Model>, _: &DiffusionQuantConfig) -> Result<Arc<dyn TableProvider>> {
+        Err(QuantError::missing(file, Missing::NotQuantized))
+    }
 
     /// The folder of an output that holds the files of its parts, and nothing else.
     fn parts(&self) -> &'static str;
@@ -50,20 +78,46 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
     /// If the file cannot be created.
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>>;
 
-    /// Makes the files of an output from those of its parts, which are finished and in order. The files of the parts must
-    /// stay, for another run to go on from if this one ends now.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    fn assemble(&self, _output: &Path, parts: Vec<FileEntry>) -> Result<Vec<FileEntry>> {
-        Ok(parts)
-    }
-
     /// Ends an output whose files are there: writes what makes it a whole, and makes all of it durable.
     ///
     /// # Errors
     /// If a file cannot be written.
     fn finish(&self, output: &Path, manifest: &Manifest) -> Result<()>;
+}
+
+/// What an output of one model consists of.
+pub(crate) trait Layout: fmt::Debug + Send + Sync {
+    /// What the plan of each tensor of the model must follow.
+    fn requests(&self) -> &[Request];
+
+    /// Makes the files of an output from those of its parts, which are finished and in order. The files of the parts must
+    /// stay, for another run to go on from if this one ends now.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, plan: &ModelPlan) -> Result<Vec<FileEntry>>;
+}
+
+/// A layout whose files are those of the parts, of any model.
+#[derive(Debug)]
+struct PartFiles {
+    requests: Vec<Request>,
+}
+
+impl PartFiles {
+    fn of(model: &Model) -> Arc<dyn Layout> {
+        Arc::new(Self { requests: vec![Request::Free; model.tensors().len()] })
+    }
+}
+
+impl Layout for PartFiles {
+    fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    fn assemble(&self, _output: &Path, parts: Vec<WrittenPart>, _plan: &ModelPlan) -> Result<Vec<FileEntry>> {
+        Ok(parts.into_iter().map(|part| part.file).collect())
+    }
 }
 
 /// Writes one part. It waits for the disk, so its place is not a thread of the runtime.
@@ -98,6 +152,18 @@ impl TargetName {
 
     pub(crate) fn target(self) -> &'static dyn Target {
         self.0
+    }
+
+    /// The target that a configuration asks for, or else that the name of an output implies.
+    pub fn of(config: &DiffusionQuantConfig, output: Option<&Path>) -> Self {
+        let implied = || {
+            let extension = output?.extension()?.to_str()?.to_ascii_lowercase();
+            Format::ALL.iter().map(|(format, _)| *format).find(|format| format.name() == extension)
+        };
+        match config.format.or_else(implied) {
+            Some(Format::Gguf) => Self(&gguf::Gguf),
+            Some(Format::ArrowQuant) | None => Self::default(),
+        }
     }
 }
 

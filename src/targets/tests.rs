@@ -3,15 +3,16 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int32Type;
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FileEntry, Manifest};
 
-use super::{PartWriter, Target, TargetName};
-use crate::plan::Allowed;
-use crate::{QuantError, Result};
+use super::{Layout, PartWriter, Target, TargetName, WrittenPart};
+use crate::plan::{Allowed, ModelPlan, Request};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 
 /// The name of the file while it is made.
 const FILE: &str = "model.lines";
@@ -38,19 +39,34 @@ impl Target for OneFile {
         Ok(Box::new(Lines { path: output.join(&relative), relative, text: Vec::new() }))
     }
 
-    fn assemble(&self, output: &Path, parts: Vec<FileEntry>) -> Result<Vec<FileEntry>> {
-        let path = output.join(FILE);
-        let io = |e| QuantError::io(&path, e);
-        let mut text = Vec::new();
-        for part in parts {
-            text.extend(fs::read(output.join(part.path)).map_err(io)?);
-        }
-        File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all())).map_err(io)?;
-        Ok(vec![FileEntry { path: FILE.to_string(), bytes: text.len() as u64, sha256: ContentHash::of(&text) }])
+    fn layout(&self, model: &Arc<Model>, _: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {
+        Ok(Arc::new(LinesLayout { requests: vec![Request::Free; model.tensors().len()] }))
     }
 
     fn finish(&self, _: &Path, _: &Manifest) -> Result<()> {
         Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct LinesLayout {
+    requests: Vec<Request>,
+}
+
+impl Layout for LinesLayout {
+    fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, _: &ModelPlan) -> Result<Vec<FileEntry>> {
+        let path = output.join(FILE);
+        let io = |e| QuantError::io(&path, e);
+        let mut text = Vec::new();
+        for part in parts {
+            text.extend(fs::read(output.join(part.file.path)).map_err(io)?);
+        }
+        File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all())).map_err(io)?;
+        Ok(vec![FileEntry { path: FILE.to_string(), bytes: text.len() as u64, sha256: ContentHash::of(&text) }])
     }
 }
 
@@ -80,6 +96,6 @@ impl PartWriter for Lines {
 fn targets_are_known_by_their_names() {
     assert_eq!(TargetName::all().next(), Some("arrow-quant"));
     assert_eq!("arrow-quant".parse::<TargetName>().unwrap(), TargetName::default());
-    let message = "gguf".parse::<TargetName>().unwrap_err().to_string();
-    assert!(message.starts_with("the target is 'gguf', allowed: arrow-quant"), "{message}");
+    let message = "zip".parse::<TargetName>().unwrap_err().to_string();
+    assert!(message.starts_with("the target is 'zip', allowed: arrow-quant, gguf"), "{message}");
 }

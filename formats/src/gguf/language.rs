@@ -15,12 +15,13 @@ mod tokenizer;
 use std::collections::BTreeMap;
 
 use super::Value;
+use crate::manifest::Omission;
 use config::{Config, object};
 
 pub use architectures::Architecture;
 pub use error::LanguageError;
-pub use layout::{Extra, LeftOut, Place, SourceTensor};
-pub use mixes::{Mix, Role, instead};
+pub use layout::{Extra, Place, SourceTensor, is_computed};
+pub use mixes::Mix;
 pub use tokenizer::PRE_TOKENIZERS;
 
 /// The file that says what a model is.
@@ -59,7 +60,7 @@ pub struct LanguageModel {
     /// The tensors, in the order of the file.
     pub places: Vec<Place>,
     /// Tensors that are not written, by index, and why.
-    pub left_out: Vec<(usize, LeftOut)>,
+    pub left_out: Vec<(usize, Omission)>,
     /// Tensors that the model does not have, in the order of the file, before the blocks.
     pub extra: Vec<Extra>,
     /// Blocks of the model.

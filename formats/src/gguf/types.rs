@@ -80,6 +80,33 @@ impl TensorType {
         Self::ALL.iter().copied().find(|known| known.number() == number)
     }
 
+    /// The value of `general.file_type` of files of this type; that of F32 files for types without one.
+    pub const fn file_type(self) -> u32 {
+        match self {
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q8_0 => 7,
+            Self::Q5_0 => 8,
+            Self::Q5_1 => 9,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
+            Self::Q4K => 14,
+            Self::Q5K => 16,
+            Self::Q6K => 18,
+            Self::Iq4Nl => 25,
+            Self::Iq4Xs => 30,
+            Self::BF16 => 32,
+            Self::Tq1_0 => 36,
+            Self::Tq2_0 => 37,
+            Self::Mxfp4 => 38,
+            Self::Nvfp4 => 39,
+            Self::Q1_0 => 40,
+            Self::Q2_0 => 41,
+            _ => 0,
+        }
+    }
+
     /// Bytes of so many weights, whose rows are whole blocks. `None` if the bytes cannot be counted.
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let (weights, bytes) = self.block();

@@ -71,6 +71,13 @@ pub enum Reason {
         /// What the target lacks.
         limit: Limit,
     },
+    /// The target does not hold it.
+    LeftOut {
+        /// The target's name.
+        target: String,
+        /// Why.
+        why: Omission,
+    },
     /// A target size chose for it.
     Target {
         /// The field that holds the target.
@@ -134,6 +141,18 @@ pub enum Limit {
     Tensor,
 }
 
+/// Why a tensor is not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Omission {
+    /// It is a head that is the embedding.
+    Tied,
+    /// It is a buffer that the loader computes.
+    Computed,
+    /// It is of another part of the model, or of a block that the model does not use.
+    OtherPart,
+}
+
 /// What of a quantized tensor is below the floor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "measure", rename_all = "snake_case")]
@@ -192,6 +211,14 @@ impl Reason {
             Self::NotHeld { target, limit: Limit::BlockType { block_type } } => format!("{target} has no {block_type}"),
             Self::NotHeld { target, limit: Limit::Scheme { scheme } } => format!("{target} has no {scheme} scheme"),
             Self::NotHeld { target, limit: Limit::Tensor } => format!("{target} keeps it"),
+            Self::LeftOut { target, why } => {
+                let why = match why {
+                    Omission::Tied => "the head is the embedding",
+                    Omission::Computed => "it is computed when the model is loaded",
+                    Omission::OtherPart => "it is of another part of the model",
+                };
+                format!("not in {target}: {why}")
+            }
             Self::Target { field } => called(field),
             Self::Plan => "plan".to_string(),
             Self::SameAs { tensor } => format!("the same as {tensor}"),

@@ -234,9 +234,8 @@ fn turned(head: &[u8], row: usize, rows: usize) -> Vec<u8> {
 
 /// Elements as F32.
 fn as_f32(elements: &[u8], dtype: Dtype, adds_one: bool) -> Result<Vec<u8>> {
-    let added = if adds_one { 1.0 } else { 0.0 };
     let values = to_f32(Isa::active()?, Weights::one_row(dtype, elements)?);
-    Ok(values.into_iter().flat_map(|value| if adds_one { value + added } else { value }.to_le_bytes()).collect())
+    Ok(values.into_iter().flat_map(|value| (if adds_one { value + 1.0 } else { value }).to_le_bytes()).collect())
 }
 
 /// The bytes of a tensor, one run after the other.
@@ -249,7 +248,8 @@ struct Bytes<'a> {
 
 impl Read for Bytes<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(extent) = self.rest.filter(|extent| extent.length > 0).or_else(|| self.extents.next().copied()) else {
+        let rest = self.rest.filter(|extent| extent.length > 0);
+        let Some(extent) = rest.or_else(|| self.extents.find(|extent| extent.length > 0).copied()) else {
             return Ok(0);
         };
         let wanted = extent.length.min(buffer.len() as u64) as usize;

@@ -4,6 +4,7 @@
 //! tensor, its rows in GGUF's order. So a round can change the type of a tensor, and a run can be resumed, as with any target.
 
 mod assemble;
+mod restored;
 mod types;
 
 use std::fs::File;
@@ -13,13 +14,15 @@ use std::sync::Arc;
 
 use arrow_quant_formats::full_name;
 use arrow_quant_formats::gguf::Value;
-use arrow_quant_formats::gguf::language::{Asked, FILES, Files, LanguageModel, SourceTensor};
+use arrow_quant_formats::gguf::language::{Asked, FILES, Files, LanguageModel, SourceTensor, is_computed};
 use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 use arrow_quant_kernels::BlockType;
+use datafusion::catalog::TableProvider;
 
 use super::raw::RawPart;
 use super::{Layout, PartWriter, Target, WrittenPart};
-use crate::plan::{Allowed, ModelPlan, Request, equal_tensors};
+use crate::config::WeightType;
+use crate::plan::{Allowed, ModelPlan, Request, repeated};
 use crate::tables::default_name;
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
 
@@ -40,11 +43,15 @@ impl Target for Gguf {
             bits: &[],
             group_sizes: &[],
             schemes: &[],
-            block_types: BlockType::ALL,
+            block_types: BlockType::FILLED,
             must_stay: |_| false,
             file_overhead: 0.0,
             chunk_overhead: 0.0,
         }
+    }
+
+    fn weight_type(&self, asked: WeightType) -> WeightType {
+        types::of_bits(asked)
     }
 
     fn parts(&self) -> &'static str {
@@ -57,6 +64,15 @@ impl Target for Gguf {
 
     fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {
         Ok(Arc::new(LanguageFile::new(model, config)?))
+    }
+
+    fn restored(
+        &self,
+        file: &Path,
+        model: &Arc<Model>,
+        config: &DiffusionQuantConfig,
+    ) -> Result<Arc<dyn TableProvider>> {
+        restored::table(&LanguageFile::new(model, config)?, model, file)
     }
 
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>> {
@@ -116,7 +132,7 @@ impl LanguageFile {
                 files.insert(name, bytes);
             }
         }
-        let same = equal_tensors(model.tensors())?;
+        let same = repeated(model.tensors())?;
         let tensors: Vec<_> = model
             .tensors()
             .iter()
@@ -126,9 +142,12 @@ impl LanguageFile {
         let asked =
             Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
         let language = LanguageModel::new(&files, &tensors, asked).map_err(wrong)?;
-        let types = types::Types::of(config)?;
-        let requests = types::requests(&language, &same, types);
-        Ok(Self { requests, file_type: types.file_type(), language, name: default_name(model.path()) })
+        let requests = types::requests(&language, &same, config.weight_type);
+        let file_type = match config.weight_type {
+            WeightType::Mix(mix) => Some(mix.file_type()),
+            WeightType::Int(_) | WeightType::Block(_) => None,
+        };
+        Ok(Self { requests, file_type, language, name: default_name(model.path()) })
     }
 
     /// The keys of the file.
@@ -141,11 +160,6 @@ impl LanguageFile {
         general("file_type", file_type.into());
         metadata
     }
-}
-
-/// Whether a tensor is a buffer that is not written, which may hold what is no weight.
-fn is_computed(name: &str) -> bool {
-    arrow_quant_formats::gguf::language::is_computed(name)
 }
 
 impl Layout for LanguageFile {

@@ -6,6 +6,7 @@ use super::LanguageError;
 use super::architectures::Architecture;
 use super::config::Config;
 use crate::gguf::NAME_BYTES;
+use crate::manifest::Omission;
 
 type Result<T, E = LanguageError> = std::result::Result<T, E>;
 
@@ -113,15 +114,9 @@ pub struct Extra {
     pub values: Vec<f32>,
 }
 
-/// Why a tensor is not written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeftOut {
-    /// The head is the embedding.
-    Tied,
-    /// The loader computes it.
-    Computed,
-    /// It is of another part of the model, or of a block that the model does not use.
-    OtherPart,
+/// Whether a tensor is a buffer that the loader computes, by its name.
+pub fn is_computed(name: &str) -> bool {
+    BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
 /// What one tensor becomes.
@@ -130,7 +125,7 @@ enum Becomes {
     One(String),
     /// One of several that become a tensor of the file.
     Expert(String, u32),
-    LeftOut(LeftOut),
+    LeftOut(Omission),
 }
 
 /// The tensors of the file in their order, and those that are left out.
@@ -138,7 +133,7 @@ pub(super) fn places(
     architecture: &'static Architecture,
     config: &Config<'_>,
     tensors: &[SourceTensor<'_>],
-) -> Result<(Vec<Place>, Vec<(usize, LeftOut)>)> {
+) -> Result<(Vec<Place>, Vec<(usize, Omission)>)> {
     let blocks = config.blocks()?;
     let mut left_out = Vec::new();
     let mut single: BTreeMap<String, usize> = BTreeMap::new();
@@ -161,7 +156,7 @@ pub(super) fn places(
         }
     }
     if is_tied(architecture, config, &single, tensors) && let Some(head) = single.remove(HEAD) {
-        left_out.push((head, LeftOut::Tied));
+        left_out.push((head, Omission::Tied));
     }
     let single = single.into_iter().map(|(name, index)| (name, vec![index]));
     let all: BTreeMap<String, Vec<usize>> =
@@ -189,10 +184,10 @@ fn is_tied(
 fn becomes(architecture: &'static Architecture, full: &str, blocks: u32) -> Result<Becomes> {
     let name = PREFIXES.iter().find_map(|prefix| full.strip_prefix(prefix)).unwrap_or(full);
     if OTHER_PARTS.iter().any(|part| name.starts_with(part) || full.starts_with(part)) {
-        return Ok(Becomes::LeftOut(LeftOut::OtherPart));
+        return Ok(Becomes::LeftOut(Omission::OtherPart));
     }
-    if BUFFERS.iter().any(|buffer| name.ends_with(buffer)) {
-        return Ok(Becomes::LeftOut(LeftOut::Computed));
+    if is_computed(name) {
+        return Ok(Becomes::LeftOut(Omission::Computed));
     }
     let unknown = || LanguageError::Tensor { tensor: full.to_string(), architecture: architecture.name };
     let (module, suffix) = name.rsplit_once('.').ok_or_else(unknown)?;
@@ -206,7 +201,7 @@ fn becomes(architecture: &'static Architecture, full: &str, blocks: u32) -> Resu
     let (number, module) = inner.and_then(|inner| inner.split_once('.')).ok_or_else(unknown)?;
     let number: u32 = number.parse().map_err(|_| unknown())?;
     if number >= blocks {
-        return Ok(Becomes::LeftOut(LeftOut::OtherPart));
+        return Ok(Becomes::LeftOut(Omission::OtherPart));
     }
     let of_expert = EXPERTS.iter().find_map(|experts| module.strip_prefix(experts));
     if let Some((expert, module)) = of_expert.and_then(|rest| rest.split_once('.')) {

@@ -49,7 +49,7 @@ mixes! {
 
 /// What a tensor is to a mix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// The head, or the embedding where it is the head too.
     Head,
     /// Values of attention, or queries, keys and values in one.
@@ -66,7 +66,7 @@ pub enum Role {
 
 impl Role {
     /// What a tensor of a file is. `is_tied` if the head has no tensor of its own.
-    pub fn of(place: &Place, is_tied: bool) -> Self {
+    fn of(place: &Place, is_tied: bool) -> Self {
         match (place.name.as_str(), module(&place.name)) {
             (HEAD, _) => Self::Head,
             (EMBEDDING, _) if is_tied => Self::Head,
@@ -115,21 +115,6 @@ impl Mix {
     }
 }
 
-/// What llama-quantize gives a tensor whose rows are not whole blocks of a type; `None` if there is nothing.
-pub fn instead(block: BlockType) -> Option<BlockType> {
-    match block {
-        BlockType::Q4K => Some(BlockType::Q5_0),
-        BlockType::Q5K => Some(BlockType::Q5_1),
-        BlockType::Q6K => Some(BlockType::Q8_0),
-        BlockType::Q2K | BlockType::Q3K | BlockType::Tq1_0 | BlockType::Tq2_0 | BlockType::Q2_0 | BlockType::Nvfp4 => {
-            Some(BlockType::Q4_0)
-        }
-        BlockType::Iq4Xs => Some(BlockType::Iq4Nl),
-        BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q5_0 | BlockType::Q5_1 | BlockType::Q8_0 => None,
-        BlockType::Iq4Nl | BlockType::Mxfp4 => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,12 +138,5 @@ mod tests {
         assert!(Mix::ALL.iter().all(|mix| mix.of_role(Role::Head, 0, 16, None) == BlockType::Q6K));
         assert_eq!(Mix::named("q4_k_m"), Some(Mix::Q4KM));
         assert_eq!(Mix::named("q4_k"), None);
-    }
-
-    #[test]
-    fn what_comes_instead_has_shorter_blocks() {
-        for &block in BlockType::ALL {
-            assert!(instead(block).is_none_or(|other| other.length() < block.length()), "{block}");
-        }
     }
 }

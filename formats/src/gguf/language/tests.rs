@@ -140,13 +140,13 @@ fn tensors_of_a_llama_have_names_and_order_of_one() {
 #[test]
 fn a_tied_head_is_left_out() {
     let tied = llama(json!({"tie_word_embeddings": true})).unwrap();
-    assert_eq!(tied.left_out, [(0, LeftOut::Tied)]);
+    assert_eq!(tied.left_out, [(0, Omission::Tied)]);
     assert!(tied.is_tied());
     let all = tensors();
     let mut equal: Vec<_> = all.iter().map(|(name, shape)| SourceTensor { name, shape, same_as: None }).collect();
     equal[1].same_as = Some(0);
     let model = LanguageModel::new(&files(&config(json!({})), &tokenizer()), &equal, Asked::default()).unwrap();
-    assert_eq!(model.left_out, [(0, LeftOut::Tied)]);
+    assert_eq!(model.left_out, [(0, Omission::Tied)]);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn what_a_loader_does_not_take_is_left_out() {
     all.push(("vision_tower.patch.weight".to_string(), vec![2, 2]));
     all.push(("model.layers.2.eh_proj.weight".to_string(), vec![8, 16]));
     let left_out = model(&files(&config(json!({})), &tokenizer()), &all, Asked::default()).unwrap().left_out;
-    let expected = [(21, LeftOut::Computed), (22, LeftOut::OtherPart), (23, LeftOut::OtherPart)];
+    let expected = [(21, Omission::Computed), (22, Omission::OtherPart), (23, Omission::OtherPart)];
     assert_eq!(left_out, expected);
 }
 
@@ -314,6 +314,7 @@ fn pieces_of_sentencepiece_are_read() {
 fn pieces_are_ranked_by_merges() {
     let tokenizer = json!({
         "added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true}],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}]},
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {"type": "BPE", "byte_fallback": true,
             "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "\u{2581}a": 3, "\u{2581}": 4, "a": 5},

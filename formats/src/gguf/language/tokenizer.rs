@@ -50,6 +50,8 @@ struct TokenizerJson {
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
     #[serde(default)]
+    normalizer: Json,
+    #[serde(default)]
     pre_tokenizer: Json,
     #[serde(default)]
     post_processor: Json,

@@ -18,8 +18,16 @@ pub(super) fn is_of_pieces(json: &TokenizerJson) -> bool {
 
 /// Whether a step of a tokenizer, or one of several, is of a kind.
 fn has(step: &Json, kind: &str) -> bool {
-    step.get("type").and_then(Json::as_str) == Some(kind)
-        || ["pretokenizers", "decoders"].iter().filter_map(|list| step.get(list)?.as_array()).flatten().any(|step| has(step, kind))
+    find(step, kind).is_some()
+}
+
+/// A step of a kind, or the first of several.
+pub(super) fn find<'a>(step: &'a Json, kind: &str) -> Option<&'a Json> {
+    if step.get("type").and_then(Json::as_str) == Some(kind) {
+        return Some(step);
+    }
+    let lists = ["pretokenizers", "decoders", "normalizers"].iter().filter_map(|list| step.get(list)?.as_array());
+    lists.flatten().find_map(|step| find(step, kind))
 }
 
 /// Adds the keys of the tokenizer, and gives its tokens.

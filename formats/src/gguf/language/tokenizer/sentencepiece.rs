@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value as Json};
 
+use super::bpe::find;
 use super::{ADDED_SCORE, Embedding, LanguageError, MODEL, Result, TokenType, TokenizerJson, Tokens, Vocabulary, put};
 use crate::gguf::Value;
 
@@ -81,8 +82,16 @@ pub(super) fn write_merges(
         };
     }
     add(&mut tokens, Others { json: Some(json), settings, added: None }, embedding)?;
-    let adds_space = json.model.merges.iter().any(|merge| merge.pair().is_some_and(|(a, _)| a.starts_with('\u{2581}')));
-    finish(tokens, types, settings, adds_space, keys)
+    finish(tokens, types, settings, adds_space(json), keys)
+}
+
+/// Whether a space is put before a text.
+fn adds_space(json: &TokenizerJson) -> bool {
+    let scheme = |step: &Json| match step.get("prepend_scheme").and_then(Json::as_str) {
+        Some(scheme) => scheme != "never",
+        None => step.get("add_prefix_space").and_then(Json::as_bool).unwrap_or(true),
+    };
+    find(&json.normalizer, "Prepend").is_some() || find(&json.pre_tokenizer, "Metaspace").is_some_and(scheme)
 }
 
 /// The number of the token for what is not known.
