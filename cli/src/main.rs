@@ -286,8 +286,8 @@ mod tests {
     #[test]
     fn a_wrong_value_is_refused_with_those_allowed() {
         for (flag, value, allowed) in [
-            ("--bits", "3", "[possible values: 2, 4, 8]"),
-            ("--group-size", "100", "[possible values: 32, 64, 128, 256]"),
+            ("--bits", "7", "[possible values: 2, 3, 4, 5, 6, 8]"),
+            ("--group-size", "100", "[possible values: 16, 32, 64, 128, 256]"),
             ("--scheme", "best", "affine"),
             ("--method", "best", "mse"),
             ("--profile", "best", "edge"),

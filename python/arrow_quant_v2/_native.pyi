@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 _Path: TypeAlias = str | os.PathLike[str]
-_Bits: TypeAlias = Literal[2, 4, 8]
-_BitsOrKept: TypeAlias = Literal[2, 4, 8, 16]
-_GroupSize: TypeAlias = Literal[32, 64, 128, 256]
+_Bits: TypeAlias = Literal[2, 3, 4, 5, 6, 8]
+_WidthOrKept: TypeAlias = Literal[2, 3, 4, 5, 6, 8, 16] | str
+_GroupSize: TypeAlias = Literal[16, 32, 64, 128, 256]
 _Scheme: TypeAlias = Literal["affine", "asymmetric", "symmetric"]
 _Method: TypeAlias = Literal["minmax", "mse", "unbiased"]
 _DType: TypeAlias = Literal["F32", "F16", "F64", "BF16"]
@@ -236,7 +236,7 @@ class DiffusionQuantConfig:
     @sensitive_layer_patterns.setter
     def sensitive_layer_patterns(self, value: Sequence[str]) -> None: ...
     @property
-    def layer_bit_widths(self) -> MappingProxyType[str, _BitsOrKept]:
+    def layer_bit_widths(self) -> MappingProxyType[str, _WidthOrKept]:
         """Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above. Allowed: a mapping
         from a name or regular expression to 2, 4, 8 or 16."""
     @layer_bit_widths.setter

@@ -184,8 +184,8 @@ def quantize(
             which each column is a tensor (``pyarrow.Table``, ``polars.DataFrame``, a result of SQL); or one array: a
             ``numpy.ndarray`` (also of ml_dtypes' bfloat16), a ``torch.Tensor``, or any object with the Arrow PyCapsule
             interface (``pyarrow.Array``, ``pyarrow.ChunkedArray``, ``polars.Series``).
-        bit_width: bits of a code: 2, 4 or 8.
-        group_size: weights that share a scale: 32, 64, 128 or 256.
+        bit_width: bits of a code: 2, 3, 4, 5, 6 or 8.
+        group_size: weights that share a scale: 16, 32, 64, 128 or 256.
         scheme: what a code means: ``"affine"``, ``"asymmetric"`` or ``"symmetric"``.
         method: how scales are found: ``"mse"``, ``"unbiased"`` or ``"minmax"``.
 

@@ -17,7 +17,7 @@ class ArrowQuantError(Exception):
         ...     DiffusionQuantConfig(bit_width=3)
         ... except ArrowQuantError as error:
         ...     print(error.field, "-", error)
-        bit_width - bit_width is 3, allowed: 2, 4 or 8
+        bit_width - bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8
     """
 
     def __init__(

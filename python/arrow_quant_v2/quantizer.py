@@ -439,8 +439,8 @@ class ArrowQuantV2:
             weights: a mapping from names to arrays, an Arrow table whose columns are tensors, or one array. Arrays are
                 NumPy arrays, torch tensors or objects with the Arrow PyCapsule interface, of float32, float16, float64
                 or bfloat16, and of any shape.
-            bit_width: bits of a code: 2, 4 or 8.
-            group_size: weights that share a scale: 32, 64, 128 or 256.
+            bit_width: bits of a code: 2, 3, 4, 5, 6 or 8.
+            group_size: weights that share a scale: 16, 32, 64, 128 or 256.
             scheme: what a code means: ``"affine"``, ``"asymmetric"`` or ``"symmetric"``.
             method: how scales are found: ``"mse"``, ``"unbiased"`` or ``"minmax"``.
 

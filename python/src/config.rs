@@ -46,14 +46,17 @@ impl Config {
         Ok(slf.try_borrow_mut().map_err(PyErr::from)?.inner.set(field.name, &value)?)
     }
 
-    /// The arguments that make an equal configuration: the profile, and the fields whose values are not the profile's.
+    /// The arguments that make an equal configuration: the profile, and the fields whose values follow neither from it nor
+    /// from the arguments before them.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let profile = DiffusionQuantConfig::from_profile(self.inner.deployment_profile);
+        let mut made = DiffusionQuantConfig::from_profile(self.inner.deployment_profile);
         let arguments = PyDict::new(py);
         for field in FIELDS {
             let value = field.get(&self.inner);
-            if field.name == "deployment_profile" || value != field.get(&profile) {
+            if field.name == "deployment_profile" || value != field.get(&made) {
                 arguments.set_item(field.name, object_of(py, &value)?)?;
+                // A value that the field does not allow is shown as it is.
+                let _ = field.set(&mut made, &value);
             }
         }
         Ok(arguments)

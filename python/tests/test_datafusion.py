@@ -203,10 +203,10 @@ def test_functions_in_expressions() -> None:
 @pytest.mark.parametrize(
     "query, message",
     [
-        ("SELECT quantize(a, 3, 32) FROM vectors", "bits is 3, allowed: 2, 4 or 8"),
+        ("SELECT quantize(a, 7, 32) FROM vectors", "bits is 7, allowed: 2, 3, 4, 5, 6 or 8"),
         ("SELECT quantize(a, 4, 32, 'best') FROM vectors", "scheme or method is 'best'"),
         ("SELECT sqnr(row) FROM vectors", "expects a quantized value"),
-        ("SELECT quantize(a, bits + 1, 32) FROM vectors WHERE row = 1", "bits is 5, allowed: 2, 4 or 8"),
+        ("SELECT quantize(a, bits + 3, 32) FROM vectors WHERE row = 1", "bits is 7, allowed: 2, 3, 4, 5, 6 or 8"),
         ("SELECT sqnr_agg(a, c) FROM vectors WHERE a IS NOT NULL", "expected"),
     ],
 )

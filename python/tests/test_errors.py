@@ -54,8 +54,8 @@ def test_there_are_seven_under_one_base() -> None:
 
 
 def test_a_configuration_error_names_the_field() -> None:
-    with pytest.raises(ValueError, match="^bit_width is 3, allowed: 2, 4 or 8$") as caught:
-        DiffusionQuantConfig(bit_width=3)
+    with pytest.raises(ValueError, match="^bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8$") as caught:
+        DiffusionQuantConfig(bit_width=7)
     assert type(caught.value) is ConfigurationError
     assert about(caught.value) == {"field": "bit_width"}
 

@@ -36,7 +36,7 @@ def test_fields_are_keywords_over_a_configuration(digits_dit: Path, tmp_path: Pa
     ("config", "fields", "field", "message"),
     [
         (None, {"bitwidth": 4}, "bitwidth", "did you mean bit_width"),
-        ({"bit_width": 3}, {}, "bit_width", "bit_width is 3, allowed: 2, 4 or 8"),
+        ({"bit_width": 7}, {}, "bit_width", "bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8"),
         ({1: 4}, {}, "config", "allowed: names of fields"),
         (DiffusionQuantConfig(), {"group": 4}, "group", "there is no field 'group'"),
         (DiffusionQuantConfig(), {"deployment_profile": "edge"}, "deployment_profile", "give one of them"),

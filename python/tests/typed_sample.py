@@ -77,7 +77,7 @@ async def service() -> None:
 
 def configuration() -> DiffusionQuantConfig:
     config = DiffusionQuantConfig(deployment_profile="cloud", min_accuracy=0.9, layer_bit_widths={"lm_head": 8})
-    assert_type(config.bit_width, Literal[2, 4, 8])
+    assert_type(config.bit_width, Literal[2, 3, 4, 5, 6, 8])
     assert_type(config.modality, Literal["text", "code", "image", "audio"] | None)
     assert_type(config.sensitive_layer_names, tuple[str, ...])
     for bits in (2, 4, 8):

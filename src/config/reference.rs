@@ -134,7 +134,7 @@ fn python_types(field: &Field<DiffusionQuantConfig>) -> [String; 2] {
         Shape::Real => ["float".to_string(), "float".to_string()],
         Shape::Text => ["str".to_string(), "str".to_string()],
         Shape::Names | Shape::Texts => ["tuple[str, ...]".to_string(), "Sequence[str]".to_string()],
-        Shape::Mapping => ["MappingProxyType[str, _BitsOrKept]".to_string(), "Mapping[str, int]".to_string()],
+        Shape::Mapping => ["MappingProxyType[str, _WidthOrKept]".to_string(), "Mapping[str, int | str]".to_string()],
     };
     [read, written].map(|python| if field.is_nullable { format!("{python} | None") } else { python })
 }

@@ -58,7 +58,7 @@ fn a_configuration_is_written_as_ever() {
     config.set("layer_bit_widths", &json!({"b": 16, "a": 2})).unwrap();
     config.set("min_accuracy", &json!(1)).unwrap();
     let written = concat!(
-        r#"{"deployment_profile":"local","modality":null,"variant":null,"bit_width":4,"group_size":128,"scheme":"affine","method":"mse","#,
+        r#"{"deployment_profile":"local","modality":null,"variant":null,"bit_width":4,"type":"int4","group_size":128,"scheme":"affine","method":"mse","#,
         r#""min_accuracy":1.0,"min_sqnr_db":null,"fail_fast":false,"tensors":null,"skip_sensitive_layers":false,"#,
         r#""sensitive_layer_names":[],"sensitive_layer_patterns":[],"layer_bit_widths":{"a":2,"b":16},"#,
         r#""enable_mixed_precision":true,"target_model_size_mb":null,"target_bpw":null,"enable_time_aware":true,"#,
@@ -72,9 +72,10 @@ fn a_configuration_is_written_as_ever() {
 #[test]
 fn values_at_the_limits() {
     for (field, allowed, refused) in [
-        ("bit_width", json!([2, 4, 8]), json!([0, 1, 3, 5, 16, -2, 4.5, "4", null, true])),
+        ("bit_width", json!([2, 3, 4, 5, 6, 8]), json!([0, 1, 7, 9, 16, -2, 4.5, "4", null, true])),
+        ("type", json!(["int2", "int3", "int8", "q4_0", "q4_k", "nvfp4"]), json!(["int7", "INT4", "q2_0", 4, null])),
         ("num_time_groups", json!([1, 50, 100]), json!([0, 101, -1, 1.5, "ten"])),
-        ("group_size", json!([32, 64, 128, 256]), json!([0, 16, 100, 512, "64"])),
+        ("group_size", json!([16, 32, 64, 128, 256]), json!([0, 8, 100, 512, "64"])),
         ("min_accuracy", json!([0, 0.0, 0.5, 1, 1.0]), json!([-0.01, 1.01, "high", null])),
         ("calibration_samples", json!([1, 1_000_000]), json!([0, -1, "many"])),
         ("deployment_profile", json!(["edge", "local", "cloud"]), json!(["Edge", "", 1])),
@@ -89,8 +90,8 @@ fn values_at_the_limits() {
         ("sensitive_layer_patterns", json!([[], ["^a.*b$"]]), json!([["("], "a"])),
         (
             "layer_bit_widths",
-            json!([{}, {"a": 2, "b": 4, "c": 8, "d": 16}]),
-            json!([{"a": 3}, {"a": "4"}, [2], {"(": 4}]),
+            json!([{}, {"a": 2, "b": 4, "c": 8, "d": 16, "e": 3, "f": "int5", "g": "q6_k"}]),
+            json!([{"a": 7}, {"a": "4"}, {"a": "q9_k"}, [2], {"(": 4}]),
         ),
         ("enable_mixed_precision", json!([true, false]), json!(["on"])),
         ("target_model_size_mb", json!([null, 0.5, 1900]), json!([0, -1, "1GB"])),
@@ -147,6 +148,7 @@ fn yaml_gives_back_what_was_written() {
     for (field, value) in [
         ("modality", json!("audio")),
         ("bit_width", json!(8)),
+        ("type", json!("q8_0")),
         ("min_accuracy", json!(0.1 + 0.2)),
         ("min_sqnr_db", json!(-1e-300)),
         ("tensors", json!("a: 'b' #\n\"c\"")),
@@ -169,7 +171,7 @@ fn a_yaml_file_that_is_wrong_is_refused_by_name() {
     assert_eq!(refusal("min_acuracy: 0.9"), "c.yaml: there is no field 'min_acuracy'; did you mean min_accuracy?");
     assert_eq!(refusal("bits: 4"), "c.yaml: there is no field 'bits'; did you mean bit_width?");
     assert!(refusal("zzz: 1").starts_with("c.yaml: there is no field 'zzz', allowed: deployment_profile, "));
-    assert_eq!(refusal("bit_width: 3"), "c.yaml: bit_width is 3, allowed: 2, 4 or 8");
+    assert_eq!(refusal("bit_width: 7"), "c.yaml: bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8");
     assert_eq!(
         refusal("deployment_profile: phone"),
         "c.yaml: deployment_profile is 'phone', allowed: edge, local or cloud"
@@ -190,7 +192,8 @@ fn a_yaml_file_that_is_wrong_is_refused_by_name() {
 #[test]
 fn each_variable_overrides_its_field() {
     for (name, field, text, value, wrong) in [
-        ("ARROW_QUANT_BIT_WIDTH", "bit_width", "2", json!(2), "3"),
+        ("ARROW_QUANT_BIT_WIDTH", "bit_width", "2", json!(2), "7"),
+        ("ARROW_QUANT_TYPE", "type", "q4_k", json!("q4_k"), "q9_k"),
         ("ARROW_QUANT_NUM_TIME_GROUPS", "num_time_groups", "7", json!(7), "0"),
         ("ARROW_QUANT_GROUP_SIZE", "group_size", " 32 ", json!(32), "33"),
         ("ARROW_QUANT_MIN_ACCURACY", "min_accuracy", "0.5", json!(0.5), "2"),
@@ -269,4 +272,73 @@ fn a_target_takes_the_place_of_one_in_the_other_unit() {
     let (_directory, file) = yaml("target_bpw: 3.5");
     let layered = ConfigLayers::new().file(&file).explicit("target_model_size_mb", 12.into()).load().unwrap();
     assert_eq!((layered.config.target_bpw, layered.config.target_model_size_mb), (None, Some(12.0)));
+}
+
+fn explicit(values: &[(&str, Value)]) -> Result<DiffusionQuantConfig> {
+    let layers = values.iter().fold(ConfigLayers::new(), |layers, (name, value)| layers.explicit(name, value.clone()));
+    Ok(layers.load()?.config)
+}
+
+#[test]
+fn bits_and_type_are_two_names_of_the_same() {
+    let of = |values: &[(&str, Value)]| {
+        let config = explicit(values).unwrap();
+        (config.get("bit_width").unwrap(), config.get("type").unwrap())
+    };
+    assert_eq!(of(&[]), (json!(4), json!("int4")));
+    assert_eq!(of(&[("bit_width", json!(3))]), (json!(3), json!("int3")));
+    assert_eq!(of(&[("type", json!("int8"))]), (json!(8), json!("int8")));
+    assert_eq!(of(&[("type", json!("q6_k"))]), (json!(6), json!("q6_k")));
+    let both = [("type", json!("q4_k")), ("bit_width", json!(4))];
+    assert_eq!(of(&both), (json!(4), json!("q4_k")), "in either order, blocks of four bits are meant");
+    let mut config = explicit(&both).unwrap();
+    config.set("bit_width", &json!(4)).unwrap();
+    assert_eq!(config.weight_type, WeightType::Int(Bits::Four), "set by itself, bits are those of integers");
+}
+
+#[test]
+fn a_type_that_contradicts_the_bits_beside_it_is_refused_with_both_names() {
+    let message = explicit(&[("type", json!("int8")), ("bit_width", json!(4))]).unwrap_err().to_string();
+    assert_eq!(message, "type is 'int8' and bit_width is 4: make them agree, or leave one out");
+    assert_eq!(
+        refusal("bit_width: 5\ntype: q4_k"),
+        "c.yaml: type is 'q4_k' and bit_width is 5: make them agree, or leave one out"
+    );
+    let both = [("ARROW_QUANT_TYPE", "int2"), ("ARROW_QUANT_BIT_WIDTH", "4")];
+    let expected = "ARROW_QUANT_TYPE is 'int2' and ARROW_QUANT_BIT_WIDTH is '4': make them agree, or leave one out";
+    let load = ConfigLayers::new().variables(variables(&both)).load();
+    assert_eq!(load.unwrap_err().to_string(), expected);
+    let message = layers::apply_variables(&mut DiffusionQuantConfig::default(), &variables(&both)).unwrap_err();
+    assert_eq!(message.to_string(), expected);
+}
+
+#[test]
+fn a_later_place_has_the_say_on_bits_and_type() {
+    let (_directory, file) = yaml("type: q4_k");
+    let layered = ConfigLayers::new().file(&file).flag("bit_width", 8.into()).load().unwrap();
+    assert_eq!(layered.config.weight_type, WeightType::Int(Bits::Eight));
+    assert_eq!((layered.origin("bit_width"), layered.origin("type")), {
+        let flag = Origin::Flag("--bits".to_string());
+        (flag.clone(), flag)
+    });
+    let (_directory, file) = yaml("bit_width: 8");
+    let layered = ConfigLayers::new().file(&file).flag("type", "q4_k".into()).load().unwrap();
+    assert_eq!(layered.value("type"), json!("q4_k"));
+    assert_eq!(layered.origin("bit_width"), Origin::Flag("--type".to_string()));
+}
+
+#[test]
+fn a_method_that_the_type_has_not_is_refused() {
+    let message = |values: &[(&str, Value)]| explicit(values).unwrap_err().to_string();
+    assert_eq!(
+        message(&[("method", json!("reference"))]),
+        "method is 'reference' and type is 'int4', allowed with it: minmax, mse or unbiased"
+    );
+    assert_eq!(
+        message(&[("method", json!("minmax")), ("type", json!("q4_k"))]),
+        "method is 'minmax' and type is 'q4_k', allowed with it: mse or reference"
+    );
+    let of_a_layer = message(&[("method", json!("unbiased")), ("layer_bit_widths", json!({"a": "q6_k", "b": 3}))]);
+    assert!(of_a_layer.contains("layer_bit_widths is {") && of_a_layer.contains("q6_k"), "{of_a_layer}");
+    explicit(&[("method", json!("reference")), ("type", json!("q4_k"))]).unwrap();
 }

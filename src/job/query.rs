@@ -20,7 +20,6 @@ use futures::TryStreamExt;
 
 use super::task::{PartRecord, PartTask, TaskTensor};
 use super::writer;
-use crate::config::WeightType;
 use crate::plan::Choice;
 use crate::session::{session_config, with_config};
 use crate::tables::{ChunkCursor, ModelParts, WeightsTable, table_of};
@@ -169,9 +168,8 @@ fn parts(model: &Model, tasks: &[PartTask]) -> Result<ModelParts> {
     })
 }
 
-/// `SELECT ..., quantize(w.weights, p.bits, p.group_size, scheme, method [, p.importance, p.smoothing]), CASE WHEN p.bits IS
-/// NULL AND p.type IS NULL THEN w.weights END FROM plan p JOIN weights w USING (component, tensor)`. Blocks are
-/// `quantize(w.weights, p.type, method [, p.importance])`.
+/// `SELECT ..., quantize(w.weights, p.type, p.group_size, p.scheme, method [, p.importance, p.smoothing]), CASE WHEN p.type IS
+/// NULL THEN w.weights END FROM plan p JOIN weights w USING (component, tensor)`.
 async fn plan(
     ctx: &SessionContext,
     model: &Arc<Model>,
@@ -181,26 +179,16 @@ async fn plan(
     let tensors = planned_tensors(tasks)?;
     let [scheme, method] = [shared(tasks, |task| task.scheme.name())?, shared(tasks, |task| task.method.name())?];
     let weights = WeightsTable::new("", Arc::clone(model)).in_parts(parts.clone());
-    let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&tensors)?), None)?;
+    let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&tensors, scheme)?), None)?;
     let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
     let keys = (vec!["p.component", "p.tensor"], vec!["w.component", "w.tensor"]);
-    let quantize = ctx.udf("quantize")?;
-    let mut to_groups = vec![col("w.weights"), col("p.bits"), col("p.group_size"), lit(scheme), lit(method)];
-    let mut to_blocks = vec![col("w.weights"), col("p.type"), lit(method)];
+    let [of_type, group_size, of_scheme] = ["p.type", "p.group_size", "p.scheme"].map(col);
+    let mut arguments = vec![col("w.weights"), of_type, group_size, of_scheme, lit(method)];
     if has_channels(&tensors) {
-        to_groups.extend([col("p.importance"), col("p.smoothing")]);
-        to_blocks.push(col("p.importance"));
+        arguments.extend([col("p.importance"), col("p.smoothing")]);
     }
-    let has_groups = tensors.iter().any(|tensor| matches!(tensor.choice, Some(Choice::Grouped { .. })));
-    let has_blocks = tensors.iter().any(|tensor| matches!(tensor.choice, Some(Choice::Block(_))));
-    // What no tensor becomes need not be something that the functions take: the method may be one of blocks alone.
-    let quantize = match (has_groups, has_blocks) {
-        (_, false) => quantize.call(to_groups),
-        (false, true) => quantize.call(to_blocks),
-        (true, true) => when(col("p.type").is_null(), quantize.call(to_groups)).otherwise(quantize.call(to_blocks))?,
-    };
-    let is_kept = col("p.bits").is_null().and(col("p.type").is_null());
-    let kept = when(is_kept, col("w.weights")).end()?;
+    let quantize = ctx.udf("quantize")?.call(arguments);
+    let kept = when(col("p.type").is_null(), col("w.weights")).end()?;
     let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
     let logical = plan
         .join(weights.build()?, JoinType::Inner, keys, None)?
@@ -237,34 +225,25 @@ fn contradiction(what: &str) -> QuantError {
     QuantError::configuration(format!("the parts to be written are {what}: write them one after the other"))
 }
 
-/// What tensors become as a table to join with; `bits` and `group_size` are NULL unless they become grouped integers, `type`
-/// unless they become blocks. There are `importance` and
+/// What tensors become as a table to join with; `type` is NULL for those that are kept, `group_size` and `scheme` also where
+/// it is one of blocks. There are `importance` and
 /// `smoothing` if some tensor has either; empty lists for the others.
-fn plan_table(tensors: &[&TaskTensor]) -> Result<Arc<dyn TableProvider>> {
+fn plan_table(tensors: &[&TaskTensor], scheme: &'static str) -> Result<Arc<dyn TableProvider>> {
     let mut fields = vec![
         Field::new("component", DataType::Utf8, false),
         Field::new("tensor", DataType::Utf8, false),
-        Field::new("bits", DataType::Int64, true),
-        Field::new("group_size", DataType::Int64, true),
         Field::new("type", DataType::Utf8, true),
+        Field::new("group_size", DataType::Int64, true),
+        Field::new("scheme", DataType::Utf8, true),
     ];
-    let of_groups = |choice| match choice {
-        Choice::Grouped { bits, group_size } => Some((bits.get() as i64, group_size.get() as i64)),
-        Choice::Block(_) => None,
-    };
-    let (bits, group_sizes): (Vec<_>, Vec<_>) =
-        tensors.iter().map(|plan| plan.choice.and_then(of_groups).unzip()).unzip();
-    let of_blocks = |choice: Choice| match choice {
-        Choice::Grouped { .. } => None,
-        Choice::Block(block_type) => Some(block_type.name()),
-    };
-    let types: StringArray = tensors.iter().map(|plan| plan.choice.and_then(of_blocks)).collect();
+    let types = tensors.iter().map(|plan| plan.choice.map(|choice| choice.weight_type().name()));
+    let group_sizes = || tensors.iter().map(|plan| plan.choice.and_then(Choice::group_size));
     let mut columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.component))),
         Arc::new(StringArray::from_iter_values(tensors.iter().map(|plan| &plan.tensor))),
-        Arc::new(Int64Array::from(bits)),
-        Arc::new(Int64Array::from(group_sizes)),
-        Arc::new(types),
+        Arc::new(types.collect::<StringArray>()),
+        Arc::new(group_sizes().map(|size| size.map(|size| size.get() as i64)).collect::<Int64Array>()),
+        Arc::new(group_sizes().map(|size| size.map(|_| scheme)).collect::<StringArray>()),
     ];
     if has_channels(tensors) {
         let importance = lists(tensors.iter().map(|plan| plan.channels.as_ref().map(|channels| &channels.importance)));

@@ -75,7 +75,7 @@ pub(super) fn of_model(name: &str, model: &Model) -> Result<Arc<dyn TableProvide
     table(name, &rows)
 }
 
-/// The tensors of a quantized model; their dtype is `INT4` and the like, or their own where they were kept.
+/// The tensors of a quantized model; their dtype is `INT4`, `Q4_K` and the like, or their own where they were kept.
 pub(super) fn of_quantized(name: &str, model: &QuantizedModel) -> Result<Arc<dyn TableProvider>> {
     let rows: Vec<_> = model
         .manifest()
@@ -84,7 +84,12 @@ pub(super) fn of_quantized(name: &str, model: &QuantizedModel) -> Result<Arc<dyn
         .map(|t| Row {
             component: &t.component,
             tensor: &t.tensor,
-            dtype: t.bits.map_or_else(|| t.dtype.clone(), |bits| format!("INT{bits}")),
+            dtype: match t.bits {
+                // Of versions that name no encodings, all are grouped integers.
+                Some(bits) if t.encoding.is_empty() => format!("INT{bits}"),
+                Some(_) => t.encoding.to_uppercase(),
+                None => t.dtype.clone(),
+            },
             shape: &t.shape,
             elements: t.elements,
             bytes: t.bytes,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_quant_formats::manifest::{MANIFEST, Manifest};
-use arrow_quant_kernels::{Bits, GroupSize, Scheme};
+use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
 
 use super::part::ParquetPart;
 use super::{Layout, PartFiles, PartWriter, Target, UNFINISHED};
@@ -28,7 +28,7 @@ impl Target for Directory {
             bits: Bits::ALL,
             group_sizes: GroupSize::ALL,
             schemes: Scheme::ALL,
-            block_types: &[],
+            block_types: BlockType::FILLED,
             must_stay: |_| false,
             // On five models, from 0.3 million to a billion weights, right to 0.25 % of the size; it is known better once a
             // round was written.

@@ -44,7 +44,8 @@ def restore(tensor, chunks, factors):
 
 
 def dequantize(bits, group_size, scheme, parameter_dtype, length, row_length, codes, encoding=None, **q):
-    bits, dtype = dict(int2=2, int4=4, int8=8)[encoding or f"int{bits}"], dict(F16="<f2", F32="<f4")[parameter_dtype]
+    bits = {f"int{n}": n for n in (2, 3, 4, 5, 6, 8)}[encoding or f"int{bits}"]
+    dtype = dict(F16="<f2", F32="<f4")[parameter_dtype]
     groups = length // row_length * (per_row := -(-row_length // group_size))
     group = np.add.outer(np.arange(0, groups, per_row), np.arange(row_length) // group_size).ravel()
     scale = np.frombuffer(q["scales"], dtype).reshape(groups).astype("f8")[group]
@@ -54,7 +55,6 @@ def dequantize(bits, group_size, scheme, parameter_dtype, length, row_length, co
     stream = np.unpackbits(np.frombuffer(codes, "u1").reshape((length * bits + 7) // 8), bitorder="little")
     product = scale * (stream[: length * bits].reshape(length, bits) @ (1 << np.arange(bits)) - zero)  # exact in f64
     # Rounded to odd in f64 and then to f32, the sum is rounded once, as by a fused multiply-add in f32.
-    weights = product + minimum
-    lost = (product - (weights - (weights - product))) + (minimum - (weights - product))
+    lost = (product - ((weights := product + minimum) - (weights - product))) + (minimum - (weights - product))
     even = (lost != 0) & (weights.view("i8") % 2 == 0)
     return np.where(even, np.nextafter(weights, np.copysign(np.inf, lost)), weights).astype("f4")

@@ -172,6 +172,7 @@ def test_reader_refuses_chunks_that_do_not_follow_each_other(start):
         ({"parameter_dtype": "F16"}, ValueError),
         ({"encoding": "q4_k"}, KeyError),
         ({"encoding": "int4"}, ValueError),
+        ({"encoding": "int5"}, ValueError),
         ({"bits": 7}, KeyError),
         ({"codes": b"\0" * 63}, ValueError),
         ({"codes": b"\0" * 65}, ValueError),
@@ -259,11 +260,16 @@ def pipeline(tmp_path_factory):
     return path, shapes
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("scheme", ["affine", "asymmetric", "symmetric"])
 def test_reader_restores_what_the_command_does(tmp_path, pipeline, scheme, bits):
     source, shapes = pipeline
-    make.quantize(COMMAND, source, tmp_path / "out", scheme, "mse", "--bits", str(bits))
+    group_size = {2: 128, 3: 16, 4: 128, 5: 32, 6: 16, 8: 256}[bits]
+    flags = ["--type", f"int{bits}", "--group-size", str(group_size)]
+    make.quantize(COMMAND, source, tmp_path / "out", scheme, "mse", *flags)
+    manifest = json.loads((tmp_path / "out" / "arrow_quant.json").read_text())
+    quantized = [tensor for tensor in manifest["tensors"] if tensor["bits"] is not None]
+    assert {(tensor["encoding"], tensor["group_size"]) for tensor in quantized} == {(f"int{bits}", group_size)}
     expected = make.restored(COMMAND, tmp_path / "out")
     found = read_directory(tmp_path / "out")
     assert found["unet/shared"].tobytes() == found["vae/decoder"].tobytes()

@@ -185,13 +185,16 @@ fn files_that_are_wrong() {
     let path = directory.path().join("c.yaml");
     for (content, expected) in [
         ("bit_witdh: 4\n", "there is no field 'bit_witdh'; did you mean bit_width?"),
-        ("bit_width: 3\n", "bit_width is 3, allowed: 2, 4 or 8"),
-        ("bit_width: \"4\"\n", "bit_width is '4', allowed: 2, 4 or 8"),
+        ("bit_width: 7\n", "bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8"),
+        ("bit_width: \"4\"\n", "bit_width is '4', allowed: 2, 3, 4, 5, 6 or 8"),
         ("deployment_profile: phone\n", "deployment_profile is 'phone', allowed: edge, local or cloud"),
         ("tensors: 3\n", "tensors is 3, allowed: a regular expression, or null for all"),
         ("fail_fast: maybe\n", "fail_fast is 'maybe', allowed: true or false"),
         ("tensors: (\n", "tensors is '(', which is not a regular expression"),
-        ("layer_bit_widths: {a: 5}\n", "layer_bit_widths of 'a' is 5, allowed: 2, 4, 8, or 16 to keep it"),
+        (
+            "layer_bit_widths: {a: 7}\n",
+            "layer_bit_widths of 'a' is 7, allowed: 2, 3, 4, 5, 6, 8, a block type such as q6_k, or 16 to keep it",
+        ),
         ("target_bpw: 3\ntarget_model_size_mb: 4\n", "target_model_size_mb and target_bpw are both set"),
         ("bit_width: 4\nbit_width: 8\n", "not YAML: duplicate entry with key \"bit_width\""),
         ("bit_width: [\n", "not YAML: "),
@@ -239,8 +242,8 @@ fn values_that_are_wrong_are_named_with_what_is_allowed() {
         "--sensitive-layer-patterns is '[z-a]', which is not a regular expression: invalid character class range, the start must be <= the end",
     );
     refuses_with(
-        &["--layer-bit-widths", "fc=3"],
-        "--layer-bit-widths of 'fc' is 3, allowed: 2, 4, 8, or 16 to keep it",
+        &["--layer-bit-widths", "fc=7"],
+        "--layer-bit-widths of 'fc' is 7, allowed: 2, 3, 4, 5, 6, 8, a block type such as q6_k, or 16 to keep it",
     );
     refuses_with(
         &["--layer-bit-widths", "fc=4", "--layer-bit-widths", "fc=8"],

@@ -183,8 +183,8 @@ fn wrong_arguments_are_refused_with_those_allowed() {
     let directory = TempDir::new().unwrap();
     let out = directory.path().join("out");
     for (flag, value, allowed) in [
-        ("--bits", "3", "2, 4, 8"),
-        ("--group-size", "100", "32, 64, 128, 256"),
+        ("--bits", "7", "2, 3, 4, 5, 6, 8"),
+        ("--group-size", "100", "16, 32, 64, 128, 256"),
         ("--scheme", "best", "affine, asymmetric, symmetric"),
         ("--method", "best", "minmax, mse"),
         ("--profile", "best", "edge, local, cloud"),
@@ -233,7 +233,7 @@ fn queries_that_cannot_be_run() {
     contains(&message("SELECT * FROM nope"), &["table", "nope", "not found"]);
     contains(&message("SELECT nope"), &["nope"]);
     contains(&message("SELCT 1"), &["SELCT"]);
-    contains(&message("SELECT quantize([1.0], 3, 32)"), &["quantize: bits is 3, allowed: 2, 4 or 8"]);
+    contains(&message("SELECT quantize([1.0], 7, 32)"), &["quantize: bits is 7, allowed: 2, 3, 4, 5, 6 or 8"]);
     contains(&message("SELECT * FROM weights('/none')"), &["no model at `/none`"]);
     contains(&message(""), &["there is no statement to run"]);
     let twice = format!("m={DIGITS}");

@@ -28,4 +28,5 @@ mod sql;
 mod stopping;
 mod stored;
 mod target;
+mod types;
 mod words;

@@ -36,10 +36,10 @@ fn a_plan_as_text() {
     let mut lines = plan.lines();
     assert_eq!(
         lines.next(),
-        Some("component,tensor,bits,group_size,because,dtype,shape,elements,bytes,sqnr_db,cosine_similarity")
+        Some("component,tensor,bits,group_size,type,because,dtype,shape,elements,bytes,sqnr_db,cosine_similarity")
     );
-    assert_eq!(lines.next(), Some(",blocks.0.fc1.bias,,,1-D,BF16,[512],512,1024,,"));
-    assert!(lines.next().unwrap().starts_with(",blocks.0.fc1.weight,4,128,bit_width,BF16,\"[512, 128]\",65536,34816,"));
+    assert_eq!(lines.next(), Some(",blocks.0.fc1.bias,,,,1-D,BF16,[512],512,1024,,"));
+    assert!(lines.next().unwrap().starts_with(",blocks.0.fc1.weight,4,128,,bit_width,BF16,\"[512, 128]\",65536,34816,"));
     assert_eq!(plan.lines().count(), 1 + 52);
 }
 
@@ -108,10 +108,10 @@ fn plans_that_cannot_be_followed() {
     let with = |row: &str| format!("{plan}{row}\n");
     for (plan, expected) in [
         (without("pos_embed"), "it has no row for pos_embed; give it one, with bits NULL to keep the tensor"),
-        (with(",pos_embd,4,128,,,,,,,"), "pos_embd is not a tensor of the model; did you mean 'pos_embed'?"),
-        (with(",pos_embed,4,128,,,,,,,"), "it has two rows for pos_embed"),
-        (edited(&plan, "pos_embed", "3,128"), "pos_embed: bits is 3, allowed: 2, 4, 8, or NULL to keep it"),
-        (edited(&plan, "pos_embed", "4,100"), "pos_embed: group_size is 100, allowed: 32, 64, 128 or 256"),
+        (with(",pos_embd,4,128,,,,,,,,"), "pos_embd is not a tensor of the model; did you mean 'pos_embed'?"),
+        (with(",pos_embed,4,128,,,,,,,,"), "it has two rows for pos_embed"),
+        (edited(&plan, "pos_embed", "7,128"), "pos_embed: bits is 7, allowed: 2, 3, 4, 5, 6, 8, or NULL to keep it"),
+        (edited(&plan, "pos_embed", "4,100"), "pos_embed: group_size is 100, allowed: 16, 32, 64, 128 or 256"),
         (edited(&plan, "pos_embed", "four,128"), "pos_embed: bits is 'four', which is not a whole number"),
         (plan.replace("proj_out.bias,,", "proj_out.bias,4,"), "proj_out.bias: bits is 4, but it has less than two"),
         (plan.replacen("bits", "width", 1), "it has no column bits, expected component, tensor, bits, group_size"),
