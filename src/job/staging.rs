@@ -140,6 +140,9 @@ impl Staging {
         if is_directory && let Some(left) = left(out.clone())? {
             return Ok(left);
         }
+        if is_directory && target.file().is_some() {
+            return Err(in_the_way(&out, OutputProblem::Exists));
+        }
         refuse_existing(&out)?;
         if let Some(left) = left(partial(&out))? {
             return Ok(left);

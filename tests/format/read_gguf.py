@@ -23,7 +23,8 @@ def read_gguf(path):
 
     def text():
         nonlocal at
-        at += (length := number("Q"))
+        length = number("Q")
+        at += length
         return data[at - length : at].decode()
 
     def value(kind):
