@@ -3,8 +3,8 @@
 use std::ops::Add;
 
 use arrow_quant_kernels::{
-    Dtype, Encoding, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats, to_f32,
-    weighted_sum,
+    Dtype, Encoding, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats,
+    to_f32, weighted_sum,
 };
 
 use crate::cancellation::Cancellation;

@@ -81,7 +81,11 @@ fn random(n: usize, laplace: bool) -> Vec<u8> {
     };
     let weights = (0..n).map(|_| {
         let (a, b) = (uniform(), uniform());
-        if laplace { a.ln() * if b < 0.5 { -1.0 } else { 1.0 } } else { (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos() }
+        if laplace {
+            a.ln() * if b < 0.5 { -1.0 } else { 1.0 }
+        } else {
+            (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+        }
     });
     weights.flat_map(|w| (w as f32).to_le_bytes()).collect()
 }
@@ -163,7 +167,8 @@ fn blocks_that_are_not_wanted_end_within_a_row() {
     let isa = Isa::available()[0];
     let bytes = vec![0; 4 << 20];
     let weights = Weights::one_row(Dtype::F32, &bytes).unwrap();
-    for (fill, importance) in [(Fill::Mse, None), (Fill::Reference, None), (Fill::Reference, Some(vec![1.0; 1 << 20]))] {
+    for (fill, importance) in [(Fill::Mse, None), (Fill::Reference, None), (Fill::Reference, Some(vec![1.0; 1 << 20]))]
+    {
         let asked = std::cell::Cell::new(0);
         let wanted = || {
             asked.set(asked.get() + 1);

@@ -5,8 +5,10 @@
 //! sums over the run. So the best steps of each run follow in closed form, and then the best scale and minimum that the
 //! steps are multiples of, without another look at the weights. Codes and steps are found in turn, as in the search.
 
-use super::layout::{pack_k_scales, pack_q3_k_scales, put_codes, put_half, put_q3_k, put_q4_k_or_q5_k, put_q6_k, put_quarters};
 use super::MOST;
+use super::layout::{
+    pack_k_scales, pack_q3_k_scales, put_codes, put_half, put_q3_k, put_q4_k_or_q5_k, put_q6_k, put_quarters,
+};
 use crate::BlockType;
 use crate::grid::{Grid, Range, Rules, inverse, magic_code, round_code};
 use crate::search::{Groups, Search, middle};
@@ -54,10 +56,8 @@ impl Form {
             BlockType::Q4_1 => form(32, Bits::Four, Scheme::Affine, Steps::Half),
             BlockType::Q5_1 => form(32, Bits::Five, Scheme::Affine, Steps::Half),
             // From -127 to 127, as runtimes expect.
-            BlockType::Q8_0 => form(32, Bits::Eight, Scheme::Symmetric, Steps::Half).map(|form| Self {
-                rules: Rules { max_code: 254.0, half: 127.0, ..form.rules },
-                ..form
-            }),
+            BlockType::Q8_0 => form(32, Bits::Eight, Scheme::Symmetric, Steps::Half)
+                .map(|form| Self { rules: Rules { max_code: 254.0, half: 127.0, ..form.rules }, ..form }),
             BlockType::Q2K => form(16, Bits::Two, Scheme::Affine, positive(15.0)),
             BlockType::Q3K => form(16, Bits::Three, Scheme::Symmetric, Steps::Signed(32.0)),
             BlockType::Q4K => form(32, Bits::Four, Scheme::Affine, positive(63.0)),
@@ -527,6 +527,8 @@ fn lay_out(block_type: BlockType, runs: &Runs, first: usize, codes: &[u8], out: 
             put_half(out, 208, block_scale);
         }
         BlockType::Q2_0 | BlockType::Tq1_0 | BlockType::Tq2_0 => unreachable!("the type has no form"),
-        BlockType::Iq4Nl | BlockType::Iq4Xs | BlockType::Mxfp4 | BlockType::Nvfp4 => unreachable!("the type has no form"),
+        BlockType::Iq4Nl | BlockType::Iq4Xs | BlockType::Mxfp4 | BlockType::Nvfp4 => {
+            unreachable!("the type has no form")
+        }
     }
 }

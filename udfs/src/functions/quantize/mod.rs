@@ -233,9 +233,7 @@ fn quantize_rows(
             continue;
         };
         let list = |at: usize| channels.get(at).filter(|list| !list.is_empty()).map(Vec::as_slice);
-        let quantized = wanted.and_then(|wanted| {
-            quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation)
-        });
+        let quantized = wanted.and_then(|wanted| quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation));
         out.push(Some(quantized.map_err(error)?));
     }
     quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
