@@ -37,7 +37,7 @@ mod workers;
 
 pub use arrays::{QuantizedData, TensorData, quantized_row_schema};
 pub use arrow_quant_formats::directory::{LeftOut, Why};
-pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals};
+pub use arrow_quant_formats::manifest::{Attempt, LayerReport, Reason, RecordedReason, TensorReport, Totals, grouping};
 pub use arrow_quant_formats::schemes::{QuantizationScheme, QuantizedSource, Sign};
 pub use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
 pub use arrow_quant_stores::AllowedPaths;

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, LayeredConfig, PlanReport, PlannedTensor, plan_model, plan_query, session,
+    DiffusionQuantConfig, JobOptions, LayeredConfig, PlanReport, PlannedTensor, grouping, plan_model, plan_query,
+    session,
 };
 
 use crate::calibration::{CalibrationArgument, write_layers};
@@ -155,7 +156,7 @@ fn tensor_table(tensors: &[&PlannedTensor], because: Because<'_>) -> Table {
             numbers::measure(tensor.sqnr_db, 2),
             numbers::measure(tensor.cosine_similarity, 6),
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
-            tensor.group_size.map_or_else(String::new, |size| size.to_string()),
+            grouping(tensor.bits, tensor.group_size, &tensor.encoding),
             because(&tensor.because),
             format!("{:?}", tensor.shape),
         ]);

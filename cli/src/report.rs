@@ -156,7 +156,7 @@ fn tensor_table(tensors: &[&TensorReport]) -> Table {
             numbers::measure(tensor.cosine_similarity, 6),
             greatest_error(tensor.max_abs_error),
             tensor.bits.map_or_else(String::new, |bits| bits.to_string()),
-            tensor.group_size.map_or_else(String::new, |size| size.to_string()),
+            tensor.grouping(),
             format!("{:.2}", tensor.bits_per_weight()),
             format!("{:?}", tensor.shape),
         ]);

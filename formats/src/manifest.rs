@@ -10,7 +10,7 @@ mod reason;
 mod tensors;
 
 pub use reason::{Limit, Omission, Reason, RecordedReason, Shortfall};
-pub use tensors::{Attempt, LayerReport, TensorReport, Totals};
+pub use tensors::{Attempt, LayerReport, TensorReport, Totals, grouping};
 
 /// The file that makes a directory a quantized model.
 pub const MANIFEST: &str = "arrow_quant.json";

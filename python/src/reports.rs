@@ -32,6 +32,7 @@ fn to_table(rows: &Bound<'_, PyAny>) -> Result<Table> {
         ("dtype", text(|report| Some(&report.dtype))),
         ("shape", lists(&reports, |report| report.shape.clone())),
         ("elements", bytes(|report| report.elements)),
+        ("encoding", text(|report| Some(&report.encoding))),
         ("bits", count(|report| report.bits.map(i64::from))),
         ("group_size", count(|report| report.group_size.map(i64::from))),
         ("because", Arc::new(StringArray::from_iter_values(reports.iter().map(|report| report.because.to_string())))),

@@ -164,7 +164,9 @@ impl Gathered {
         let settings = match column.row(0).map_err(unreadable)? {
             Some(ValueRef::Groups(first)) => settings(&values, &first)?,
             Some(ValueRef::Blocks(_)) => {
-                return Err(wrong("its values are blocks, expected grouped integers: dequantize them in SQL".to_string()));
+                return Err(wrong(
+                    "its values are blocks, expected grouped integers: dequantize them in SQL".to_string(),
+                ));
             }
             None => None,
         };

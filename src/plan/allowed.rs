@@ -34,26 +34,21 @@ impl Allowed {
     /// Why a tensor cannot become something. `None` if it can.
     pub(crate) fn refusal(&self, tensor: &Tensor, choice: Choice, scheme: Scheme) -> Option<Reason> {
         let limit = match choice {
-            Choice::Grouped { bits, group_size } => {
-                if !self.bits.contains(&bits) {
-                    Limit::Bits { bits: bits.get() as u8 }
-                } else if !self.group_sizes.contains(&group_size) {
-                    Limit::GroupSize { group_size: group_size.get() as u32 }
-                } else {
-                    return self.refusal_of_any(tensor, choice.weight_type(), scheme);
-                }
+            Choice::Grouped { bits, .. } if !self.bits.contains(&bits) => Some(Limit::Bits { bits: bits.get() as u8 }),
+            Choice::Grouped { group_size, .. } if !self.group_sizes.contains(&group_size) => {
+                Some(Limit::GroupSize { group_size: group_size.get() as u32 })
             }
-            Choice::Block(block_type) => {
-                if !self.block_types.contains(&block_type) {
-                    Limit::BlockType { block_type: block_type.name().to_string() }
-                } else if !divides(block_type, tensor) {
-                    return Some(rows(block_type, tensor));
-                } else {
-                    return self.refusal_of_any(tensor, choice.weight_type(), scheme);
-                }
+            Choice::Block(block_type) if !self.block_types.contains(&block_type) => {
+                Some(Limit::BlockType { block_type: block_type.name().to_string() })
             }
+            Choice::Grouped { .. } | Choice::Block(_) => None,
         };
-        Some(self.reason(limit))
+        let refusal = limit.map(|limit| self.reason(limit));
+        let refusal = refusal.or_else(|| self.refusal_of_any(tensor, choice.weight_type(), scheme));
+        refusal.or_else(|| match choice {
+            Choice::Block(block_type) if !divides(block_type, tensor) => Some(rows(block_type, tensor)),
+            Choice::Grouped { .. } | Choice::Block(_) => None,
+        })
     }
 
     /// Why a tensor cannot be quantized to any type of the same kind as this one. `None` if it can.

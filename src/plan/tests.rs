@@ -93,6 +93,66 @@ fn a_row_of_a_plan_that_the_target_cannot_hold_is_refused() {
     );
 }
 
+fn blocks(name: &str) -> DiffusionQuantConfig {
+    DiffusionQuantConfig { weight_type: name.parse().unwrap(), ..config(8, 64, "symmetric") }
+}
+
+fn names(plan: &ModelPlan) -> Vec<String> {
+    let name = |choice: Option<Choice>| choice.map_or("kept", |choice| choice.weight_type().name());
+    plan.tensors.iter().map(|tensor| format!("{}: {}", name(tensor.choice), tensor.reason)).collect()
+}
+
+#[test]
+fn a_block_type_that_the_target_does_not_hold_is_refused() {
+    let message = planned(&blocks("q6_k"), None).unwrap_err().to_string();
+    assert_eq!(message, "type is 'q6_k', which the target narrow cannot hold; allowed for it: int8, q4_k, q5_0, q8_0");
+}
+
+#[test]
+fn blocks_that_do_not_divide_rows_give_way_to_shorter_ones() {
+    let found = names(&planned(&blocks("q4_k"), None).unwrap());
+    let rows = "rows of 64 are no multiple of 256, as q4_k needs";
+    assert_eq!(found, ["kept: narrow keeps it".to_string(), "kept: 1-D".to_string(), format!("q5_0: {rows}")]);
+    let table = "component,tensor,bits,group_size,type\n,embed.weight,,,\n,norm,,,\n,proj.weight,,,q4_k\n";
+    let message = planned(&blocks("q8_0"), Some(table)).unwrap_err().to_string();
+    assert!(message.ends_with(&format!("type is 'q4_k', but {rows}: choose others, or NULL to keep it")), "{message}");
+    let table = table.replace("q4_k", "q5_0");
+    assert_eq!(names(&planned(&blocks("q8_0"), Some(&table)).unwrap())[2], "q5_0: plan");
+}
+
+#[test]
+fn blocks_fall_back_to_the_next_type_that_the_target_holds() {
+    let mut plan = planned(&blocks("q5_0"), None).unwrap();
+    assert_eq!(names(&plan)[2], "q5_0: type");
+    plan.widen(2);
+    assert_eq!(plan.tensors[2].choice, Some(Choice::Block(BlockType::Q8_0)));
+    plan.widen(2);
+    assert_eq!(plan.tensors[2].choice, None);
+    assert_eq!(narrow().wider(Choice::Block(BlockType::Q4K)), Some(Choice::Block(BlockType::Q8_0)));
+}
+
+#[test]
+fn a_size_for_blocks_chooses_among_blocks() {
+    let config = DiffusionQuantConfig { target_bpw: Some(20.0), ..blocks("q4_k") };
+    let plan = planned(&config, None).unwrap();
+    assert!(plan.tensors[2].is_open);
+    let choices = plan.allowed.choices(config.weight_type);
+    let names: Vec<_> = choices.iter().map(|choice| choice.weight_type().name()).collect();
+    assert_eq!(names, ["q4_k", "q5_0", "q8_0"]);
+    let [of_256, of_32] = [BlockType::Q4K, BlockType::Q8_0].map(Choice::Block);
+    let proj = &plan.model.tensors()[2];
+    assert!(!Allowed::fits_rows(proj, of_256) && Allowed::fits_rows(proj, of_32));
+}
+
+#[test]
+fn choices_are_read_back() {
+    for choice in narrow().choices("int8".parse().unwrap()).into_iter().chain([Choice::Block(BlockType::Nvfp4)]) {
+        let json = serde_json::to_string(&choice).unwrap();
+        assert_eq!(serde_json::from_str::<Choice>(&json).unwrap(), choice, "{json}");
+    }
+    assert_eq!(serde_json::to_string(&Choice::Block(BlockType::Q4K)).unwrap(), r#"{"type":"q4_k"}"#);
+}
+
 #[test]
 fn reasons_of_targets_are_read_back() {
     let reason = Reason::NotHeld { target: "narrow".to_string(), limit: Limit::GroupSize { group_size: 256 } };

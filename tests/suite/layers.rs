@@ -85,7 +85,10 @@ fn names_that_are_no_layers() {
     let unknown = message(&["--sensitive-layer-names", "pos_embed,label_embd.weight"]);
     contains(&unknown, &["--sensitive-layer-names has 'label_embd.weight'", "did you mean 'label_embed.weight'?"]);
     contains(&message(&widths(&["zzz=8"])), &["--layer-bit-widths has 'zzz'", "see arrow-quant inspect"]);
-    contains(&message(&widths(&["pos_embed=7"])), &["--layer-bit-widths of 'pos_embed' is 7, allowed: 2, 3, 4, 5, 6, 8, a block type such as q6_k, or 16"]);
+    contains(
+        &message(&widths(&["pos_embed=7"])),
+        &["--layer-bit-widths of 'pos_embed' is 7, allowed: 2, 3, 4, 5, 6, 8, a block type such as q6_k, or 16"],
+    );
     contains(&message(&["--sensitive-layer-patterns", "("]), &["--sensitive-layer-patterns is '('"]);
     let contradiction = message(&[&widths(&["pos_embed=8"])[..], &["--enable-mixed-precision=false"]].concat());
     contains(&contradiction, &["--layer-bit-widths is set but --enable-mixed-precision is false"]);

@@ -39,7 +39,9 @@ fn a_plan_as_text() {
         Some("component,tensor,bits,group_size,type,because,dtype,shape,elements,bytes,sqnr_db,cosine_similarity")
     );
     assert_eq!(lines.next(), Some(",blocks.0.fc1.bias,,,,1-D,BF16,[512],512,1024,,"));
-    assert!(lines.next().unwrap().starts_with(",blocks.0.fc1.weight,4,128,,bit_width,BF16,\"[512, 128]\",65536,34816,"));
+    assert!(
+        lines.next().unwrap().starts_with(",blocks.0.fc1.weight,4,128,,bit_width,BF16,\"[512, 128]\",65536,34816,")
+    );
     assert_eq!(plan.lines().count(), 1 + 52);
 }
 

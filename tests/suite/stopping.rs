@@ -10,7 +10,7 @@ use crate::common::{DIGITS, arrow_quant, contains, run};
 /// Queries that keep their thread: within a row of many million weights, over weights again and again, in a join.
 #[cfg(target_os = "linux")]
 fn busy() -> Vec<String> {
-    let row = "FROM (SELECT arrow_cast(range(0, 20000000), 'List(Float32)') AS v)";
+    let row = "FROM (SELECT arrow_cast(flatten(array_repeat(range(0, 20480), 1000)), 'List(Float32)') AS v)";
     let each = |function: fn(&str) -> String| {
         let settings = ["2, 32", "2, 64", "2, 128", "4, 32", "4, 64", "4, 128", "8, 32", "8, 64", "8, 128"];
         let schemes = ["affine", "symmetric", "asymmetric"];
@@ -18,7 +18,10 @@ fn busy() -> Vec<String> {
             settings.iter().flat_map(|s| schemes.map(|scheme| function(&format!("quantize(v, {s}, '{scheme}')"))));
         format!("SELECT {} AS x {row}", calls.collect::<Vec<_>>().join(" + "))
     };
+    let blocks = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"]
+        .map(|block_type| format!("sqnr_agg(v, dequantize(quantize(v, '{block_type}', 'reference')))"));
     vec![
+        format!("SELECT {} AS x {row}", blocks.join(" + ")),
         each(|quantized| format!("sqnr({quantized})")),
         each(|quantized| format!("sqnr_agg(v, dequantize({quantized}))")),
         "SELECT sum(sqnr(quantize(weights, 2, 32))) FROM d.weights, generate_series(1, 1000000) WHERE weights['dtype'] = 'BF16'"

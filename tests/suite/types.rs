@@ -106,10 +106,18 @@ fn a_plan_names_the_type_of_blocks() {
     };
     let out = directory.path().join("none");
     for (from, to, expected) in [
-        ("fc2.weight,4,,q4_k", "fc2.weight,8,,q4_k", "type is 'q4_k', which has 4 bits, and bits is 8: make them agree"),
+        (
+            "fc2.weight,4,,q4_k",
+            "fc2.weight,8,,q4_k",
+            "type is 'q4_k', which has 4 bits, and bits is 8: make them agree",
+        ),
         ("blocks.0.fc2.weight,4,,q4_k", "blocks.0.fc2.weight,4,,q9_k", "type is 'q9_k', allowed: int2, int3, "),
         ("blocks.0.fc2.weight,4,,q4_k", "blocks.0.fc2.weight,,64,q4_k", "and group_size is 64: blocks have their own"),
-        ("blocks.0.fc1.weight,5,,q5_0", "blocks.0.fc1.weight,,,q5_k", "rows of 128 are no multiple of 256, as q5_k needs"),
+        (
+            "blocks.0.fc1.weight,5,,q5_0",
+            "blocks.0.fc1.weight,,,q5_k",
+            "rows of 128 are no multiple of 256, as q5_k needs",
+        ),
     ] {
         edited(from, to);
         contains(&refused(DIGITS, &out, &["--plan", text(&path)]), &["p.csv: the plan is wrong: ", expected]);

@@ -3,8 +3,8 @@
 use std::ops::Add;
 
 use arrow_quant_kernels::{
-    Dtype, Encoding, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats, to_f32,
-    weighted_sum,
+    Dtype, Encoding, Isa, KernelError, PairSums, Stats, Weights, pair_sums, product_sums, scale_channels, stats,
+    to_f32, weighted_sum,
 };
 
 use crate::cancellation::Cancellation;
@@ -152,6 +152,8 @@ pub(crate) fn weighted_sum_of(
 
 #[cfg(test)]
 mod tests {
+    use arrow_quant_kernels::BlockType;
+
     use super::*;
 
     /// Floats of several slices: rows that are longer than one, or shorter and not a divisor of it.
@@ -180,6 +182,35 @@ mod tests {
         }
     }
 
+    /// Blocks of several slices: rows that are longer than one, or shorter and not a divisor of it.
+    fn long_blocks() -> Vec<u8> {
+        (0..3 * SLICE / 32 + 3).flat_map(|i| [&[0, 0x3c], [(i % 251) as u8; 16].as_slice()].concat()).collect()
+    }
+
+    #[test]
+    fn slices_of_blocks_give_what_the_whole_gives() {
+        let (isa, bytes, never) = (Isa::active().unwrap(), long_blocks(), Cancellation::default());
+        let length = bytes.len() / 18 * 32;
+        for row_length in [length, length / 3] {
+            let blocks = Weights::blocks(BlockType::Q4_0, &bytes, row_length).unwrap();
+            let floats = to_f32_of(isa, blocks, &never).unwrap();
+            assert_eq!(floats, to_f32(isa, blocks));
+            let floats: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let floats = Weights::new(Dtype::F32, &floats, 1).unwrap();
+            // Whatever the rows of the other.
+            let sums = pair_sums_of(isa, blocks, floats, &never).unwrap();
+            assert_eq!((sums.n, sums.sum_ee), (length as u64, 0.0));
+            assert_eq!(sums, pair_sums_of(isa, floats, blocks, &never).unwrap());
+            assert_eq!(stats_of(isa, blocks, &never).unwrap(), stats_of(isa, floats, &never).unwrap());
+            assert_eq!(product_sums_of(isa, floats, blocks, &never).unwrap().cosine_similarity(), Some(1.0));
+            let sum = weighted_sum_of(isa, (0.3, blocks), (0.7, floats), &never).unwrap();
+            assert_eq!(sum, weighted_sum_of(isa, (0.3, floats), (0.7, blocks), &never).unwrap());
+            let factors: Vec<f32> = (0..row_length).map(|i| 1.0 + (i % 7) as f32).collect();
+            let scaled = scale_channels_of(isa, blocks, &factors, &never).unwrap();
+            assert_eq!(scaled, scale_channels(isa, blocks, &factors).unwrap());
+        }
+    }
+
     #[test]
     fn a_wrong_factor_far_back_has_its_index() {
         let (isa, bytes) = (Isa::active().unwrap(), long());
@@ -194,15 +225,18 @@ mod tests {
     fn what_is_cancelled_ends_within_a_row() {
         let (isa, bytes, cancelled) = (Isa::active().unwrap(), long(), Cancellation::default());
         cancelled.cancel();
-        let weights = Weights::one_row(Dtype::F32, &bytes).unwrap();
-        let ends = [
-            to_f32_of(isa, weights, &cancelled).err(),
-            stats_of(isa, weights, &cancelled).err(),
-            pair_sums_of(isa, weights, weights, &cancelled).err(),
-            product_sums_of(isa, weights, weights, &cancelled).err(),
-            weighted_sum_of(isa, (1.0, weights), (1.0, weights), &cancelled).err(),
-            scale_channels_of(isa, weights, &vec![1.0; weights.len()], &cancelled).err(),
-        ];
-        assert!(ends.iter().all(|end| *end == Some(KernelError::Cancelled)), "{ends:?}");
+        let blocks = long_blocks();
+        let blocks = Weights::blocks(BlockType::Q4_0, &blocks, blocks.len() / 18 * 32).unwrap();
+        for weights in [Weights::one_row(Dtype::F32, &bytes).unwrap(), blocks] {
+            let ends = [
+                to_f32_of(isa, weights, &cancelled).err(),
+                stats_of(isa, weights, &cancelled).err(),
+                pair_sums_of(isa, weights, weights, &cancelled).err(),
+                product_sums_of(isa, weights, weights, &cancelled).err(),
+                weighted_sum_of(isa, (1.0, weights), (1.0, weights), &cancelled).err(),
+                scale_channels_of(isa, weights, &vec![1.0; weights.len()], &cancelled).err(),
+            ];
+            assert!(ends.iter().all(|end| *end == Some(KernelError::Cancelled)), "{ends:?}");
+        }
     }
 }

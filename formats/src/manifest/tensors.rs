@@ -61,9 +61,23 @@ pub struct Attempt {
 }
 
 impl TensorReport {
+    /// What shares parameters: weights of a group, or the type of blocks. Empty if it was kept.
+    pub fn grouping(&self) -> String {
+        grouping(self.bits, self.group_size, &self.encoding)
+    }
+
     /// 8 × bytes ÷ elements; 0 without elements.
     pub fn bits_per_weight(&self) -> f64 {
         if self.elements == 0 { 0.0 } else { 8.0 * self.bytes as f64 / self.elements as f64 }
+    }
+}
+
+/// What shares parameters in an encoding, in a word: weights of a group, or the type of blocks. Empty without bits.
+pub fn grouping(bits: Option<u8>, group_size: Option<u32>, encoding: &str) -> String {
+    match (bits, group_size) {
+        (None, _) => String::new(),
+        (Some(_), Some(size)) => size.to_string(),
+        (Some(_), None) => encoding.to_string(),
     }
 }
 

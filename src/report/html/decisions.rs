@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use arrow_quant_formats::manifest::grouping;
 use maud::{Markup, html};
 
 use super::figures::{self, grouped, measure, name, plural, tensors as number_of};
@@ -148,7 +149,7 @@ fn tried(attempt: &Attempt) -> Markup {
     html! {
         span.tried {
             (attempt.bits) " bits"
-            @if let Some(size) = attempt.group_size { span.muted { " /" (size) } }
+            span.muted { " /" (grouping(Some(attempt.bits), attempt.group_size, &attempt.encoding)) }
             " " (measure(attempt.sqnr_db, 2)) " dB"
             span.muted { " cosine " (cosine) }
         }
@@ -160,7 +161,7 @@ fn taken(tensor: &TensorReport) -> Markup {
         @match tensor.bits {
             Some(bits) => {
                 strong { (bits) " bits" }
-                @if let Some(size) = tensor.group_size { span.muted { " /" (size) } }
+                span.muted { " /" (tensor.grouping()) }
             }
             None => strong { "kept, " (tensor.dtype) },
         }

@@ -30,7 +30,7 @@ fn command(report: &ModelReport) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let profile = report.settings.get("deployment_profile").and_then(Value::as_str);
     let profile = DeploymentProfile::ALL.into_iter().find(|(_, name)| *name == profile.unwrap_or_default());
-    let defaults =
+    let mut defaults =
         profile.map_or_else(DiffusionQuantConfig::default, |(profile, _)| DiffusionQuantConfig::from_profile(profile));
     let mut words = vec!["arrow-quant".to_string(), "quantize".to_string(), quoted(&report.name), "OUT".to_string()];
     for field in FIELDS {
@@ -43,6 +43,8 @@ fn command(report: &ModelReport) -> String {
         if *value == default || value.is_null() {
             continue;
         }
+        // What follows from a field needs no flag of its own, as the type does from its bits.
+        let _ = field.set(&mut defaults, value);
         let flag = format!("--{}", field.flag());
         let values: Vec<String> = match (field.shape, value) {
             (Shape::Names, Value::Array(names)) => vec![names.iter().map(text).collect::<Vec<_>>().join(",")],

@@ -201,9 +201,12 @@ fn title(tensor: &TensorReport, of: usize) -> String {
         (Some(name), _) => title.push_str(&format!("\nstored as {name}")),
         (None, None) => title.push_str(&format!("\nkept: {}", tensor.because)),
         (None, Some(bits)) => {
-            let group_size = tensor.group_size.map_or(NONE.to_string(), |size| size.to_string());
             let cosine = figures::measure(tensor.cosine_similarity, 6);
-            title.push_str(&format!("\n{bits} bits, group size {group_size}: {}", tensor.because));
+            let grouping = match tensor.group_size {
+                Some(size) => format!("group size {size}"),
+                None => tensor.encoding.clone(),
+            };
+            title.push_str(&format!("\n{bits} bits, {grouping}: {}", tensor.because));
             title.push_str(&format!("\nSQNR {} dB, cosine {cosine}", figures::sqnr(tensor, 2)));
         }
     }

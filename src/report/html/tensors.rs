@@ -70,7 +70,7 @@ fn row(tensor: &TensorReport, because: bool) -> Markup {
             td.n { (measure(tensor.cosine_similarity, 6)) }
             td.n { (figures::error(tensor.max_abs_error)) }
             td.n { (figures::bits(tensor)) }
-            td.n { (tensor.group_size.map_or(NONE.to_string(), |size| size.to_string())) }
+            td.n { (if tensor.bits.is_some() { tensor.grouping() } else { NONE.to_string() }) }
             td.n { (figures::bits_per_weight(tensor)) }
             td.n { (figures::shape(&tensor.shape)) }
             @if because {

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
-use arrow_quant_kernels::{BlockType, Dtype, Fill, Isa, Weights, quantize_blocks, to_f32};
+use arrow_quant_kernels::{
+    BlockType, Dtype, Fill, Isa, KernelError, Weights, quantize_blocks, quantize_blocks_while, to_f32,
+};
 use sha2::{Digest, Sha256};
 
 /// 64 rows of 1024 nearly Gaussian weights, which integer arithmetic defines.
@@ -125,4 +127,73 @@ fn the_search_fills_blocks_better_than_ggml() {
         }
     }
     assert!(worse.is_empty(), "{worse:?}");
+}
+
+#[test]
+fn long_rows_are_filled_as_short_ones() {
+    let isa = Isa::available()[0];
+    // Quarters up to 1: sums of their squares are exact, so that a row and its repetition have the same mean square.
+    let short: Vec<u8> = (0..1024).flat_map(|i| (((i * i + 3 * i) % 9 - 4) as f32 / 4.0).to_le_bytes()).collect();
+    let long = short.repeat(200);
+    let importance: Vec<f32> = (0..1024).map(|column| (column % 5) as f32).collect();
+    for &block_type in BlockType::ALL {
+        for fill in [Fill::Reference, Fill::Mse] {
+            for importance in [None, Some(&importance)] {
+                let blocks = |bytes: &[u8], row: usize, importance: Option<Vec<f32>>| {
+                    let weights = Weights::new(Dtype::F32, bytes, row).unwrap();
+                    quantize_blocks(isa, weights, block_type, fill, importance.as_deref())
+                };
+                let of_short = match blocks(&short, 1024, importance.cloned()) {
+                    Ok(blocks) => blocks,
+                    // Not all types have a search.
+                    Err(error) => {
+                        assert!(matches!(error, KernelError::Argument { name: "method", .. }), "{error}");
+                        continue;
+                    }
+                };
+                let of_long = blocks(&long, 200 * 1024, importance.map(|i| i.repeat(200))).unwrap();
+                assert!(of_long.bytes == of_short.bytes.repeat(200), "{block_type} {fill} {}", importance.is_some());
+                let of_many = blocks(&long, 1024, importance.cloned()).unwrap();
+                assert!(of_many.bytes == of_long.bytes, "{block_type} {fill} {}", importance.is_some());
+                assert_eq!((of_long.length, of_long.row_length), (200 * 1024, 200 * 1024));
+                assert_eq!((of_long.errors.n, of_many.errors.n), (200 * 1024, 200 * 1024));
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_not_wanted_end_within_a_row() {
+    let isa = Isa::available()[0];
+    let bytes = vec![0; 4 << 20];
+    let weights = Weights::one_row(Dtype::F32, &bytes).unwrap();
+    for (fill, importance) in [(Fill::Mse, None), (Fill::Reference, None), (Fill::Reference, Some(vec![1.0; 1 << 20]))]
+    {
+        let asked = std::cell::Cell::new(0);
+        let wanted = || {
+            asked.set(asked.get() + 1);
+            asked.get() < 3
+        };
+        let ended = quantize_blocks_while(isa, weights, BlockType::Q8_0, fill, importance.as_deref(), wanted);
+        assert_eq!((ended, asked.get()), (Err(KernelError::Cancelled), 3));
+    }
+}
+
+#[test]
+fn weights_that_no_block_holds_are_named_by_their_index_in_the_row() {
+    let isa = Isa::available()[0];
+    for (value, expected) in [
+        (f32::NAN, "weight 150000 is NaN: only finite weights, in the range of f32, can be quantized"),
+        (1e9, "the q4_0 block from weight 149984 on spans 0e0 to 1e9: its scale does not fit in f16"),
+    ] {
+        let mut bytes = vec![0; 800_000];
+        bytes[600_000..600_004].copy_from_slice(&value.to_le_bytes());
+        for row in [200_000, 160] {
+            let weights = Weights::new(Dtype::F32, &bytes, row).unwrap();
+            for fill in [Fill::Mse, Fill::Reference] {
+                let error = quantize_blocks(isa, weights, BlockType::Q4_0, fill, None).unwrap_err();
+                assert_eq!(error.to_string(), expected);
+            }
+        }
+    }
 }

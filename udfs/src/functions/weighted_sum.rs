@@ -24,8 +24,8 @@ const NAME: &str = "weighted_sum";
 static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     Documentation::builder(
         SECTION,
-        "The sum a·x + b·y of two tensors, element by element, as a tensor value in the dtype of `x`: with 0.5 and 0.5 their \
-         mean. Elements and factors are taken as f32. The product a·x is rounded to f32; to it the exact product b·y is added, \
+        "The sum a·x + b·y of two tensors, element by element, as a tensor value in the dtype of `x`, or F32 where `x` is \
+         blocks: with 0.5 and 0.5 their mean. Elements and factors are taken as f32. The product a·x is rounded to f32; to it the exact product b·y is added, \
          and rounded to f32; the sum is rounded to the dtype of `x`; all to nearest, ties to even. What the dtype cannot hold is \
          infinite. An error if the lengths differ.",
         "weighted_sum(a, x, b, y)",

@@ -253,9 +253,8 @@ pub fn quantized_array(values: Vec<Option<QuantizedValue>>) -> Result<ArrayRef> 
 
 fn error_array(values: &[Option<QuantizedValue>], nulls: Option<NullBuffer>) -> StructArray {
     let errors = || values.iter().map(|value| value.as_ref().map(QuantizedValue::errors));
-    let sums = |f: fn(&PairSums) -> f64| {
-        Arc::new(errors().map(|errors| errors.map(f)).collect::<Float64Array>()) as ArrayRef
-    };
+    let sums =
+        |f: fn(&PairSums) -> f64| Arc::new(errors().map(|errors| errors.map(f)).collect::<Float64Array>()) as ArrayRef;
     let count = errors().map(|errors| errors.map(|errors| errors.n as i64)).collect::<Int64Array>();
     let columns = vec![
         Arc::new(count) as ArrayRef,

@@ -174,9 +174,8 @@ impl Filling<'_> {
                 let importance = self.importance.map(|importance| &importance[channel..channel + length]);
                 for (row, out) in values.chunks_exact(length).zip(out.chunks_exact_mut(row_bytes)) {
                     let mean = || reference::add_squares(0.0, row) / length as f32;
-                    let importance = importance.map(|importance| {
-                        (importance, if length < row_length { self.row_mean } else { mean() })
-                    });
+                    let importance = importance
+                        .map(|importance| (importance, if length < row_length { self.row_mean } else { mean() }));
                     reference::row(block_type, row, importance, out);
                 }
             }

@@ -21,15 +21,15 @@ pub(super) fn is_list(data_type: &DataType) -> bool {
     matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _))
 }
 
-/// The types to read the arguments as: `weights`; then `bits` (an integer) or `type` (text); where the third is an integer,
-/// or `bits` stands before it, `group_size`; then names and lists in any order. Fails if there are too few or too many, or one
+/// The types to read the arguments as: `weights`; then `bits` (an integer) or `type` (text); where the third is an integer
+/// or NULL, or `bits` stands before it, `group_size`; then names and lists in any order. Fails if there are too few or too many, or one
 /// cannot be read as what stands there.
 pub(super) fn read_as(types: &[DataType]) -> Result<Vec<DataType>> {
     let is_named = types.get(1).is_some_and(is_string);
     if !(if is_named { 2..=7 } else { 3..=7 }).contains(&types.len()) {
         return plan_err!("{NAME} expects {SYNTAX}, found {} arguments", types.len());
     }
-    let has_group_size = !is_named || types.get(2).is_some_and(DataType::is_integer);
+    let has_group_size = !is_named || types.get(2).is_some_and(|third| third.is_integer() || third.is_null());
     let rest = if has_group_size { 3 } else { 2 };
     let lists = types[rest..].iter().filter(|t| is_list(t)).count();
     if lists > 2 {

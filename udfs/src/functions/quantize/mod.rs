@@ -5,6 +5,7 @@ mod arguments;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::ArrayRef;
+use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow_quant_kernels::{
     Bits, BlockType, Dtype, GroupSize, Isa, KernelError, Weights, quantize_blocks_while, quantize_while,
@@ -178,14 +179,13 @@ fn quantize_row(
     cancellation: &Cancellation,
 ) -> Result<QuantizedValue, KernelError> {
     let Some(smoothing) = smoothing else { return quantize_as(isa, weights, wanted, importance, cancellation) };
-    let bytes = |floats: &[f32]| floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let scaled = bytes(&scale_channels_of(isa, weights, smoothing, cancellation)?);
+    let scaled = Buffer::from_vec(scale_channels_of(isa, weights, smoothing, cancellation)?);
     let scaled = Weights::new(Dtype::F32, &scaled, weights.row_length())?;
     let mut quantized = quantize_as(isa, scaled, wanted, importance, cancellation)?;
-    let restored = bytes(&quantized.as_ref()?.dequantize(isa, cancellation)?);
+    let restored = Buffer::from_vec(quantized.as_ref()?.dequantize(isa, cancellation)?);
     let inverse: Vec<f32> = smoothing.iter().map(|factor| 1.0 / factor).collect();
     let restored = Weights::new(Dtype::F32, &restored, weights.row_length())?;
-    let restored = bytes(&scale_channels_of(isa, restored, &inverse, cancellation)?);
+    let restored = Buffer::from_vec(scale_channels_of(isa, restored, &inverse, cancellation)?);
     let restored = Weights::new(Dtype::F32, &restored, weights.row_length())?;
     quantized.set_errors(pair_sums_of(isa, weights, restored, cancellation)?);
     Ok(quantized)
@@ -233,9 +233,7 @@ fn quantize_rows(
             continue;
         };
         let list = |at: usize| channels.get(at).filter(|list| !list.is_empty()).map(Vec::as_slice);
-        let quantized = wanted.and_then(|wanted| {
-            quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation)
-        });
+        let quantized = wanted.and_then(|wanted| quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation));
         out.push(Some(quantized.map_err(error)?));
     }
     quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
