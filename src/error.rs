@@ -192,7 +192,9 @@ impl fmt::Display for Worded<'_> {
                 write!(f, "{}: {problem}", path.display())?;
                 match problem.setting() {
                     Some(setting) if problem.is_of_setting() => write!(f, " ({})", words.setting(setting)),
-                    Some(setting) => write!(f, "; if it is like one of llama.cpp's, name that with {}", words.advised(setting)),
+                    Some(setting) => {
+                        write!(f, "; if it is like one of llama.cpp's, name that with {}", words.advised(setting))
+                    }
                     None => Ok(()),
                 }
             }

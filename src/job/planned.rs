@@ -9,9 +9,7 @@ use arrow_quant_kernels::Isa;
 use super::JobOptions;
 use super::open::open;
 use crate::calibration::{Calibrated, calibrate, expected_bytes};
-use crate::plan::{
-    Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes,
-};
+use crate::plan::{Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes};
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
 use crate::targets::{Layout, TargetName};
@@ -79,7 +77,16 @@ pub(super) async fn plan(
     };
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
-    Ok(Planned { notes, modality: config.modality.or(detected.modality), plan, layout, parts, in_flight, calibrated, sampled })
+    Ok(Planned {
+        notes,
+        modality: config.modality.or(detected.modality),
+        plan,
+        layout,
+        parts,
+        in_flight,
+        calibrated,
+        sampled,
+    })
 }
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
@@ -110,7 +117,8 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } = self::plan(model, config, options, options.target(config, None)).await?;
+    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
+        self::plan(model, config, options, options.target(config, None)).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     plan.model.check()?;
     let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();

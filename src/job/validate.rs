@@ -15,8 +15,8 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
 use crate::calibration::{LayerWeights, StoredCalibration};
-use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
 use crate::model::{manifest_at, verify_file};
+use crate::report::{LayerQuality, TensorQuality, ValidationReport, finite};
 use crate::session::{register, register_tables, session_config, with_config};
 use crate::tables::{AnyModel, QuantizedModel, table_of};
 use crate::targets::TargetName;
@@ -114,11 +114,7 @@ pub async fn validate_model(
 }
 
 /// Opens both models, and checks that a calibration is of them.
-async fn open(
-    original: &Path,
-    quantized: &Path,
-    calibration: Option<Arc<Calibration>>,
-) -> Result<(Arc<Model>, Other)> {
+async fn open(original: &Path, quantized: &Path, calibration: Option<Arc<Calibration>>) -> Result<(Arc<Model>, Other)> {
     let (original, quantized) = (original.to_path_buf(), quantized.to_path_buf());
     blocking(move || {
         let manifest = manifest_at(&quantized);
@@ -140,7 +136,11 @@ async fn open(
 enum Other {
     Directory(Arc<QuantizedModel>),
     /// A file with its manifest beside it.
-    File { path: PathBuf, manifest: Box<Manifest>, weights: Arc<dyn TableProvider> },
+    File {
+        path: PathBuf,
+        manifest: Box<Manifest>,
+        weights: Arc<dyn TableProvider>,
+    },
 }
 
 impl Other {

@@ -64,7 +64,11 @@ pub(crate) fn manifest_at(path: &Path) -> Result<Manifest> {
 /// Checks that a file has the content of which the manifest has the hash.
 pub(crate) fn verify_file(path: &Path, expected: Option<&str>) -> Result<()> {
     let found = hash_of(path).map_err(|e| QuantError::io(path, e))?;
-    if expected == Some(found.as_str()) { Ok(()) } else { Err(QuantError::defect(path, None, Damage::Content { found })) }
+    if expected == Some(found.as_str()) {
+        Ok(())
+    } else {
+        Err(QuantError::defect(path, None, Damage::Content { found }))
+    }
 }
 
 /// A quantized model directory.

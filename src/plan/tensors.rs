@@ -58,7 +58,8 @@ pub(crate) fn plan_tensors(
 ) -> Result<Vec<TensorPlan>> {
     let rules = Rules::new(model, config, settings, detected, allowed)?;
     let tensors = model.tensors().iter().zip(contents).zip(requests);
-    let plan = |((tensor, contents), request): ((&Tensor, &Contents), &Request)| rules.plan(tensor, *contents, *request);
+    let plan =
+        |((tensor, contents), request): ((&Tensor, &Contents), &Request)| rules.plan(tensor, *contents, *request);
     let mut plans = tensors.map(plan).collect::<Result<Vec<_>>>()?;
     unite(&mut plans, &repeated(model.tensors())?);
     Ok(plans)

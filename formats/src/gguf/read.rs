@@ -99,8 +99,7 @@ pub(super) struct Cursor<'a> {
 impl Cursor<'_> {
     pub(super) fn number<T: Number>(&mut self) -> Result<T, Stop> {
         let rest = &self.bytes[self.at..];
-        let (number, size) =
-            T::of(rest).ok_or(Stop::Short { wanted: self.at as u128 + size_of::<T>() as u128 })?;
+        let (number, size) = T::of(rest).ok_or(Stop::Short { wanted: self.at as u128 + size_of::<T>() as u128 })?;
         self.at += size;
         Ok(number)
     }

@@ -229,7 +229,10 @@ mod tests {
     fn another_alignment_is_read() {
         let mut metadata = vec![("general.alignment".to_string(), Value::U32(1))];
         let header = write_header(&metadata, &[]).unwrap().header;
-        assert_eq!(parse(&header, header.len() as u64).unwrap_err().to_string().as_str(), "7 bytes are left over after the last tensor");
+        assert_eq!(
+            parse(&header, header.len() as u64).unwrap_err().to_string().as_str(),
+            "7 bytes are left over after the last tensor"
+        );
         metadata[0].1 = Value::U32(24);
         let header = write_header(&metadata, &[]).unwrap().header;
         assert!(read(&header).unwrap_err().to_string().contains("alignment is U32(24), expected a power of two"));

@@ -36,11 +36,14 @@ pub(super) fn write(
     let mut items: Vec<_> = layout.language.places.iter().map(Item::Place).collect();
     items.extend(layout.language.extra.iter().map(Item::Extra));
     // Those of no block come first, by their names.
-    items.sort_by_key(|item| match item {
-        Item::Place(place) if place.name.starts_with("blk.") => None,
-        Item::Place(place) => Some(place.name.clone()),
-        Item::Extra(extra) => Some(extra.name.clone()),
-    }.map_or((1, String::new()), |name| (0, name)));
+    items.sort_by_key(|item| {
+        match item {
+            Item::Place(place) if place.name.starts_with("blk.") => None,
+            Item::Place(place) => Some(place.name.clone()),
+            Item::Extra(extra) => Some(extra.name.clone()),
+        }
+        .map_or((1, String::new()), |name| (0, name))
+    });
     let tensors = items.iter().map(|item| stored.new_tensor(item)).collect::<Result<Vec<_>>>()?;
     let file_type = layout.file_type.unwrap_or_else(|| file_type(&tensors));
     let Written { header, bytes, length, .. } =

@@ -65,7 +65,8 @@ pub(super) fn table(layout: &LanguageFile, model: &Arc<Model>, path: &Path) -> R
     for place in &layout.language.places {
         let found = header.tensors.iter().find(|tensor| tensor.name == place.name && tensor.shape == place.shape);
         let found = found.ok_or_else(|| {
-            let message = format!("{}: there is no tensor {} of the shape {:?}", path.display(), place.name, place.shape);
+            let message =
+                format!("{}: there is no tensor {} of the shape {:?}", path.display(), place.name, place.shape);
             QuantError::configuration(message).at(path)
         })?;
         for (at, source) in place.sources.iter().enumerate() {
@@ -81,7 +82,8 @@ pub(super) fn table(layout: &LanguageFile, model: &Arc<Model>, path: &Path) -> R
     let schema = Arc::new(weights_schema().project(&COLUMNS)?);
     let streams = parts.iter().map(|chunks| {
         let (parts, chunks) = (parts.clone(), chunks.clone());
-        Arc::new(Part { schema: Arc::clone(&schema), source: Arc::clone(&source), parts, chunks }) as Arc<dyn PartitionStream>
+        Arc::new(Part { schema: Arc::clone(&schema), source: Arc::clone(&source), parts, chunks })
+            as Arc<dyn PartitionStream>
     });
     Ok(Arc::new(StreamingTable::try_new(Arc::clone(&schema), streams.collect())?))
 }
@@ -90,7 +92,11 @@ pub(super) fn table(layout: &LanguageFile, model: &Arc<Model>, path: &Path) -> R
 fn piece(place: &Place, found: &Stored, at: u64) -> Piece {
     let length = (found.range.end - found.range.start) / place.sources.len() as u64;
     let start = found.range.start + at * length;
-    let rows = if place.shape.len() > 1 { place.shape[place.shape.len() - 2].unsigned_abs() } else { place.shape[0].unsigned_abs() };
+    let rows = if place.shape.len() > 1 {
+        place.shape[place.shape.len() - 2].unsigned_abs()
+    } else {
+        place.shape[0].unsigned_abs()
+    };
     let row = if place.shape.len() > 1 { place.shape.last().map_or(1, |row| row.unsigned_abs()) } else { 1 };
     Piece {
         kind: found.kind,

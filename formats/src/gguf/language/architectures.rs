@@ -30,8 +30,7 @@ pub struct Architecture {
 const NOTHING: fn(&Config<'_>, &mut Keys) -> Result<(), LanguageError> = |_, _| Ok(());
 
 /// Modules of blocks whose query, key and value are apart.
-const SEPARATE: &[&str] =
-    &["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"];
+const SEPARATE: &[&str] = &["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"];
 
 /// Modules of blocks whose query, key and value are one matrix.
 const FUSED: &[&str] = &["attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"];

@@ -73,7 +73,8 @@ impl<'a> Config<'a> {
     pub(super) fn reals(&self, key: &str) -> Result<Vec<f32>> {
         let found = self.get(key);
         let list = found.and_then(Value::as_array);
-        let numbers = list.and_then(|list| list.iter().map(|n| n.as_f64().map(|n| n as f32)).collect::<Option<Vec<_>>>());
+        let numbers =
+            list.and_then(|list| list.iter().map(|n| n.as_f64().map(|n| n as f32)).collect::<Option<Vec<_>>>());
         numbers.ok_or_else(|| wrong(&[key], found, "a list of numbers"))
     }
 

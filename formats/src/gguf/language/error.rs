@@ -47,7 +47,10 @@ pub enum LanguageError {
         expected: &'static str,
     },
     /// Positions are scaled in a way that the architecture does not have in GGUF.
-    #[error("config.json: rotary positions are scaled by '{}', which GGUF does not have for {architecture}", shown(kind))]
+    #[error(
+        "config.json: rotary positions are scaled by '{}', which GGUF does not have for {architecture}",
+        shown(kind)
+    )]
     Rope {
         /// The way.
         kind: String,
@@ -95,7 +98,9 @@ pub enum LanguageError {
         name: String,
     },
     /// There is no tokenizer beside the weights.
-    #[error("there is no tokenizer.json or tokenizer.model beside the weights, which a GGUF file holds: get it with the weights")]
+    #[error(
+        "there is no tokenizer.json or tokenizer.model beside the weights, which a GGUF file holds: get it with the weights"
+    )]
     NoTokenizer,
     /// The tokenizer is of a kind that is not written.
     #[error("tokenizer.json is of the kind '{}', which is not written to GGUF: BPE is, and SentencePiece's tokenizer.model", shown(.0))]

@@ -144,8 +144,5 @@ fn longrope(config: &Config<'_>, keys: &mut Keys) -> Result<Vec<Extra>> {
     let attention = if scale > 1.0 { (1.0 + scale.ln() / trained.ln()).sqrt() } else { 1.0 };
     keys.real("rope.scaling.attn_factor", Some(attention));
     let factors = |name: &str, key: &str| Ok(Extra { name: name.to_string(), values: rope.reals(key)? });
-    Ok(vec![
-        factors("rope_factors_long.weight", "long_factor")?,
-        factors("rope_factors_short.weight", "short_factor")?,
-    ])
+    Ok(vec![factors("rope_factors_long.weight", "long_factor")?, factors("rope_factors_short.weight", "short_factor")?])
 }

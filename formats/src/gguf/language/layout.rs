@@ -64,14 +64,8 @@ const OF_EXPERT: &[(&str, &str)] = &[
 const PREFIXES: [&str; 4] = ["model.language_model.", "language_model.model.", "language_model.", "model."];
 
 /// What the names of other parts of such a model begin with.
-const OTHER_PARTS: [&str; 6] = [
-    "vision_tower.",
-    "vision_model.",
-    "visual.",
-    "multi_modal_projector.",
-    "audio_tower.",
-    "embed_vision.",
-];
+const OTHER_PARTS: [&str; 6] =
+    ["vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "audio_tower.", "embed_vision."];
 
 /// What buffers are called that the loader computes itself.
 const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"];
@@ -155,15 +149,19 @@ pub(super) fn places(
             return Err(LanguageError::Twice { name, tensors });
         }
     }
-    if is_tied(architecture, config, &single, tensors) && let Some(head) = single.remove(HEAD) {
+    if is_tied(architecture, config, &single, tensors)
+        && let Some(head) = single.remove(HEAD)
+    {
         left_out.push((head, Omission::Tied));
     }
     let single = single.into_iter().map(|(name, index)| (name, vec![index]));
     let all: BTreeMap<String, Vec<usize>> =
         single.chain(experts.into_iter().map(|(name, of)| (name, of.into_values().collect()))).collect();
     check_blocks(architecture, &all, blocks)?;
-    let mut places =
-        all.into_iter().map(|(name, sources)| place(architecture, config, tensors, name, sources)).collect::<Result<Vec<_>>>()?;
+    let mut places = all
+        .into_iter()
+        .map(|(name, sources)| place(architecture, config, tensors, name, sources))
+        .collect::<Result<Vec<_>>>()?;
     places.sort_by_key(|place| order(&place.name));
     Ok((places, left_out))
 }
@@ -252,7 +250,10 @@ fn place(
     if is_of_experts {
         let count = config.whole(&["num_local_experts", "num_experts"])?;
         if sources.len() != count as usize {
-            return Err(LanguageError::Missing { tensor: format!("{count} experts of {name}"), architecture: architecture.name });
+            return Err(LanguageError::Missing {
+                tensor: format!("{count} experts of {name}"),
+                architecture: architecture.name,
+            });
         }
         shape.insert(0, i64::from(count));
     }

@@ -103,8 +103,20 @@ impl Mix {
             (Role::Value | Role::Down, Self::Q4KM | Self::Q5KM) if is_more => Q6K,
             (Role::Value, Self::Q4KS) if at < 4 => Q5K,
             (Role::Down, Self::Q4KS) if at < blocks / 8 => Q5K,
-            (Role::Value, Self::Q3KM) => if at < 2 { Q5K } else { Q4K },
-            (Role::Down, Self::Q3KM) => if at < blocks / 16 { Q5K } else { Q4K },
+            (Role::Value, Self::Q3KM) => {
+                if at < 2 {
+                    Q5K
+                } else {
+                    Q4K
+                }
+            }
+            (Role::Down, Self::Q3KM) => {
+                if at < blocks / 16 {
+                    Q5K
+                } else {
+                    Q4K
+                }
+            }
             (Role::Output, Self::Q3KM) => Q4K,
             (Role::Value | Role::Down | Role::Output, Self::Q3KL) => Q5K,
             (

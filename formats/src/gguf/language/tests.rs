@@ -71,15 +71,15 @@ fn tensors() -> Vec<(String, Vec<i64>)> {
             ("mlp.up_proj", &[16, 8]),
             ("mlp.down_proj", &[8, 16]),
         ];
-        let of_block = |(module, shape): (&str, &[i64])| (format!("model.layers.{block}.{module}.weight"), shape.to_vec());
+        let of_block =
+            |(module, shape): (&str, &[i64])| (format!("model.layers.{block}.{module}.weight"), shape.to_vec());
         tensors.extend(shapes.map(of_block));
     }
     tensors
 }
 
 fn model(files: &Files, tensors: &[(String, Vec<i64>)], asked: Asked<'_>) -> Result<LanguageModel, LanguageError> {
-    let tensors: Vec<_> =
-        tensors.iter().map(|(name, shape)| SourceTensor { name, shape, same_as: None }).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape)| SourceTensor { name, shape, same_as: None }).collect();
     LanguageModel::new(files, &tensors, asked)
 }
 
@@ -208,13 +208,20 @@ fn experts_are_stacked() {
 #[test]
 fn what_would_not_load_is_refused() {
     let message = |changes: Json| llama(changes).unwrap_err().to_string();
-    assert!(message(json!({"architectures": ["BertModel"]})).contains("the architecture BertModel, known for GGUF: llama, qwen2"));
+    assert!(
+        message(json!({"architectures": ["BertModel"]}))
+            .contains("the architecture BertModel, known for GGUF: llama, qwen2")
+    );
     assert!(message(json!({"architectures": null, "model_type": "x"})).contains("of the model_type x"));
-    assert!(message(json!({"hidden_size": null})).contains("`hidden_size` is not there, expected a whole number above 0"));
+    assert!(
+        message(json!({"hidden_size": null})).contains("`hidden_size` is not there, expected a whole number above 0")
+    );
     assert!(message(json!({"num_hidden_layers": -2})).contains("`num_hidden_layers` is -2"));
     assert!(message(json!({"rms_norm_eps": "x"})).contains(r#"`rms_norm_eps` is "x", expected a number"#));
     assert!(message(json!({"num_hidden_layers": 3})).contains("needs blk.2.attn_norm.weight"));
-    assert!(message(json!({"num_attention_heads": 4, "num_key_value_heads": 4})).contains("expected 8 rows by config.json"));
+    assert!(
+        message(json!({"num_attention_heads": 4, "num_key_value_heads": 4})).contains("expected 8 rows by config.json")
+    );
     let of = |files: &Files, asked| model(files, &tensors(), asked).unwrap_err().to_string();
     let mut some = files(&config(json!({})), &tokenizer());
     let asked = Asked { architecture: Some("bert"), pre_tokenizer: None };
@@ -227,7 +234,10 @@ fn what_would_not_load_is_refused() {
     assert!(found.contains("lora_A.weight' has no place in a GGUF file of llama"), "{found}");
     some.insert("tokenizer.json", b"{".to_vec());
     assert!(of(&some, Asked::default()).starts_with("tokenizer.json: EOF"));
-    some.insert("tokenizer.json", json!({"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}).to_string().into_bytes());
+    some.insert(
+        "tokenizer.json",
+        json!({"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}).to_string().into_bytes(),
+    );
     assert!(of(&some, Asked::default()).contains("of the kind 'Unigram', which is not written to GGUF"));
     some.remove("tokenizer.json");
     assert!(of(&some, Asked::default()).contains("there is no tokenizer.json or tokenizer.model"));

@@ -189,7 +189,9 @@ pub(super) fn metadata(
             let others = sentencepiece::Others { json: json.as_ref(), settings: &settings, added: added.as_ref() };
             sentencepiece::write(model, others, embedding, &mut keys)?
         }
-        (Some(json), None) if bpe::is_of_pieces(json) => sentencepiece::write_merges(json, &settings, embedding, &mut keys)?,
+        (Some(json), None) if bpe::is_of_pieces(json) => {
+            sentencepiece::write_merges(json, &settings, embedding, &mut keys)?
+        }
         (Some(json), None) => {
             let kind = json.model.kind.clone().unwrap_or_else(|| "BPE without bytes".to_string());
             return Err(LanguageError::TokenizerKind(kind));

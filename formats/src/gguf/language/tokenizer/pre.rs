@@ -83,7 +83,9 @@ fn steps(step: &Json) -> Vec<String> {
     let is = |key: &str| step.get(key).and_then(Json::as_bool);
     match step.get("type").and_then(Json::as_str) {
         None => Vec::new(),
-        Some("Sequence") => step.get("pretokenizers").and_then(Json::as_array).into_iter().flatten().flat_map(steps).collect(),
+        Some("Sequence") => {
+            step.get("pretokenizers").and_then(Json::as_array).into_iter().flatten().flat_map(steps).collect()
+        }
         // A space before the text is a step of its own, which none of the known ways has.
         Some("ByteLevel") if is("add_prefix_space") == Some(true) => vec!["bytes after a space".to_string()],
         Some("ByteLevel") if is("use_regex") == Some(false) => vec![BYTES.to_string()],
@@ -91,10 +93,12 @@ fn steps(step: &Json) -> Vec<String> {
         Some("Digits") if is("individual_digits") == Some(true) => vec![DIGITS.to_string()],
         Some("Split") => {
             let pattern = step.get("pattern");
-            let text = pattern.and_then(|pattern| pattern.get("Regex").or(pattern.get("String"))).and_then(Json::as_str);
+            let text =
+                pattern.and_then(|pattern| pattern.get("Regex").or(pattern.get("String"))).and_then(Json::as_str);
             let is_isolated = step.get("behavior").and_then(Json::as_str) == Some("Isolated");
             // To keep what matches and to remove what does not is the same, as the expressions match everything.
-            let is_removed = step.get("behavior").and_then(Json::as_str) == Some("Removed") && is("invert") == Some(true);
+            let is_removed =
+                step.get("behavior").and_then(Json::as_str) == Some("Removed") && is("invert") == Some(true);
             let way = if is_isolated || is_removed { "split by" } else { "split in another way by" };
             vec![format!("{way} {}", text.unwrap_or_default())]
         }

@@ -99,9 +99,11 @@ const UNKNOWN: i32 = 2;
 
 /// `<0x0A>`.
 fn is_byte(text: &str) -> bool {
-    text.len() == 6 && text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(|digits| {
-        u8::from_str_radix(digits, 16).is_ok()
-    })
+    text.len() == 6
+        && text
+            .strip_prefix("<0x")
+            .and_then(|rest| rest.strip_suffix('>'))
+            .is_some_and(|digits| u8::from_str_radix(digits, 16).is_ok())
 }
 
 /// Tokens that were added to those of the model, from the files that have some.

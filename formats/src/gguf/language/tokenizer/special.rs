@@ -37,7 +37,9 @@ pub(super) fn write(
         });
         let in_config = || config.get(&format!("{kind}_token_id")).and_then(Json::as_u64);
         let token = added.or_else(in_config).or_else(|| tokens.find(text?));
-        if let Some(token) = token.and_then(|token| u32::try_from(token).ok()).filter(|t| (*t as usize) < tokens.texts.len()) {
+        if let Some(token) =
+            token.and_then(|token| u32::try_from(token).ok()).filter(|t| (*t as usize) < tokens.texts.len())
+        {
             put(keys, key, token.into());
         }
     }
