@@ -6,6 +6,7 @@
 //!
 //! [`language`] says what a GGUF file of a language model has: names, keys, tokenizer, and the mixes of types.
 
+mod cursor;
 mod error;
 pub mod language;
 mod read;

@@ -10,6 +10,7 @@ mod error;
 mod keys;
 mod layout;
 mod mixes;
+mod sizes;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -84,7 +85,7 @@ impl LanguageModel {
         let (places, left_out) = layout::places(architecture, &config, tensors)?;
         let (embedding, rows) = layout::embedding(architecture, &places, tensors)?;
         let vocabulary = u32::try_from(rows).unwrap_or(u32::MAX);
-        let (mut metadata, extra) = keys::keys(architecture, &config, vocabulary)?;
+        let (mut metadata, extra) = sizes::keys(architecture, &config, vocabulary)?;
         let embedding = tokenizer::Embedding { tensor: &embedding, rows };
         metadata.extend(tokenizer::metadata(files, &config, embedding, asked.pre_tokenizer)?);
         Ok(Self {

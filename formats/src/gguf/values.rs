@@ -1,7 +1,7 @@
 //! The values of keys.
 
 use super::GgufProblem;
-use super::read::{Cursor, Stop};
+use super::cursor::{Cursor, Number, Stop};
 
 /// How a value is read and written.
 pub(super) trait Element: Sized {
@@ -147,7 +147,7 @@ macro_rules! numbers {
             }
         }
 
-        impl super::read::Number for $type {
+        impl Number for $type {
             fn of(bytes: &[u8]) -> Option<(Self, usize)> {
                 let bytes = bytes.first_chunk::<{ size_of::<Self>() }>()?;
                 Some((Self::from_le_bytes(*bytes), bytes.len()))
