@@ -41,19 +41,17 @@ pub(super) fn refuse_type(config: &DiffusionQuantConfig, allowed: &Allowed) -> R
         WeightType::Mix(mix) => allowed.block_types.contains(&mix.base()),
         WeightType::Int(_) => true,
     };
-    match is_held {
-        false => {
-            let names = allowed.bits.iter().map(|bits| bits.name());
-            let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name()));
-            let problem = SettingProblem::TypeNotHeld {
-                name: config.weight_type.name(),
-                target: allowed.target,
-                held: held.collect::<Vec<_>>().join(", "),
-            };
-            Err(QuantError::setting("type", problem))
-        }
-        true => Ok(()),
+    if is_held {
+        return Ok(());
     }
+    let names = allowed.bits.iter().map(|bits| bits.name());
+    let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name()));
+    let problem = SettingProblem::TypeNotHeld {
+        name: config.weight_type.name(),
+        target: allowed.target,
+        held: held.collect::<Vec<_>>().join(", "),
+    };
+    Err(QuantError::setting("type", problem))
 }
 
 /// Refuses a plan in which rows gave a tensor another type than was asked for, if that is not wanted.

@@ -44,7 +44,8 @@ impl Target for Gguf {
             group_sizes: &[],
             schemes: &[],
             block_types: BlockType::FILLED,
-            must_stay: |_| false,
+            // Blocks are along the last axis.
+            must_stay: |tensor| tensor.shape.last().is_some_and(|last| last.unsigned_abs() != tensor.row_length()),
             file_overhead: 0.0,
             chunk_overhead: 0.0,
         }
@@ -127,7 +128,7 @@ impl LanguageFile {
             return Err(QuantError::configuration(message).at(model.path()));
         }
         let mut files = Files::new();
-        for name in FILES {
+        for &name in FILES {
             if let Some(bytes) = model.beside(Path::new(name))? {
                 files.insert(name, bytes);
             }
