@@ -26,7 +26,11 @@ class ConfigFields(TypedDict, total=False):
     deployment_profile: str
     modality: str | None
     variant: str | None
+    format: str | None
+    architecture: str | None
+    pre_tokenizer: str | None
     bit_width: int
+    no_fallback: bool
     group_size: int
     scheme: str
     method: str

@@ -158,7 +158,8 @@ impl Cursor<'_> {
                 return Err(Stop::Wrong(GgufProblem::Truncated { wanted, found: self.file }));
             }
             let start = data + expected;
-            expected = (expected + tensor.range.end).next_multiple_of(alignment);
+            let after = expected + tensor.range.end;
+            expected = after.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
             tensor.range = start..start + tensor.range.end;
             end = tensor.range.end;
         }

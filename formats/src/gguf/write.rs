@@ -207,10 +207,10 @@ mod tests {
             (embedding, &[9], "'token_embd.weight': tensor has 9 dimensions, expected 8 or fewer"),
             (embedding + 4, &[32], "'token_embd.weight': rows have 288 weights, expected a multiple of 256 for Q4_K"),
             (embedding + 11, &[0x80], "'token_embd.weight': shape is [9223372036854776064, 3], expected fewer"),
-            (embedding + 18, &[0x7f], "expected fewer than 2^63 bytes"),
+            (embedding + 19, &[0x7f], "expected fewer than 2^63 bytes"),
             (embedding + 20, &[4], "'token_embd.weight': tensor is of type 4, which is not known"),
             (embedding + 24, &[32], "'token_embd.weight': data begin at 32, expected 0"),
-            (embedding + 14, &[1], "'output_norm.weight': data begin at"),
+            (embedding + 12, &[4], "'output_norm.weight': data begin at 448, expected 576"),
         ];
         for (at, bytes, expected) in cases {
             let found = message(*at, bytes);
