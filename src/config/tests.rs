@@ -58,7 +58,8 @@ fn a_configuration_is_written_as_ever() {
     config.set("layer_bit_widths", &json!({"b": 16, "a": 2})).unwrap();
     config.set("min_accuracy", &json!(1)).unwrap();
     let written = concat!(
-        r#"{"deployment_profile":"local","modality":null,"variant":null,"bit_width":4,"type":"int4","group_size":128,"scheme":"affine","method":"mse","#,
+        r#"{"deployment_profile":"local","modality":null,"variant":null,"format":null,"architecture":null,"#,
+        r#""pre_tokenizer":null,"bit_width":4,"type":"int4","no_fallback":false,"group_size":128,"scheme":"affine","method":"mse","#,
         r#""min_accuracy":1.0,"min_sqnr_db":null,"fail_fast":false,"tensors":null,"skip_sensitive_layers":false,"#,
         r#""sensitive_layer_names":[],"sensitive_layer_patterns":[],"layer_bit_widths":{"a":2,"b":16},"#,
         r#""enable_mixed_precision":true,"target_model_size_mb":null,"target_bpw":null,"enable_time_aware":true,"#,

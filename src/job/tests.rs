@@ -12,6 +12,7 @@ use super::planned::{Planned, plan};
 use super::query::TaskQuery;
 use super::task::{PartRecord, PartTask, TaskModel};
 use super::{JobOptions, is_final, plan_hash, quantize_model};
+use crate::config::Format;
 use crate::model::tests::directory;
 use crate::plan::Channels;
 use crate::report::{OnProgress, Progress, Stage};
@@ -84,7 +85,8 @@ async fn run_apart(tasks: &[PartTask], model: &Path, out: &Path) -> Vec<PartReco
 
 /// The tasks of the job, and its model.
 async fn tasks(path: &Path) -> (Arc<Model>, Vec<PartTask>) {
-    let Planned { plan, parts, .. } = plan(path, &config(), &JobOptions::default()).await.unwrap();
+    let Planned { plan, parts, .. } =
+        plan(path, &config(), &JobOptions::default(), TargetName::default()).await.unwrap();
     let model =
         TaskModel { location: plan.model.absolute_path().unwrap(), fingerprint: plan.model.fingerprint().unwrap() };
     (Arc::clone(&plan.model), PartTask::all(&plan, &parts, &model))
@@ -215,7 +217,8 @@ fn tasks_of_widths_that_are_not_known_are_refused() {
 #[tokio::test]
 async fn a_reason_is_no_part_of_a_plan_that_is_resumed() {
     let model = model();
-    let Planned { plan, .. } = plan(model.path(), &config(), &JobOptions::default()).await.unwrap();
+    let Planned { plan, .. } =
+        plan(model.path(), &config(), &JobOptions::default(), TargetName::default()).await.unwrap();
     let (mut reasons, mut choices) = (plan.tensors.clone(), plan.tensors.clone());
     reasons[0].reason = Reason::Plan;
     choices[0].choice = None;
@@ -307,9 +310,10 @@ async fn to_go_on_with_a_finished_output_is_to_do_nothing() {
 #[tokio::test]
 async fn the_name_of_a_file_is_refused_for_a_directory() {
     let (model, directory) = (model(), tempfile::tempdir().unwrap());
+    let config = DiffusionQuantConfig { format: Some(Format::ArrowQuant), ..config() };
     for name in ["m.gguf", "m.safetensors", "M.GGUF"] {
         let out = directory.path().join(name);
-        let error = quantize_model(model.path(), &out, &config(), &JobOptions::default()).await.unwrap_err();
+        let error = quantize_model(model.path(), &out, &config, &JobOptions::default()).await.unwrap_err();
         let message = error.to_string();
         assert!(message.contains(name) && message.contains("a directory (arrow-quant)"), "{message}");
     }

@@ -12,11 +12,15 @@ use tempfile::TempDir;
 use crate::common::{DIGITS, arrow_quant, contains, quantized, run, text};
 
 /// A flag for every field, with a value that is not the default's and how it is shown.
-const FLAGS: [(&str, &[&str], &str); 26] = [
+const FLAGS: [(&str, &[&str], &str); 30] = [
     ("deployment_profile", &["--profile", "edge"], "\"edge\""),
     ("modality", &["--modality", "audio"], "\"audio\""),
     ("variant", &["--variant", "fp16"], "\"fp16\""),
+    ("format", &["--format", "gguf"], "\"gguf\""),
+    ("architecture", &["--architecture", "llama"], "\"llama\""),
+    ("pre_tokenizer", &["--pre", "gpt-4o"], "\"gpt-4o\""),
     ("bit_width", &["--bits", "8"], "8"),
+    ("no_fallback", &["--no-fallback"], "true"),
     ("group_size", &["--group-size", "32"], "32"),
     ("scheme", &["--scheme", "symmetric"], "\"symmetric\""),
     ("method", &["--method", "minmax"], "\"minmax\""),
