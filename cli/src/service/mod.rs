@@ -169,6 +169,7 @@ fn classify(error: &(dyn Error + 'static)) -> Option<Code> {
         | QuantError::Output { .. }
         | QuantError::Metadata { .. }
         | QuantError::UnknownModality { .. }
+        | QuantError::Language { .. }
         | QuantError::ShapeMismatch { .. }
         | QuantError::Validation { .. }
         | QuantError::BelowFloor { .. } => Some(Code::InvalidArgument),
