@@ -5,10 +5,12 @@ run, and must not have panicked.
 """
 
 import json
+import math
 import os
 import re
 import selectors
 import signal
+import struct
 import subprocess
 import time
 import urllib.request
@@ -184,6 +186,17 @@ class Server:
         panics = [line for line in errors.splitlines() if "panicked" in line and "/arrow-" not in line]
         assert not panics, "\n".join(panics)
         assert self.stopped or code is None, f"the server ended with {code}: {errors[-4000:]}"
+
+
+def sparse_model(path, shape):
+    """Writes a model of one tensor of zeros, F32, which takes no room on the disk."""
+    size = 4 * math.prod(shape)
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    return path
 
 
 def start(directory, *flags, config=None, env=None, model=True):

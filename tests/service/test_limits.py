@@ -1,7 +1,5 @@
 """What a server allows, and how it says that it is enough."""
 
-import json
-import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,7 @@ import pyarrow.flight as flight
 import pytest
 
 import wire
-from conftest import ENDLESS, STREAMING, eventually
+from conftest import ENDLESS, STREAMING, eventually, sparse_model
 from wire import by_command, by_path, flight_data, message, packed, refusal, statement
 
 
@@ -384,13 +382,7 @@ SLACK = 3
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A model of one row of 1 GiB, which is worked on for as long as there are functions. Its file takes no room on the disk."""
-    path = tmp_path_factory.mktemp("large") / "model.safetensors"
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 14, 1 << 14], "data_offsets": [0, 1 << 30]}}).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + (1 << 30))
-    return f"large={path}"
+    return f"large={sparse_model(tmp_path_factory.mktemp('large') / 'model.safetensors', [1 << 14, 1 << 14])}"
 
 
 @pytest.mark.parametrize("sql", BUSY)
