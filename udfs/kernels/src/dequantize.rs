@@ -52,6 +52,14 @@ pub fn to_f32(isa: Isa, weights: Weights<'_>) -> Vec<f32> {
     weights.to_f32(isa)
 }
 
+/// [`to_f32`] for as long as the result is wanted, which is asked before each slice of about 64 Ki weights.
+///
+/// # Errors
+/// [`KernelError::Cancelled`] once it is not wanted.
+pub fn to_f32_while(isa: Isa, weights: Weights<'_>, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
+    weights.to_f32_while(isa, wanted)
+}
+
 fn check(q: &QuantizedRef<'_>) -> Result<()> {
     // First, so that no length below is too large to compute with.
     let codes = q.bits.packed_len(q.length);

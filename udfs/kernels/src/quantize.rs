@@ -171,6 +171,21 @@ fn with_stored_dtype(
     unreachable!("f32 parameters hold every finite range")
 }
 
+/// Rows, at least `BLOCK` weights of them, or pieces of `BLOCK` weights of a longer row: the first weight of each slice, their
+/// number, and where in its row the first is.
+pub(crate) fn slices(length: usize, row_length: usize) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let (span, piece) = if row_length > BLOCK {
+        (row_length, BLOCK)
+    } else {
+        let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
+        (rows, rows)
+    };
+    (0..length).step_by(span).flat_map(move |first| {
+        let end = length.min(first + span);
+        (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
+    })
+}
+
 pub(crate) fn check_importance(weights: &Weights<'_>, importance: Option<&[f32]>) -> Result<()> {
     let Some(importance) = importance else { return Ok(()) };
     if importance.len() != weights.row_length() && !weights.is_empty() {
@@ -242,19 +257,9 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Where blocks are: the first weight of each, their number, and where in its row the first is.
-    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let (length, row_length) = (self.weights.len(), self.weights.row_length());
-        let (span, piece) = if row_length > BLOCK {
-            (row_length, BLOCK)
-        } else {
-            let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
-            (rows, rows)
-        };
-        (0..length).step_by(span).flat_map(move |first| {
-            let end = length.min(first + span);
-            (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
-        })
+    /// Where blocks are, as [`slices`] says.
+    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        slices(self.weights.len(), self.weights.row_length())
     }
 
     /// The slice in blocks.

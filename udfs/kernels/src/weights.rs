@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use crate::blocks::decode_all;
 use crate::encoding::{BlockType, Encoding, Fp8};
+use crate::quantize::slices;
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
 use crate::types::Dtype;
 use crate::{Isa, KernelError, Result};
@@ -191,14 +192,38 @@ impl<'a> Weights<'a> {
 
     /// The weights as f32, F64 rounded.
     pub(crate) fn to_f32(self, isa: Isa) -> Vec<f32> {
-        let mut out = vec![0.0; self.len()];
+        let mut out = Vec::new();
+        self.to_f32_in(isa, &mut out);
+        out
+    }
+
+    /// The same, in place of what `out` has.
+    pub(crate) fn to_f32_in(self, isa: Isa, out: &mut Vec<f32>) {
+        out.resize(self.len(), 0.0);
+        self.write_f32(isa, out);
+    }
+
+    fn write_f32(self, isa: Isa, out: &mut [f32]) {
         match self.stored {
             Stored::Floats(dtype) => for_dtype!(dtype, E => {
-                isa.run(Widen::<E> { bytes: self.bytes, out: &mut out, dtype: PhantomData })
+                isa.run(Widen::<E> { bytes: self.bytes, out, dtype: PhantomData })
             }),
-            Stored::Coded(coded) => coded.decode(self.bytes, &mut out, |weight| weight),
+            Stored::Coded(coded) => coded.decode(self.bytes, out, |weight| weight),
         }
-        out
+    }
+
+    /// As [`to_f32`](Self::to_f32), for as long as `wanted` says that the result is.
+    pub(crate) fn to_f32_while(self, isa: Isa, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.len()];
+        let mut rest = out.as_mut_slice();
+        for (start, length, _) in slices(self.len(), self.row_length) {
+            if !wanted() {
+                return Err(KernelError::Cancelled);
+            }
+            let out = rest.split_off_mut(..length).unwrap_or_default();
+            self.rows(start, length).write_f32(isa, out);
+        }
+        Ok(out)
     }
 }
 

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
 
-use arrow_quant_kernels::{BlockType, Dtype, Fill, Isa, Weights, quantize_blocks, to_f32};
+use std::cell::Cell;
+
+use arrow_quant_kernels::{
+    BlockType, Dtype, Fill, Isa, KernelError, Weights, quantize_blocks, quantize_blocks_while, to_f32, to_f32_while,
+};
 use sha2::{Digest, Sha256};
 
 /// 64 rows of 1024 nearly Gaussian weights, which integer arithmetic defines.
@@ -121,4 +125,48 @@ fn the_search_fills_blocks_better_than_ggml() {
         }
     }
     assert!(worse.is_empty(), "{worse:?}");
+}
+
+#[test]
+fn blocks_stop_between_slices_once_they_are_not_wanted() {
+    let isa = Isa::available()[0];
+    let bytes = random(5 << 16, false);
+    // Rows of 1 Ki weights, and one row that is five slices.
+    for row_length in [1024, 5 << 16] {
+        let weights = Weights::new(Dtype::F32, &bytes, row_length).unwrap();
+        let importance: Vec<f32> = (0..row_length).map(|column| (1 + column % 7) as f32).collect();
+        for fill in [Fill::Reference, Fill::Mse] {
+            let whole = quantize_blocks(isa, weights, BlockType::Q4_0, fill, Some(&importance)).unwrap();
+            let asked = Cell::new(0);
+            let wanted = |times: usize| {
+                let asked = &asked;
+                move || asked.replace(asked.get() + 1) < times
+            };
+            let made = quantize_blocks_while(isa, weights, BlockType::Q4_0, fill, Some(&importance), wanted(5)).unwrap();
+            assert_eq!((asked.replace(0), &made), (5, &whole));
+            let stopped = quantize_blocks_while(isa, weights, BlockType::Q4_0, fill, Some(&importance), wanted(2));
+            assert_eq!((asked.replace(0), stopped), (3, Err(KernelError::Cancelled)));
+            let blocks = Weights::blocks(BlockType::Q4_0, &whole.bytes, row_length).unwrap();
+            assert_eq!(to_f32_while(isa, blocks, wanted(5)).unwrap(), to_f32(isa, blocks));
+            asked.set(0);
+            assert_eq!((to_f32_while(isa, blocks, wanted(2)), asked.replace(0)), (Err(KernelError::Cancelled), 3));
+        }
+    }
+}
+
+#[test]
+fn errors_of_later_slices_name_the_weight() {
+    let isa = Isa::available()[0];
+    let mut bytes = random(3 << 16, false);
+    let at = 2 * (1 << 16) + 77;
+    bytes[4 * at..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    for row_length in [1024, 3 << 16] {
+        let weights = Weights::new(Dtype::F32, &bytes, row_length).unwrap();
+        let error = quantize_blocks(isa, weights, BlockType::Q6K, Fill::Mse, None).unwrap_err();
+        assert!(matches!(error, KernelError::NotFinite { index, .. } if index == at), "{error}");
+    }
+    bytes[4 * at..][..4].copy_from_slice(&1e30f32.to_le_bytes());
+    let weights = Weights::new(Dtype::F32, &bytes, 1024).unwrap();
+    let error = quantize_blocks(isa, weights, BlockType::Q6K, Fill::Mse, None).unwrap_err();
+    assert!(matches!(error, KernelError::BlockRange { index, .. } if index == at / 256 * 256), "{error}");
 }

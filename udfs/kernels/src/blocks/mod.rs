@@ -10,6 +10,7 @@ mod reference_k;
 
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
+use crate::quantize::slices;
 use crate::types::named;
 use crate::weights::Weights;
 use crate::{Encoding, Isa, KernelError, Result, pair_sums};
@@ -89,38 +90,84 @@ pub fn quantize_blocks(
     fill: Fill,
     importance: Option<&[f32]>,
 ) -> Result<Blocks> {
+    quantize_blocks_while(isa, weights, block_type, fill, importance, || true)
+}
+
+/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each slice of about 64 Ki weights.
+///
+/// # Errors
+/// As [`quantize_blocks`], and [`KernelError::Cancelled`] once it is not wanted.
+pub fn quantize_blocks_while(
+    isa: Isa,
+    weights: Weights<'_>,
+    block_type: BlockType,
+    fill: Fill,
+    importance: Option<&[f32]>,
+    wanted: impl Fn() -> bool,
+) -> Result<Blocks> {
     crate::quantize::check_importance(&weights, importance)?;
-    let encoding = Encoding::Block(block_type);
-    encoding.check_rows(weights.len(), weights.row_length())?;
-    let values = weights.to_f32(isa);
-    if let Some(index) = values.iter().position(|w| !w.is_finite()) {
-        return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
-    }
-    let mut bytes = vec![0; encoding.stored_bytes(weights.len(), weights.row_length())?];
     let row_length = weights.row_length();
-    let row_bytes = row_length / block_type.length() * block_type.size();
-    match fill {
-        _ if values.is_empty() => {}
-        Fill::Reference => {
-            for (row, out) in values.chunks_exact(row_length).zip(bytes.chunks_exact_mut(row_bytes)) {
-                reference::row(block_type, row, importance, out);
+    let mut bytes = vec![0; Encoding::Block(block_type).stored_bytes(weights.len(), row_length)?];
+    let mut filler = Filler { isa, block_type, fill, importance, row_length, row_mean: 0.0, values: Vec::new() };
+    let mut errors = PairSums::default();
+    let mut rest = bytes.as_mut_slice();
+    for (start, length, channel) in slices(weights.len(), row_length) {
+        if !wanted() {
+            return Err(KernelError::Cancelled);
+        }
+        let out = rest.split_off_mut(..length / block_type.length() * block_type.size()).unwrap_or_default();
+        if channel == 0 && row_length > length {
+            filler.row_mean = reference::mean_square(&weights.rows(start, row_length).to_f32(isa));
+        }
+        errors = errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
+    }
+    Ok(Blocks { block_type, row_length, bytes, errors })
+}
+
+/// Fills the blocks of one slice after another.
+struct Filler<'a> {
+    isa: Isa,
+    block_type: BlockType,
+    fill: Fill,
+    importance: Option<&'a [f32]>,
+    /// Weights of a whole row.
+    row_length: usize,
+    /// The mean square of the row that the slice is a piece of, where it is one.
+    row_mean: f32,
+    /// The slice's weights.
+    values: Vec<f32>,
+}
+
+impl Filler<'_> {
+    /// Fills the blocks of `weights`, whole rows or a piece of one from weight `channel` on.
+    fn slice(&mut self, weights: Weights<'_>, channel: usize, out: &mut [u8]) -> Result<PairSums> {
+        let Self { isa, block_type, fill, importance, row_length, .. } = *self;
+        let values = &mut self.values;
+        weights.to_f32_in(isa, values);
+        if let Some(index) = values.iter().position(|w| !w.is_finite()) {
+            return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
+        }
+        match fill {
+            Fill::Reference => {
+                let rows = values.chunks(row_length).zip(out.chunks_mut(row_length / block_type.length() * block_type.size()));
+                for (row, out) in rows {
+                    let row_mean = if row.len() < row_length { self.row_mean } else { reference::mean_square(row) };
+                    let importance = importance.map(|importance| &importance[channel..][..row.len()]);
+                    reference::row(block_type, row, importance, row_mean, out);
+                }
+            }
+            Fill::Mse => {
+                let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
+                    name: "method",
+                    value: format!("'{fill}' for {block_type}"),
+                    allowed: "'reference'",
+                })?;
+                isa.run(fill::Piece { form, block_type, x: values, importance, channel, out });
             }
         }
-        Fill::Mse => {
-            let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
-                name: "method",
-                value: format!("'{fill}' for {block_type}"),
-                allowed: "'reference'",
-            })?;
-            isa.run(fill::Piece { form, block_type, x: &values, importance, channel: 0, out: &mut bytes });
-        }
+        let errors = pair_sums(isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?;
+        if errors.sum_ee.is_finite() { Ok(errors) } else { Err(beyond_half(block_type, values, out)) }
     }
-    let restored = Weights::blocks(block_type, &bytes, weights.row_length())?;
-    let errors = pair_sums(isa, weights, restored)?;
-    if !errors.sum_ee.is_finite() {
-        return Err(beyond_half(block_type, &values, &bytes));
-    }
-    Ok(Blocks { block_type, row_length: weights.row_length(), bytes, errors })
 }
 
 /// The error for the first block whose scales f16 does not hold.

@@ -11,12 +11,15 @@ use crate::BlockType;
 /// Where magnitudes are smaller, a group is taken for zeros.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// Fills the blocks of one row.
-pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+/// The mean square of a row.
+pub(super) fn mean_square(row: &[f32]) -> f32 {
+    row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32
+}
+
+/// Fills blocks of one row, with the mean square that importance is spread with in types of one scale.
+pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>, mean: f32, out: &mut [u8]) {
     let length = block_type.length();
-    // The mean square that importance is spread with: over the row, and twice that over the block.
-    let mean = || row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32;
-    let (row_mean, blocks) = (if importance.is_some() { mean() } else { 0.0 }, row.chunks_exact(length));
+    let (row_mean, blocks) = (if importance.is_some() { mean } else { 0.0 }, row.chunks_exact(length));
     for (k, (x, out)) in blocks.zip(out.chunks_exact_mut(block_type.size())).enumerate() {
         let importance = importance.map(|importance| &importance[k * length..][..length]);
         // A block that nothing counts in is filled as if all counted alike; ggml would divide by zero.
