@@ -90,6 +90,38 @@ impl BlockType {
         }
     }
 
+    /// The greatest magnitude of a weight: the greatest f16 times the greatest level and step.
+    pub(crate) const fn greatest(self) -> f32 {
+        let multiple: u16 = match self {
+            Self::Q4_0 => 8,
+            Self::Q5_0 => 16,
+            Self::Q4_1 => 15 + 1,
+            Self::Q5_1 => 31 + 1,
+            Self::Q8_0 | Self::Iq4Nl => 127,
+            Self::Q2_0 => 2,
+            Self::Q2K => 15 * 3 + 15,
+            Self::Q3K => 32 * 4,
+            Self::Q4K => 63 * 15 + 63,
+            Self::Q5K => 63 * 31 + 63,
+            Self::Q6K => 128 * 32,
+            Self::Iq4Xs => 32 * 127,
+            Self::Tq1_0 | Self::Tq2_0 => 1,
+            // Scales are powers of two; or E4M3, which ggml lets stop at its greatest.
+            Self::Mxfp4 | Self::Nvfp4 => return f32::MAX,
+        };
+        65504.0 * multiple as f32
+    }
+
+    /// Weights that share a scale.
+    pub(crate) const fn run(self) -> usize {
+        match self {
+            Self::Q2K | Self::Q3K | Self::Q6K | Self::Nvfp4 => 16,
+            Self::Q4K | Self::Q5K | Self::Iq4Xs => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => self.length(),
+            Self::Iq4Nl | Self::Mxfp4 | Self::Q2_0 | Self::Tq1_0 | Self::Tq2_0 => self.length(),
+        }
+    }
+
     /// Bytes of a block.
     pub const fn size(self) -> usize {
         match self {

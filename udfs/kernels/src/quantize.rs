@@ -291,7 +291,7 @@ impl<'a> Slice<'a> {
         let mut scratch = Vec::new();
         let mut range = None;
         for (start, length, _) in self.places() {
-            let floats = self.weights.rows(start, length).floats(&mut scratch);
+            let floats = self.weights.rows(start, length).floats(Isa::scalar(), &mut scratch);
             if let Some(error) = first_not_finite(floats) {
                 return error.within(start);
             }

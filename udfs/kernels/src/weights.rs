@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::blocks::decode_all;
+use crate::blocks::{Restored, restore_all};
 use crate::encoding::{BlockType, Encoding, Fp8};
 use crate::quantize::slices;
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
@@ -176,7 +176,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The weights as the kernels load them: where they are, or else decoded into `scratch`.
-    pub(crate) fn floats<'s>(&self, scratch: &'s mut Vec<[u8; 4]>) -> Floats<'s>
+    pub(crate) fn floats<'s>(&self, isa: Isa, scratch: &'s mut Vec<[u8; 4]>) -> Floats<'s>
     where
         'a: 's,
     {
@@ -184,7 +184,7 @@ impl<'a> Weights<'a> {
             Stored::Floats(dtype) => Floats { dtype, bytes: self.bytes, row_length: self.row_length },
             Stored::Coded(coded) => {
                 scratch.resize(self.len(), [0; 4]);
-                coded.decode(self.bytes, scratch, f32::to_le_bytes);
+                coded.decode(isa, self.bytes, scratch);
                 Floats { dtype: Dtype::F32, bytes: scratch.as_flattened(), row_length: self.row_length }
             }
         }
@@ -203,12 +203,13 @@ impl<'a> Weights<'a> {
         self.write_f32(isa, out);
     }
 
-    fn write_f32(self, isa: Isa, out: &mut [f32]) {
+    /// The same, into as many.
+    pub(crate) fn write_f32(self, isa: Isa, out: &mut [f32]) {
         match self.stored {
             Stored::Floats(dtype) => for_dtype!(dtype, E => {
                 isa.run(Widen::<E> { bytes: self.bytes, out, dtype: PhantomData })
             }),
-            Stored::Coded(coded) => coded.decode(self.bytes, out, |weight| weight),
+            Stored::Coded(coded) => coded.decode(isa, self.bytes, out),
         }
     }
 
@@ -251,8 +252,7 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 impl Coded<'_> {
-    /// Writes what `make` makes of each weight.
-    fn decode<T>(&self, bytes: &[u8], out: &mut [T], make: impl Fn(f32) -> T) {
+    fn decode<T: Restored>(&self, isa: Isa, bytes: &[u8], out: &mut [T]) {
         match *self {
             Self::Fp8(fp8, placed) => {
                 let values = fp8.values();
@@ -261,19 +261,12 @@ impl Coded<'_> {
                     let (scale, run) = placed.map_or((1.0, out.len()), |placed| placed.run(done));
                     let end = out.len().min(done.saturating_add(run));
                     for (out, &byte) in out[done..end].iter_mut().zip(&bytes[done..end]) {
-                        *out = make(values[usize::from(byte)] * scale);
+                        *out = T::of(values[usize::from(byte)] * scale);
                     }
                     done = end;
                 }
             }
-            Self::Blocks(block_type) => {
-                let mut outs = out.chunks_exact_mut(block_type.length());
-                decode_all(block_type, bytes, |weights| {
-                    for (out, &weight) in outs.next().into_iter().flatten().zip(weights) {
-                        *out = make(weight);
-                    }
-                });
-            }
+            Self::Blocks(block_type) => restore_all(isa, block_type, bytes, out),
         }
     }
 }

@@ -1,19 +1,29 @@
 //! ggml's blocks: consecutive weights of a row and their parameters, stored together.
 //!
-//! `decode` is what blocks stand for; `reference` fills them as ggml does, byte for byte.
+//! `decode` is what blocks stand for, and `restore` does it sixteen weights at a time. `reference` fills blocks as ggml does,
+//! byte for byte; `fill` fills them with a search.
 
+mod affine;
+mod codebook;
 mod decode;
 mod fill;
 mod layout;
+mod measure;
 mod reference;
 mod reference_k;
+mod restore;
+mod scales;
+mod simple;
+mod steps;
+
+pub(crate) use restore::Restored;
 
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
 use crate::quantize::slices;
 use crate::types::named;
 use crate::weights::Weights;
-use crate::{Encoding, Isa, KernelError, Result, pair_sums};
+use crate::{Dtype, Encoding, Isa, KernelError, Result, pair_sums};
 
 /// Weights of the longest block.
 pub(crate) const MOST: usize = 256;
@@ -106,6 +116,13 @@ pub fn quantize_blocks_while(
     wanted: impl Fn() -> bool,
 ) -> Result<Blocks> {
     crate::quantize::check_importance(&weights, importance)?;
+    if fill == Fill::Mse && !fill::searches(block_type) {
+        return Err(KernelError::Argument {
+            name: "method",
+            value: format!("'{fill}' for {block_type}"),
+            allowed: "'reference'",
+        });
+    }
     let row_length = weights.row_length();
     let mut bytes = vec![0; Encoding::Block(block_type).stored_bytes(weights.len(), row_length)?];
     let mut filler = Filler { isa, block_type, fill, importance, row_length, row_mean: 0.0, values: Vec::new() };
@@ -119,7 +136,8 @@ pub fn quantize_blocks_while(
         if channel == 0 && row_length > length {
             filler.row_mean = reference::mean_square(&weights.rows(start, row_length).to_f32(isa));
         }
-        errors = errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
+        errors =
+            errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
     }
     Ok(Blocks { block_type, row_length, bytes, errors })
 }
@@ -144,55 +162,67 @@ impl Filler<'_> {
         let Self { isa, block_type, fill, importance, row_length, .. } = *self;
         let values = &mut self.values;
         weights.to_f32_in(isa, values);
-        if let Some(index) = values.iter().position(|w| !w.is_finite()) {
+        let greatest = isa.run(measure::Greatest(values));
+        if greatest.is_nan() {
+            let index = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
             return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
         }
+        let limit = block_type.greatest();
+        if greatest > limit {
+            let block = values.chunks_exact(block_type.length()).position(|x| x.iter().any(|w| w.abs() > limit));
+            return Err(beyond_half(block_type, values, block.unwrap_or_default()));
+        }
         match fill {
+            Fill::Reference if simple::fills(block_type, importance.is_some()) => {
+                isa.run(simple::Simple { block_type, x: values, out })
+            }
             Fill::Reference => {
-                let rows = values.chunks(row_length).zip(out.chunks_mut(row_length / block_type.length() * block_type.size()));
-                for (row, out) in rows {
+                let row_bytes = row_length / block_type.length() * block_type.size();
+                for (row, out) in values.chunks(row_length).zip(out.chunks_mut(row_bytes)) {
                     let row_mean = if row.len() < row_length { self.row_mean } else { reference::mean_square(row) };
                     let importance = importance.map(|importance| &importance[channel..][..row.len()]);
                     reference::row(block_type, row, importance, row_mean, out);
                 }
             }
-            Fill::Mse => {
-                let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
-                    name: "method",
-                    value: format!("'{fill}' for {block_type}"),
-                    allowed: "'reference'",
-                })?;
-                isa.run(fill::Piece { form, block_type, x: values, importance, channel, out });
-            }
+            Fill::Mse => isa.run(fill::Piece { block_type, x: values, importance, channel, out }),
         }
-        let errors = pair_sums(isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?;
-        if errors.sum_ee.is_finite() { Ok(errors) } else { Err(beyond_half(block_type, values, out)) }
+        let errors = match weights.encoding() {
+            // Errors of binary64 are those of the weights before they were rounded.
+            Encoding::Float(Dtype::F64) => {
+                pair_sums(isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?
+            }
+            Encoding::Float(_) | Encoding::Fp8(_) | Encoding::Grouped(..) | Encoding::Block(_) => {
+                isa.run(measure::Measure { block_type, x: values, bytes: out })
+            }
+        };
+        if errors.sum_ee.is_finite() {
+            Ok(errors)
+        } else {
+            Err(beyond_half(block_type, values, first_infinite(block_type, out)))
+        }
     }
 }
 
-/// The error for the first block whose scales f16 does not hold.
-fn beyond_half(block_type: BlockType, values: &[f32], bytes: &[u8]) -> KernelError {
-    let mut blocks = values.chunks(block_type.length());
-    let mut index = 0;
-    let mut found = None;
-    decode_all(block_type, bytes, |restored| {
-        let block = blocks.next().unwrap_or_default();
-        if found.is_none() && restored.iter().any(|w| !w.is_finite()) {
-            let min = block.iter().copied().fold(f32::INFINITY, f32::min);
-            let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            found = Some((index, min, max));
-        }
-        index += block.len();
-    });
-    let (index, min, max) = found.unwrap_or((0, f32::NEG_INFINITY, f32::INFINITY));
+/// The error for a block whose scales f16 does not hold.
+fn beyond_half(block_type: BlockType, values: &[f32], block: usize) -> KernelError {
+    let index = block * block_type.length();
+    let x = &values[index..][..block_type.length()];
+    let min = x.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     KernelError::BlockRange { block_type, index, min, max }
 }
 
-/// Calls `each` with the weights of every block, in order, where `bytes` are whole blocks.
-pub(crate) fn decode_all(block_type: BlockType, bytes: &[u8], mut each: impl FnMut(&[f32])) {
-    let mut weights = [0.0; MOST];
-    for block in bytes.chunks_exact(block_type.size()) {
-        decode::decode(block_type, block, &mut weights);
-        each(&weights[..block_type.length()]);
-    }
+/// The first block that does not stand for numbers.
+fn first_infinite(block_type: BlockType, bytes: &[u8]) -> usize {
+    let mut restored = [0.0; MOST];
+    let infinite = |block| {
+        decode::decode(block_type, block, &mut restored);
+        restored[..block_type.length()].iter().any(|w| !w.is_finite())
+    };
+    bytes.chunks_exact(block_type.size()).position(infinite).unwrap_or_default()
+}
+
+/// Restores whole blocks.
+pub(crate) fn restore_all<T: Restored>(isa: Isa, block_type: BlockType, bytes: &[u8], out: &mut [T]) {
+    isa.run(restore::Restore { block_type, bytes, out });
 }
