@@ -16,7 +16,7 @@ use crate::{Encoding, Grouping, Isa, KernelError, Result};
 /// Elements after which error sums are folded: whole rows, at least this many, and longer rows in pieces of it. Part of
 /// the specification, since it decides the order of additions; results are the same however many threads share the
 /// blocks. A multiple of every group size.
-const BLOCK: usize = 1 << 16;
+pub(crate) const BLOCK: usize = 1 << 16;
 
 /// Weights must be smaller in magnitude than 2¹²⁵, so that neither a group's range nor any level of its grid, rounded up,
 /// leaves the range of f32.
@@ -171,13 +171,17 @@ fn with_stored_dtype(
     unreachable!("f32 parameters hold every finite range")
 }
 
-/// Rows, at least `BLOCK` weights of them, or pieces of `BLOCK` weights of a longer row: the first weight of each slice, their
+/// Rows, at least `least` weights of them, or pieces of `least` weights of a longer row: the first weight of each slice, their
 /// number, and where in its row the first is.
-pub(crate) fn slices(length: usize, row_length: usize) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-    let (span, piece) = if row_length > BLOCK {
-        (row_length, BLOCK)
+pub(crate) fn slices(
+    length: usize,
+    row_length: usize,
+    least: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let (span, piece) = if row_length > least {
+        (row_length, least)
     } else {
-        let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
+        let rows = least.div_ceil(row_length.max(1)) * row_length.max(1);
         (rows, rows)
     };
     (0..length).step_by(span).flat_map(move |first| {
@@ -259,7 +263,7 @@ impl<'a> Slice<'a> {
 
     /// Where blocks are, as [`slices`] says.
     fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        slices(self.weights.len(), self.weights.row_length())
+        slices(self.weights.len(), self.weights.row_length(), BLOCK)
     }
 
     /// The slice in blocks.

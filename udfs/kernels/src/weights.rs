@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::blocks::{Restored, restore_all};
 use crate::encoding::{BlockType, Encoding, Fp8};
-use crate::quantize::slices;
+use crate::quantize::{BLOCK, slices};
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
 use crate::types::Dtype;
 use crate::{Isa, KernelError, Result};
@@ -190,6 +190,18 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The weights where they are, if they are F32 that can be read there.
+    pub(crate) fn as_f32(&self) -> Option<&'a [f32]> {
+        match self.stored {
+            Stored::Floats(Dtype::F32) if cfg!(target_endian = "little") => {
+                // SAFETY: any four bytes are an f32, and `align_to` takes those that lie where an f32 may.
+                let (before, values, after) = unsafe { self.bytes.align_to::<f32>() };
+                (before.is_empty() && after.is_empty()).then_some(values)
+            }
+            Stored::Floats(_) | Stored::Coded(_) => None,
+        }
+    }
+
     /// The weights as f32, F64 rounded.
     pub(crate) fn to_f32(self, isa: Isa) -> Vec<f32> {
         let mut out = Vec::new();
@@ -217,7 +229,7 @@ impl<'a> Weights<'a> {
     pub(crate) fn to_f32_while(self, isa: Isa, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
         let mut out = vec![0.0; self.len()];
         let mut rest = out.as_mut_slice();
-        for (start, length, _) in slices(self.len(), self.row_length) {
+        for (start, length, _) in slices(self.len(), self.row_length, BLOCK) {
             if !wanted() {
                 return Err(KernelError::Cancelled);
             }

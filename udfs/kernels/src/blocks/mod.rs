@@ -28,6 +28,9 @@ use crate::{Dtype, Encoding, Isa, KernelError, Result, pair_sums};
 /// Weights of the longest block.
 pub(crate) const MOST: usize = 256;
 
+/// Weights of a slice that is filled and measured while it is in the cache; a multiple of sixteen blocks.
+const SLICE: usize = 1 << 13;
+
 /// An importance that is the same for every weight of a block.
 static ONES: [f32; MOST] = [1.0; MOST];
 
@@ -103,7 +106,7 @@ pub fn quantize_blocks(
     quantize_blocks_while(isa, weights, block_type, fill, importance, || true)
 }
 
-/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each slice of about 64 Ki weights.
+/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each slice of about 8 Ki weights.
 ///
 /// # Errors
 /// As [`quantize_blocks`], and [`KernelError::Cancelled`] once it is not wanted.
@@ -128,12 +131,12 @@ pub fn quantize_blocks_while(
     let mut filler = Filler { isa, block_type, fill, importance, row_length, row_mean: 0.0, values: Vec::new() };
     let mut errors = PairSums::default();
     let mut rest = bytes.as_mut_slice();
-    for (start, length, channel) in slices(weights.len(), row_length) {
+    for (start, length, channel) in slices(weights.len(), row_length, SLICE) {
         if !wanted() {
             return Err(KernelError::Cancelled);
         }
         let out = rest.split_off_mut(..length / block_type.length() * block_type.size()).unwrap_or_default();
-        if channel == 0 && row_length > length {
+        if channel == 0 && row_length > length && fill == Fill::Reference && importance.is_some() {
             filler.row_mean = reference::mean_square(&weights.rows(start, row_length).to_f32(isa));
         }
         errors =
@@ -160,8 +163,13 @@ impl Filler<'_> {
     /// Fills the blocks of `weights`, whole rows or a piece of one from weight `channel` on.
     fn slice(&mut self, weights: Weights<'_>, channel: usize, out: &mut [u8]) -> Result<PairSums> {
         let Self { isa, block_type, fill, importance, row_length, .. } = *self;
-        let values = &mut self.values;
-        weights.to_f32_in(isa, values);
+        let values = match weights.as_f32() {
+            Some(values) => values,
+            None => {
+                weights.to_f32_in(isa, &mut self.values);
+                &self.values
+            }
+        };
         let greatest = isa.run(measure::Greatest(values));
         if greatest.is_nan() {
             let index = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
