@@ -25,7 +25,7 @@ pub(crate) fn quantize_block(
     stored: ParameterDtype,
 ) -> Result<PairSums, Stop> {
     let mut scratch = Vec::new();
-    let weights = block.weights.floats(&mut scratch);
+    let weights = block.weights.floats(isa, &mut scratch);
     let run = Run { slice, weights, block, rules: Rules::new(&slice.settings, stored) };
     for_dtype!(weights.dtype, E => for_width!(slice.code_width(), W => isa.run(RunOf::<E, W>(run, PhantomData))))
 }

@@ -74,7 +74,7 @@ pub fn cosine_similarity(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<Opt
 pub fn product_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums> {
     check_lengths(&a, &b)?;
     let mut scratch = [Vec::new(), Vec::new()];
-    let [a, b] = floats([&a, &b], &mut scratch);
+    let [a, b] = floats(isa, [&a, &b], &mut scratch);
     if is_wide(&a, &b) {
         return Ok(pair_sums_wide(&a, &b));
     }
@@ -91,7 +91,7 @@ pub fn product_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums
 pub fn pair_sums(isa: Isa, a: Weights<'_>, b: Weights<'_>) -> Result<PairSums> {
     check_lengths(&a, &b)?;
     let mut scratch = [Vec::new(), Vec::new()];
-    let [a, b] = floats([&a, &b], &mut scratch);
+    let [a, b] = floats(isa, [&a, &b], &mut scratch);
     if is_wide(&a, &b) {
         return Ok(pair_sums_wide(&a, &b));
     }
@@ -105,9 +105,9 @@ fn is_wide(a: &Floats<'_>, b: &Floats<'_>) -> bool {
     a.dtype.exceeds_f32() || b.dtype.exceeds_f32()
 }
 
-fn floats<'s>(weights: [&Weights<'s>; 2], scratch: &'s mut [Vec<[u8; 4]>; 2]) -> [Floats<'s>; 2] {
+fn floats<'s>(isa: Isa, weights: [&Weights<'s>; 2], scratch: &'s mut [Vec<[u8; 4]>; 2]) -> [Floats<'s>; 2] {
     let [first, second] = scratch;
-    [weights[0].floats(first), weights[1].floats(second)]
+    [weights[0].floats(isa, first), weights[1].floats(isa, second)]
 }
 
 /// The sums of slices of which one is binary64, element i in lane i mod 16: the same on every instruction set.

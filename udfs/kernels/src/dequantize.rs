@@ -52,6 +52,26 @@ pub fn to_f32(isa: Isa, weights: Weights<'_>) -> Vec<f32> {
     weights.to_f32(isa)
 }
 
+/// [`to_f32`] into a buffer that has room for the weights.
+///
+/// # Errors
+/// If the buffer is not as long as the weights.
+pub fn to_f32_into(isa: Isa, weights: Weights<'_>, out: &mut [f32]) -> Result<()> {
+    if out.len() != weights.len() {
+        return Err(KernelError::Mismatch { what: "weights of a buffer", found: out.len(), expected: weights.len() });
+    }
+    weights.write_f32(isa, out);
+    Ok(())
+}
+
+/// [`to_f32`] for as long as the result is wanted, which is asked before each slice of about 64 Ki weights.
+///
+/// # Errors
+/// [`KernelError::Cancelled`] once it is not wanted.
+pub fn to_f32_while(isa: Isa, weights: Weights<'_>, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
+    weights.to_f32_while(isa, wanted)
+}
+
 fn check(q: &QuantizedRef<'_>) -> Result<()> {
     // First, so that no length below is too large to compute with.
     let codes = q.bits.packed_len(q.length);

@@ -80,36 +80,6 @@ named! {
 }
 
 impl BlockType {
-    /// The types that [`quantize_blocks`](crate::quantize_blocks) fills; the others are read.
-    pub const FILLED: &'static [Self] = &[
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::Q8_0,
-        Self::Q2K,
-        Self::Q3K,
-        Self::Q4K,
-        Self::Q5K,
-        Self::Q6K,
-        Self::Iq4Nl,
-        Self::Iq4Xs,
-        Self::Mxfp4,
-        Self::Nvfp4,
-    ];
-
-    /// Bits of a code; of three levels, which are packed more densely, two.
-    pub const fn bits(self) -> Bits {
-        match self {
-            Self::Q2_0 | Self::Q2K | Self::Tq1_0 | Self::Tq2_0 => Bits::Two,
-            Self::Q3K => Bits::Three,
-            Self::Q4_0 | Self::Q4_1 | Self::Q4K | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 | Self::Nvfp4 => Bits::Four,
-            Self::Q5_0 | Self::Q5_1 | Self::Q5K => Bits::Five,
-            Self::Q6K => Bits::Six,
-            Self::Q8_0 => Bits::Eight,
-        }
-    }
-
     /// Weights of a block.
     pub const fn length(self) -> usize {
         match self {
@@ -117,6 +87,38 @@ impl BlockType {
             Self::Q2_0 | Self::Nvfp4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
             Self::Iq4Xs | Self::Tq1_0 | Self::Tq2_0 => 256,
+        }
+    }
+
+    /// The greatest magnitude of a weight: the greatest f16 times the greatest level and step.
+    pub(crate) const fn greatest(self) -> f32 {
+        let multiple: u16 = match self {
+            Self::Q4_0 => 8,
+            Self::Q5_0 => 16,
+            Self::Q4_1 => 15 + 1,
+            Self::Q5_1 => 31 + 1,
+            Self::Q8_0 | Self::Iq4Nl => 127,
+            Self::Q2_0 => 2,
+            Self::Q2K => 15 * 3 + 15,
+            Self::Q3K => 32 * 4,
+            Self::Q4K => 63 * 15 + 63,
+            Self::Q5K => 63 * 31 + 63,
+            Self::Q6K => 128 * 32,
+            Self::Iq4Xs => 32 * 127,
+            Self::Tq1_0 | Self::Tq2_0 => 1,
+            // Scales are powers of two; or E4M3, which ggml lets stop at its greatest.
+            Self::Mxfp4 | Self::Nvfp4 => return f32::MAX,
+        };
+        65504.0 * multiple as f32
+    }
+
+    /// Weights that share a scale.
+    pub(crate) const fn run(self) -> usize {
+        match self {
+            Self::Q2K | Self::Q3K | Self::Q6K | Self::Nvfp4 => 16,
+            Self::Q4K | Self::Q5K | Self::Iq4Xs => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => self.length(),
+            Self::Iq4Nl | Self::Mxfp4 | Self::Q2_0 | Self::Tq1_0 | Self::Tq2_0 => self.length(),
         }
     }
 
@@ -348,20 +350,6 @@ mod tests {
         assert_eq!(message(96, 0), "96 weights do not divide into runs of 0");
         let most = usize::MAX / 32 * 32;
         assert_eq!(message(most, 32), format!("weights is {most}, allowed: as many as memory can hold"));
-    }
-
-    #[test]
-    fn blocks_hold_codes_of_their_bits() {
-        for block_type in BlockType::ALL {
-            let (bits, stored) = (block_type.bits().get(), 8 * block_type.size());
-            // What is stored beside codes is two bits a weight at most. Three levels are less than two bits.
-            let codes = block_type.length() * bits;
-            let is_packed_more_densely = *block_type == BlockType::Tq1_0;
-            assert!(
-                is_packed_more_densely || (codes + 1..=codes + 2 * block_type.length()).contains(&stored),
-                "{block_type}"
-            );
-        }
     }
 
     #[test]

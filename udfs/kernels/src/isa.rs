@@ -59,6 +59,11 @@ impl Isa {
             .clone()
     }
 
+    /// The one that every CPU has.
+    pub(crate) fn scalar() -> Self {
+        Self(Kind::Scalar(Scalar))
+    }
+
     fn named(name: &str) -> Result<Self> {
         Self::available().into_iter().find(|isa| isa.name() == name).ok_or_else(|| KernelError::Isa {
             found: name.to_string(),

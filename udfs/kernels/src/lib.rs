@@ -69,7 +69,7 @@ mod weights;
 
 pub use blocks::{Blocks, Fill, quantize_blocks, quantize_blocks_while};
 pub use compare::{PairSums, cosine_similarity, pair_sums, product_sums};
-pub use dequantize::{dequantize, dequantize_while, to_f32};
+pub use dequantize::{dequantize, dequantize_while, to_f32, to_f32_into, to_f32_while};
 pub use encoding::{BlockType, Encoding, Fp8, Grouping};
 pub use error::{KernelError, Result};
 pub use isa::Isa;

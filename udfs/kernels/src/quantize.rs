@@ -16,7 +16,7 @@ use crate::{Encoding, Grouping, Isa, KernelError, Result};
 /// Elements after which error sums are folded: whole rows, at least this many, and longer rows in pieces of it. Part of
 /// the specification, since it decides the order of additions; results are the same however many threads share the
 /// blocks. A multiple of every group size.
-const BLOCK: usize = 1 << 16;
+pub(crate) const BLOCK: usize = 1 << 16;
 
 /// Weights must be smaller in magnitude than 2¹²⁵, so that neither a group's range nor any level of its grid, rounded up,
 /// leaves the range of f32.
@@ -171,6 +171,25 @@ fn with_stored_dtype(
     unreachable!("f32 parameters hold every finite range")
 }
 
+/// Rows, at least `least` weights of them, or pieces of `least` weights of a longer row: the first weight of each slice, their
+/// number, and where in its row the first is.
+pub(crate) fn slices(
+    length: usize,
+    row_length: usize,
+    least: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+    let (span, piece) = if row_length > least {
+        (row_length, least)
+    } else {
+        let rows = least.div_ceil(row_length.max(1)) * row_length.max(1);
+        (rows, rows)
+    };
+    (0..length).step_by(span).flat_map(move |first| {
+        let end = length.min(first + span);
+        (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
+    })
+}
+
 pub(crate) fn check_importance(weights: &Weights<'_>, importance: Option<&[f32]>) -> Result<()> {
     let Some(importance) = importance else { return Ok(()) };
     if importance.len() != weights.row_length() && !weights.is_empty() {
@@ -242,9 +261,9 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Where blocks are.
-    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        places(self.weights.len(), self.weights.row_length())
+    /// Where blocks are, as [`slices`] says.
+    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        slices(self.weights.len(), self.weights.row_length(), BLOCK)
     }
 
     /// The slice in blocks.
@@ -276,7 +295,7 @@ impl<'a> Slice<'a> {
         let mut scratch = Vec::new();
         let mut range = None;
         for (start, length, _) in self.places() {
-            let floats = self.weights.rows(start, length).floats(&mut scratch);
+            let floats = self.weights.rows(start, length).floats(Isa::scalar(), &mut scratch);
             if let Some(error) = first_not_finite(floats) {
                 return error.within(start);
             }
@@ -286,23 +305,7 @@ impl<'a> Slice<'a> {
     }
 }
 
-/// Where pieces of about 64 Ki weights are, whole rows or pieces of a longer one: the first weight of each, their number, and
-/// where in its row the first is.
-pub(crate) fn places(length: usize, row_length: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    let (span, piece) = if row_length > BLOCK {
-        (row_length, BLOCK)
-    } else {
-        let rows = BLOCK.div_ceil(row_length.max(1)) * row_length.max(1);
-        (rows, rows)
-    };
-    (0..length).step_by(span).flat_map(move |first| {
-        let end = length.min(first + span);
-        (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
-    })
-}
-
-/// The error for the first weight that f32 holds no finite value for.
-pub(crate) fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
+fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
     for_dtype!(floats.dtype, E => {
         let mut elements = floats.bytes.chunks_exact(E::SIZE);
         let index = elements.clone().position(|element| !E::one(element).is_finite())?;

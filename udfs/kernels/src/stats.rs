@@ -86,7 +86,7 @@ impl Add for Stats {
 /// The statistics of a slice.
 pub fn stats(isa: Isa, weights: Weights<'_>) -> Stats {
     let mut scratch = Vec::new();
-    let floats = weights.floats(&mut scratch);
+    let floats = weights.floats(isa, &mut scratch);
     if floats.dtype.exceeds_f32() {
         let of_element = |bytes| of_one(simd::F64::wide(bytes));
         return floats.bytes.chunks_exact(simd::F64::SIZE).map(of_element).fold(Stats::default(), |sum, one| sum + one);

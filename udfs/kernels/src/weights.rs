@@ -2,8 +2,9 @@
 
 use std::marker::PhantomData;
 
-use crate::blocks::decode_all;
+use crate::blocks::{Restored, restore_all};
 use crate::encoding::{BlockType, Encoding, Fp8};
+use crate::quantize::{BLOCK, slices};
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
 use crate::types::Dtype;
 use crate::{Isa, KernelError, Result};
@@ -175,7 +176,7 @@ impl<'a> Weights<'a> {
     }
 
     /// The weights as the kernels load them: where they are, or else decoded into `scratch`.
-    pub(crate) fn floats<'s>(&self, scratch: &'s mut Vec<[u8; 4]>) -> Floats<'s>
+    pub(crate) fn floats<'s>(&self, isa: Isa, scratch: &'s mut Vec<[u8; 4]>) -> Floats<'s>
     where
         'a: 's,
     {
@@ -183,22 +184,59 @@ impl<'a> Weights<'a> {
             Stored::Floats(dtype) => Floats { dtype, bytes: self.bytes, row_length: self.row_length },
             Stored::Coded(coded) => {
                 scratch.resize(self.len(), [0; 4]);
-                coded.decode(self.bytes, scratch, f32::to_le_bytes);
+                coded.decode(isa, self.bytes, scratch);
                 Floats { dtype: Dtype::F32, bytes: scratch.as_flattened(), row_length: self.row_length }
             }
         }
     }
 
+    /// The weights where they are, if they are F32 that can be read there.
+    pub(crate) fn as_f32(&self) -> Option<&'a [f32]> {
+        match self.stored {
+            Stored::Floats(Dtype::F32) if cfg!(target_endian = "little") => {
+                // SAFETY: any four bytes are an f32, and `align_to` takes those that lie where an f32 may.
+                let (before, values, after) = unsafe { self.bytes.align_to::<f32>() };
+                (before.is_empty() && after.is_empty()).then_some(values)
+            }
+            Stored::Floats(_) | Stored::Coded(_) => None,
+        }
+    }
+
     /// The weights as f32, F64 rounded.
     pub(crate) fn to_f32(self, isa: Isa) -> Vec<f32> {
-        let mut out = vec![0.0; self.len()];
+        let mut out = Vec::new();
+        self.to_f32_in(isa, &mut out);
+        out
+    }
+
+    /// The same, in place of what `out` has.
+    pub(crate) fn to_f32_in(self, isa: Isa, out: &mut Vec<f32>) {
+        out.resize(self.len(), 0.0);
+        self.write_f32(isa, out);
+    }
+
+    /// The same, into as many.
+    pub(crate) fn write_f32(self, isa: Isa, out: &mut [f32]) {
         match self.stored {
             Stored::Floats(dtype) => for_dtype!(dtype, E => {
-                isa.run(Widen::<E> { bytes: self.bytes, out: &mut out, dtype: PhantomData })
+                isa.run(Widen::<E> { bytes: self.bytes, out, dtype: PhantomData })
             }),
-            Stored::Coded(coded) => coded.decode(self.bytes, &mut out, |weight| weight),
+            Stored::Coded(coded) => coded.decode(isa, self.bytes, out),
         }
-        out
+    }
+
+    /// As [`to_f32`](Self::to_f32), for as long as `wanted` says that the result is.
+    pub(crate) fn to_f32_while(self, isa: Isa, wanted: impl Fn() -> bool) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.len()];
+        let mut rest = out.as_mut_slice();
+        for (start, length, _) in slices(self.len(), self.row_length, BLOCK) {
+            if !wanted() {
+                return Err(KernelError::Cancelled);
+            }
+            let out = rest.split_off_mut(..length).unwrap_or_default();
+            self.rows(start, length).write_f32(isa, out);
+        }
+        Ok(out)
     }
 }
 
@@ -226,8 +264,7 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 impl Coded<'_> {
-    /// Writes what `make` makes of each weight.
-    fn decode<T>(&self, bytes: &[u8], out: &mut [T], make: impl Fn(f32) -> T) {
+    fn decode<T: Restored>(&self, isa: Isa, bytes: &[u8], out: &mut [T]) {
         match *self {
             Self::Fp8(fp8, placed) => {
                 let values = fp8.values();
@@ -236,19 +273,12 @@ impl Coded<'_> {
                     let (scale, run) = placed.map_or((1.0, out.len()), |placed| placed.run(done));
                     let end = out.len().min(done.saturating_add(run));
                     for (out, &byte) in out[done..end].iter_mut().zip(&bytes[done..end]) {
-                        *out = make(values[usize::from(byte)] * scale);
+                        *out = T::of(values[usize::from(byte)] * scale);
                     }
                     done = end;
                 }
             }
-            Self::Blocks(block_type) => {
-                let mut outs = out.chunks_exact_mut(block_type.length());
-                decode_all(block_type, bytes, |weights| {
-                    for (out, &weight) in outs.next().into_iter().flatten().zip(weights) {
-                        *out = make(weight);
-                    }
-                });
-            }
+            Self::Blocks(block_type) => restore_all(isa, block_type, bytes, out),
         }
     }
 }

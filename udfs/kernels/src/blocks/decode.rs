@@ -8,7 +8,7 @@ use half::f16;
 use super::{E2M1, IQ4_VALUES, MOST, k_scale_min, q3_k_scales, ue4m3};
 use crate::BlockType;
 
-fn half_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
@@ -149,7 +149,7 @@ fn tq1_0(block: &[u8], out: &mut [f32]) {
     for (bytes, trits) in [(&block[..32], 5), (&block[32..48], 5), (&block[48..52], 4)] {
         for power in &POWERS[..trits] {
             for byte in bytes {
-                let trit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+                let trit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                 out[at] = (f32::from(trit) - 1.0) * d;
                 at += 1;
             }

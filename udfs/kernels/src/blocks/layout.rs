@@ -3,35 +3,87 @@
 use half::f16;
 
 use super::MOST;
+use super::fill::{Parameters, RUNS};
+use crate::BlockType;
+use crate::simd::{LANES, Simd};
 
 pub(super) fn put_half(out: &mut [u8], at: usize, x: f32) {
     out[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
 }
 
-/// Writes 32 codes of four bits, or of five: then the fifth bits come first, in four bytes.
-pub(super) fn put_codes(out: &mut [u8], codes: &[u8], bits: usize) {
-    let mut low = out;
-    if bits == 5 {
-        let high = codes.iter().enumerate().fold(0u32, |high, (i, &code)| high | u32::from(code >> 4 & 1) << i);
-        low[..4].copy_from_slice(&high.to_le_bytes());
-        low = &mut low[4..];
-    }
-    let (first, second) = codes[..32].split_at(16);
-    for ((out, &first), &second) in low[..16].iter_mut().zip(first).zip(second) {
-        *out = first & 15 | second << 4;
-    }
+/// Sixteen codes from `at` on.
+#[inline(always)]
+fn load<S: Simd>(s: S, codes: &[u8], at: usize) -> S::B {
+    s.load_bytes(codes[at..].first_chunk().expect("codes are whole vectors"))
 }
 
-/// Writes codes of two bits, of which each four that are `stride` apart share a byte.
-pub(super) fn put_quarters(out: &mut [u8], codes: &[u8], stride: usize) {
-    for (out, codes) in out.chunks_exact_mut(stride).zip(codes.chunks_exact(4 * stride)) {
-        for (l, out) in out.iter_mut().enumerate() {
-            *out = (0..4).fold(0, |byte, k| byte | (codes[k * stride + l] & 3) << (2 * k));
+#[inline(always)]
+fn store<S: Simd>(s: S, a: S::B, out: &mut [u8], at: usize) {
+    s.store_bytes(a, out[at..].first_chunk_mut().expect("a block has whole vectors"));
+}
+
+/// The low four bits of two codes.
+#[inline(always)]
+fn two<S: Simd>(s: S, first: S::B, second: S::B) -> S::B {
+    s.or(s.and(first, s.splat_byte(15)), s.shl::<4>(second))
+}
+
+/// The low two bits of four codes.
+#[inline(always)]
+fn four<S: Simd>(s: S, codes: [S::B; 4]) -> S::B {
+    let [a, b, c, d] = codes;
+    let mask = s.splat_byte(3);
+    let low = s.or(s.and(a, mask), s.shl::<2>(s.and(b, mask)));
+    s.or(low, s.or(s.shl::<4>(s.and(c, mask)), s.shl::<6>(d)))
+}
+
+/// Bit `FROM` of eight codes, 32 apart, which is their highest.
+#[inline(always)]
+fn eight<S: Simd, const FROM: i32>(s: S, codes: &[u8; MOST], at: usize) -> S::B {
+    let mut bits = [s.splat_byte(0); 8];
+    for (k, bit) in bits.iter_mut().enumerate() {
+        *bit = s.shr::<FROM>(load(s, codes, at + 32 * k));
+    }
+    let [a, b, c, d, e, f, g, h] = bits;
+    let low = s.or(s.or(a, s.shl::<1>(b)), s.or(s.shl::<2>(c), s.shl::<3>(d)));
+    let high = s.or(s.or(s.shl::<4>(e), s.shl::<5>(f)), s.or(s.shl::<6>(g), s.shl::<7>(h)));
+    s.or(low, high)
+}
+
+/// Writes 32 codes of four bits, or of five: then the fifth bits come first, in four bytes.
+#[inline(always)]
+pub(super) fn put_codes<S: Simd>(s: S, out: &mut [u8], codes: &[u8], bits: usize) {
+    let mut low = out;
+    if bits == 5 {
+        // Eight bytes whose fifth bits become the bits of one, by a product that moves each to its own place at the top.
+        for (out, codes) in low[..4].iter_mut().zip(codes.chunks_exact(8)) {
+            let codes = u64::from_le_bytes(*codes.first_chunk().expect("eight codes"));
+            let fifths = codes >> 4 & 0x0101_0101_0101_0101;
+            *out = (fifths.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
         }
+        low = &mut low[4..];
+    }
+    put_nibbles(s, low, codes);
+}
+
+/// Writes the low four bits of 32 codes.
+#[inline(always)]
+pub(super) fn put_nibbles<S: Simd>(s: S, out: &mut [u8], codes: &[u8]) {
+    store(s, two(s, load(s, codes, 0), load(s, codes, LANES)), out, 0);
+}
+
+/// Writes the low two bits of 256 codes, of which each four that are 32 apart share a byte.
+#[inline(always)]
+pub(super) fn put_quarters<S: Simd>(s: S, out: &mut [u8], codes: &[u8; MOST]) {
+    for i in 0..4 {
+        let at = i / 2 * 128 + i % 2 * LANES;
+        let codes = [load(s, codes, at), load(s, codes, at + 32), load(s, codes, at + 64), load(s, codes, at + 96)];
+        store(s, four(s, codes), out, LANES * i);
     }
 }
 
 /// The twelve bytes that eight scales and minima of six bits take.
+#[inline(always)]
 pub(super) fn pack_k_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
     std::array::from_fn(|i| match i {
         0..4 => scales[i] | scales[i + 4] >> 4 << 6,
@@ -41,23 +93,23 @@ pub(super) fn pack_k_scales(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
 }
 
 /// Writes the codes of `q4_k` or `q5_k`, at the place they have in the block.
-pub(super) fn put_q4_k_or_q5_k<const BITS: usize>(block: &mut [u8], codes: &[u8; MOST]) {
+#[inline(always)]
+pub(super) fn put_q4_k_or_q5_k<S: Simd, const BITS: usize>(s: S, block: &mut [u8], codes: &[u8; MOST]) {
     let low = if BITS == 4 { 16 } else { 48 };
     // 64 weights share 32 bytes: the first 32 their low nibbles, the others their high ones.
-    for (out, codes) in block[low..].chunks_exact_mut(32).zip(codes.chunks_exact(64)) {
-        let (first, second) = codes.split_at(32);
-        for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-            *out = first & 15 | second << 4;
-        }
+    for i in 0..8 {
+        let at = i / 2 * 64 + i % 2 * LANES;
+        store(s, two(s, load(s, codes, at), load(s, codes, at + 32)), block, low + LANES * i);
     }
     if BITS == 5 {
-        for (l, out) in block[16..48].iter_mut().enumerate() {
-            *out = (0..8).fold(0, |bits, j| bits | (codes[32 * j + l] >> 4) << j);
+        for i in 0..2 {
+            store(s, eight::<S, 4>(s, codes, LANES * i), block, 16 + LANES * i);
         }
     }
 }
 
 /// The sixteen scales of `q3_k`, with 32 added, in the twelve bytes that they take.
+#[inline(always)]
 pub(super) fn pack_q3_k_scales(codes: &[u8; 16]) -> [u8; 12] {
     std::array::from_fn(|i| match i {
         0..8 => codes[i] & 15 | codes[i + 8] << 4,
@@ -66,24 +118,28 @@ pub(super) fn pack_q3_k_scales(codes: &[u8; 16]) -> [u8; 12] {
 }
 
 /// Writes the codes of `q3_k`: the third bits, then the others.
-pub(super) fn put_q3_k(block: &mut [u8], codes: &[u8; MOST]) {
-    for (l, out) in block[..32].iter_mut().enumerate() {
-        *out = (0..8).fold(0, |bits, k| bits | (codes[32 * k + l] >> 2) << k);
+#[inline(always)]
+pub(super) fn put_q3_k<S: Simd>(s: S, block: &mut [u8], codes: &[u8; MOST]) {
+    for i in 0..2 {
+        store(s, eight::<S, 2>(s, codes, LANES * i), block, LANES * i);
     }
-    put_quarters(&mut block[32..96], codes, 32);
+    put_quarters(s, &mut block[32..96], codes);
 }
 
 /// Writes the codes of `q6_k`: the low four bits, then the others.
-pub(super) fn put_q6_k(block: &mut [u8], codes: &[u8; MOST]) {
-    for half in 0..2 {
-        let codes = &codes[128 * half..][..128];
-        let (first, second) = codes.split_at(64);
-        for ((out, &first), &second) in block[64 * half..][..64].iter_mut().zip(first).zip(second) {
-            *out = first & 15 | second << 4;
+#[inline(always)]
+pub(super) fn put_q6_k<S: Simd>(s: S, block: &mut [u8], codes: &[u8; MOST]) {
+    for i in 0..8 {
+        let at = i / 4 * 128 + i % 4 * LANES;
+        store(s, two(s, load(s, codes, at), load(s, codes, at + 64)), block, LANES * i);
+    }
+    for i in 0..4 {
+        let at = i / 2 * 128 + i % 2 * LANES;
+        let mut high = [s.splat_byte(0); 4];
+        for (k, high) in high.iter_mut().enumerate() {
+            *high = s.shr::<4>(load(s, codes, at + 32 * k));
         }
-        for (l, out) in block[128 + 32 * half..][..32].iter_mut().enumerate() {
-            *out = (0..4).fold(0, |bits, k| bits | (codes[32 * k + l] >> 4) << (2 * k));
-        }
+        store(s, four(s, high), block, 128 + LANES * i);
     }
 }
 
@@ -96,4 +152,96 @@ pub(super) fn put_iq4_xs_scales(block: &mut [u8], scales: &[i8; 8]) {
         high |= u16::from(first >> 4) << (4 * k) | u16::from(second >> 4) << (4 * k + 2);
     }
     block[2..4].copy_from_slice(&high.to_le_bytes());
+}
+
+/// Writes block `k` of sixteen, whose codes come one a byte.
+#[inline(always)]
+pub(super) fn lay_out<S: Simd>(
+    s: S,
+    block_type: BlockType,
+    parameters: &Parameters,
+    k: usize,
+    codes: &[u8; MOST],
+    out: &mut [u8],
+) {
+    let step = |values: &[[f32; LANES]; RUNS], j: usize| values[j][k] as i32 as u8;
+    let (scale, min) = (parameters.scale[0][k], parameters.min[0][k]);
+    let (block_scale, block_min) = (parameters.block_scale[k], parameters.block_min[k]);
+    match block_type {
+        BlockType::Q4_0 | BlockType::Q5_0 => {
+            put_half(out, 0, scale);
+            put_codes(s, &mut out[2..], &codes[..32], if block_type.size() == 18 { 4 } else { 5 });
+        }
+        BlockType::Q4_1 | BlockType::Q5_1 => {
+            put_half(out, 0, scale);
+            put_half(out, 2, min);
+            put_codes(s, &mut out[4..], &codes[..32], if block_type.size() == 20 { 4 } else { 5 });
+        }
+        BlockType::Q8_0 => {
+            put_half(out, 0, scale);
+            for (out, code) in out[2..].iter_mut().zip(codes) {
+                *out = code.wrapping_sub(127);
+            }
+        }
+        BlockType::Q2K => {
+            for (j, out) in out[..16].iter_mut().enumerate() {
+                *out = step(&parameters.scale, j) | step(&parameters.min, j) << 4;
+            }
+            put_quarters(s, &mut out[16..80], codes);
+            put_half(out, 80, block_scale);
+            put_half(out, 82, block_min);
+        }
+        BlockType::Q3K => {
+            put_q3_k(s, out, codes);
+            let scales = std::array::from_fn(|j| step(&parameters.scale, j).wrapping_add(32));
+            out[96..108].copy_from_slice(&pack_q3_k_scales(&scales));
+            put_half(out, 108, block_scale);
+        }
+        BlockType::Q4K | BlockType::Q5K => {
+            put_half(out, 0, block_scale);
+            put_half(out, 2, block_min);
+            let [scales, minima] =
+                [&parameters.scale, &parameters.min].map(|values| std::array::from_fn(|j| step(values, j)));
+            out[4..16].copy_from_slice(&pack_k_scales(&scales, &minima));
+            if block_type.size() == 144 {
+                put_q4_k_or_q5_k::<S, 4>(s, out, codes);
+            } else {
+                put_q4_k_or_q5_k::<S, 5>(s, out, codes);
+            }
+        }
+        BlockType::Q6K => {
+            put_q6_k(s, out, codes);
+            for (j, out) in out[192..208].iter_mut().enumerate() {
+                *out = step(&parameters.scale, j);
+            }
+            put_half(out, 208, block_scale);
+        }
+        BlockType::Iq4Nl => {
+            put_half(out, 0, scale);
+            put_nibbles(s, &mut out[2..], codes);
+        }
+        BlockType::Iq4Xs => {
+            put_half(out, 0, block_scale);
+            let scales = std::array::from_fn(|j| step(&parameters.scale, j) as i8);
+            put_iq4_xs_scales(out, &scales);
+            for (out, codes) in out[8..].chunks_exact_mut(16).zip(codes.chunks_exact(32)) {
+                put_nibbles(s, out, codes);
+            }
+        }
+        BlockType::Mxfp4 => {
+            out[0] = step(&parameters.scale, 0);
+            put_nibbles(s, &mut out[1..], codes);
+        }
+        BlockType::Nvfp4 => {
+            for (out, codes) in out[4..].chunks_exact_mut(8).zip(codes.chunks_exact(16)) {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = codes[i] | codes[8 + i] << 4;
+                }
+            }
+            for (j, out) in out[..4].iter_mut().enumerate() {
+                *out = step(&parameters.scale, j);
+            }
+        }
+        BlockType::Q2_0 | BlockType::Tq1_0 | BlockType::Tq2_0 => unreachable!("the search has no such blocks"),
+    }
 }

@@ -1,22 +1,35 @@
 //! ggml's blocks: consecutive weights of a row and their parameters, stored together.
 //!
-//! `decode` is what blocks stand for; `reference` fills them as ggml does, byte for byte.
+//! `decode` is what blocks stand for, and `restore` does it sixteen weights at a time. `reference` fills blocks as ggml does,
+//! byte for byte; `fill` fills them with a search.
 
+mod affine;
+mod codebook;
 mod decode;
 mod fill;
 mod layout;
+mod measure;
 mod reference;
 mod reference_k;
+mod restore;
+mod scales;
+mod simple;
+mod steps;
+
+pub(crate) use restore::Restored;
 
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
-use crate::quantize::{first_not_finite, places};
+use crate::quantize::slices;
 use crate::types::named;
 use crate::weights::Weights;
-use crate::{Encoding, Isa, KernelError, Result, pair_sums};
+use crate::{Dtype, Encoding, Isa, KernelError, Result, pair_sums};
 
 /// Weights of the longest block.
 pub(crate) const MOST: usize = 256;
+
+/// Weights of a slice that is filled and measured while it is in the cache; a multiple of sixteen blocks.
+const SLICE: usize = 1 << 13;
 
 /// An importance that is the same for every weight of a block.
 static ONES: [f32; MOST] = [1.0; MOST];
@@ -67,10 +80,6 @@ named! {
 pub struct Blocks {
     /// What the blocks are.
     pub block_type: BlockType,
-    /// How they were filled.
-    pub fill: Fill,
-    /// Weights in all.
-    pub length: usize,
     /// Weights of a row.
     pub row_length: usize,
     /// The blocks, row by row, as a GGUF file has them.
@@ -97,7 +106,7 @@ pub fn quantize_blocks(
     quantize_blocks_while(isa, weights, block_type, fill, importance, || true)
 }
 
-/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each piece of about 64 Ki weights.
+/// [`quantize_blocks`] for as long as the result is wanted, which is asked before each slice of about 8 Ki weights.
 ///
 /// # Errors
 /// As [`quantize_blocks`], and [`KernelError::Cancelled`] once it is not wanted.
@@ -110,113 +119,118 @@ pub fn quantize_blocks_while(
     wanted: impl Fn() -> bool,
 ) -> Result<Blocks> {
     crate::quantize::check_importance(&weights, importance)?;
-    let (length, row_length) = (weights.len(), weights.row_length());
-    let encoding = Encoding::Block(block_type);
-    let mut bytes = vec![0; encoding.stored_bytes(length, row_length)?];
+    if fill == Fill::Mse && !fill::searches(block_type) {
+        return Err(KernelError::Argument {
+            name: "method",
+            value: format!("'{fill}' for {block_type}"),
+            allowed: "'reference'",
+        });
+    }
+    let row_length = weights.row_length();
+    let mut bytes = vec![0; Encoding::Block(block_type).stored_bytes(weights.len(), row_length)?];
+    let mut filler = Filler { isa, block_type, fill, importance, row_length, row_mean: 0.0, values: Vec::new() };
     let mut errors = PairSums::default();
-    let mut filling = Filling { isa, block_type, fill, importance, row_mean: 0.0 };
     let mut rest = bytes.as_mut_slice();
-    for (start, length, channel) in places(length, row_length) {
+    for (start, length, channel) in slices(weights.len(), row_length, SLICE) {
         if !wanted() {
             return Err(KernelError::Cancelled);
         }
-        let out;
-        (out, rest) = rest.split_at_mut(length / block_type.length() * block_type.size());
-        if length < row_length && channel == 0 {
-            filling.begin_row(weights.rows(start, row_length), &wanted)?;
+        let out = rest.split_off_mut(..length / block_type.length() * block_type.size()).unwrap_or_default();
+        if channel == 0 && row_length > length && fill == Fill::Reference && importance.is_some() {
+            filler.row_mean = reference::mean_square(&weights.rows(start, row_length).to_f32(isa));
         }
-        let piece = weights.rows(start, length);
-        errors = errors + filling.piece(piece, row_length, channel, out).map_err(|error| error.within(start))?;
+        errors =
+            errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
     }
-    Ok(Blocks { block_type, fill, length, row_length, bytes, errors })
+    Ok(Blocks { block_type, row_length, bytes, errors })
 }
 
-/// How blocks are filled, piece by piece.
-struct Filling<'a> {
+/// Fills the blocks of one slice after another.
+struct Filler<'a> {
     isa: Isa,
     block_type: BlockType,
     fill: Fill,
     importance: Option<&'a [f32]>,
-    /// The mean square of a row that is longer than a piece, as far as the fill asks for it.
+    /// Weights of a whole row.
+    row_length: usize,
+    /// The mean square of the row that the slice is a piece of, where it is one.
     row_mean: f32,
+    /// The slice's weights.
+    values: Vec<f32>,
 }
 
-impl Filling<'_> {
-    /// Looks at the whole of a row whose pieces come next.
-    fn begin_row(&mut self, row: Weights<'_>, wanted: impl Fn() -> bool) -> Result<()> {
-        match (self.fill, self.importance) {
-            (Fill::Mse, _) | (Fill::Reference, None) => return Ok(()),
-            (Fill::Reference, Some(_)) => {}
-        }
-        let mut sum = 0.0;
-        for (start, length, _) in places(row.len(), row.len()) {
-            if !wanted() {
-                return Err(KernelError::Cancelled);
+impl Filler<'_> {
+    /// Fills the blocks of `weights`, whole rows or a piece of one from weight `channel` on.
+    fn slice(&mut self, weights: Weights<'_>, channel: usize, out: &mut [u8]) -> Result<PairSums> {
+        let Self { isa, block_type, fill, importance, row_length, .. } = *self;
+        let values = match weights.as_f32() {
+            Some(values) => values,
+            None => {
+                weights.to_f32_in(isa, &mut self.values);
+                &self.values
             }
-            sum = reference::add_squares(sum, &row.rows(start, length).to_f32(self.isa));
+        };
+        let greatest = isa.run(measure::Greatest(values));
+        if greatest.is_nan() {
+            let index = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
+            return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
         }
-        self.row_mean = sum / row.len() as f32;
-        Ok(())
-    }
-
-    /// Fills the blocks of whole rows, or of a piece of one from weight `channel` on. Returns what was lost.
-    fn piece(&self, weights: Weights<'_>, row_length: usize, channel: usize, out: &mut [u8]) -> Result<PairSums> {
-        let block_type = self.block_type;
-        let values = weights.to_f32(self.isa);
-        if values.iter().any(|w| !w.is_finite()) {
-            let error = first_not_finite(weights.floats(&mut Vec::new()));
-            return Err(error.expect("a weight is not finite as f32"));
+        let limit = block_type.greatest();
+        if greatest > limit {
+            let block = values.chunks_exact(block_type.length()).position(|x| x.iter().any(|w| w.abs() > limit));
+            return Err(beyond_half(block_type, values, block.unwrap_or_default()));
         }
-        match self.fill {
+        match fill {
+            Fill::Reference if simple::fills(block_type, importance.is_some()) => {
+                isa.run(simple::Simple { block_type, x: values, out })
+            }
             Fill::Reference => {
-                let length = row_length.min(values.len());
-                let row_bytes = length / block_type.length() * block_type.size();
-                let importance = self.importance.map(|importance| &importance[channel..channel + length]);
-                for (row, out) in values.chunks_exact(length).zip(out.chunks_exact_mut(row_bytes)) {
-                    let mean = || reference::add_squares(0.0, row) / length as f32;
-                    let importance = importance
-                        .map(|importance| (importance, if length < row_length { self.row_mean } else { mean() }));
-                    reference::row(block_type, row, importance, out);
+                let row_bytes = row_length / block_type.length() * block_type.size();
+                for (row, out) in values.chunks(row_length).zip(out.chunks_mut(row_bytes)) {
+                    let row_mean = if row.len() < row_length { self.row_mean } else { reference::mean_square(row) };
+                    let importance = importance.map(|importance| &importance[channel..][..row.len()]);
+                    reference::row(block_type, row, importance, row_mean, out);
                 }
             }
-            Fill::Mse => {
-                let form = fill::Form::of(block_type).ok_or_else(|| KernelError::Argument {
-                    name: "method",
-                    value: format!("'{}' for {block_type}", self.fill),
-                    allowed: "'reference'",
-                })?;
-                let importance = self.importance;
-                self.isa.run(fill::Piece { form, block_type, x: &values, importance, channel, out: &mut *out });
-            }
+            Fill::Mse => isa.run(fill::Piece { block_type, x: values, importance, channel, out }),
         }
-        let errors = pair_sums(self.isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?;
-        if errors.sum_ee.is_finite() { Ok(errors) } else { Err(beyond_half(block_type, &values, out)) }
+        let errors = match weights.encoding() {
+            // Errors of binary64 are those of the weights before they were rounded.
+            Encoding::Float(Dtype::F64) => {
+                pair_sums(isa, weights, Weights::blocks(block_type, out, weights.row_length())?)?
+            }
+            Encoding::Float(_) | Encoding::Fp8(_) | Encoding::Grouped(..) | Encoding::Block(_) => {
+                isa.run(measure::Measure { block_type, x: values, bytes: out })
+            }
+        };
+        if errors.sum_ee.is_finite() {
+            Ok(errors)
+        } else {
+            Err(beyond_half(block_type, values, first_infinite(block_type, out)))
+        }
     }
 }
 
-/// The error for the first block whose scales f16 does not hold.
-fn beyond_half(block_type: BlockType, values: &[f32], bytes: &[u8]) -> KernelError {
-    let mut blocks = values.chunks(block_type.length());
-    let mut index = 0;
-    let mut found = None;
-    decode_all(block_type, bytes, |restored| {
-        let block = blocks.next().unwrap_or_default();
-        if found.is_none() && restored.iter().any(|w| !w.is_finite()) {
-            let min = block.iter().copied().fold(f32::INFINITY, f32::min);
-            let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            found = Some((index, min, max));
-        }
-        index += block.len();
-    });
-    let (index, min, max) = found.unwrap_or((0, f32::NEG_INFINITY, f32::INFINITY));
+/// The error for a block whose scales f16 does not hold.
+fn beyond_half(block_type: BlockType, values: &[f32], block: usize) -> KernelError {
+    let index = block * block_type.length();
+    let x = &values[index..][..block_type.length()];
+    let min = x.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     KernelError::BlockRange { block_type, index, min, max }
 }
 
-/// Calls `each` with the weights of every block, in order, where `bytes` are whole blocks.
-pub(crate) fn decode_all(block_type: BlockType, bytes: &[u8], mut each: impl FnMut(&[f32])) {
-    let mut weights = [0.0; MOST];
-    for block in bytes.chunks_exact(block_type.size()) {
-        decode::decode(block_type, block, &mut weights);
-        each(&weights[..block_type.length()]);
-    }
+/// The first block that does not stand for numbers.
+fn first_infinite(block_type: BlockType, bytes: &[u8]) -> usize {
+    let mut restored = [0.0; MOST];
+    let infinite = |block| {
+        decode::decode(block_type, block, &mut restored);
+        restored[..block_type.length()].iter().any(|w| !w.is_finite())
+    };
+    bytes.chunks_exact(block_type.size()).position(infinite).unwrap_or_default()
+}
+
+/// Restores whole blocks.
+pub(crate) fn restore_all<T: Restored>(isa: Isa, block_type: BlockType, bytes: &[u8], out: &mut [T]) {
+    isa.run(restore::Restore { block_type, bytes, out });
 }

@@ -7,17 +7,20 @@ use super::layout::{put_codes, put_half, put_iq4_xs_scales, put_quarters};
 use super::reference_k::{Grid, fit_affine, fit_scale, q2_k, q3_k, q4_k_or_q5_k, q6_k};
 use super::{E2M1, IQ4_VALUES, MOST, decode::e8m0_half, ue4m3};
 use crate::BlockType;
+use crate::simd::scalar::Scalar;
 
 /// Where magnitudes are smaller, a group is taken for zeros.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// Fills the blocks of one row, or of a piece of one. With importance, which begins with that of the first weight, there is
-/// the mean square of the whole row.
-pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
+/// The mean square of a row.
+pub(super) fn mean_square(row: &[f32]) -> f32 {
+    row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32
+}
+
+/// Fills blocks of one row, with the mean square that importance is spread with in types of one scale.
+pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>, mean: f32, out: &mut [u8]) {
     let length = block_type.length();
-    // The mean square that importance is spread with: over the row, and twice that over the block.
-    let (importance, row_mean) = importance.map_or((None, 0.0), |(importance, mean)| (Some(importance), mean));
-    let blocks = row.chunks_exact(length);
+    let (row_mean, blocks) = (if importance.is_some() { mean } else { 0.0 }, row.chunks_exact(length));
     for (k, (x, out)) in blocks.zip(out.chunks_exact_mut(block_type.size())).enumerate() {
         let importance = importance.map(|importance| &importance[k * length..][..length]);
         // A block that nothing counts in is filled as if all counted alike; ggml would divide by zero.
@@ -27,12 +30,7 @@ pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<(&[f32]
     }
 }
 
-/// A sum, and the squares of the weights after it.
-pub(super) fn add_squares(sum: f32, x: &[f32]) -> f32 {
-    x.iter().fold(sum, |sum, &x| sum + x * x)
-}
-
-fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
+pub(super) fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
     let weighted = |factor: f32| importance.map(|(importance, row_mean)| spread(importance, x, factor * row_mean));
     match block_type {
         BlockType::Q4_0 | BlockType::Q5_0 => {
@@ -44,13 +42,13 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
                     let d = extreme(x) / -(half as f32);
                     let id = reciprocal(d);
                     for (code, &x) in codes.iter_mut().zip(x) {
-                        *code = ((x * id + half as f32 + 0.5) as i32).min(2 * half - 1) as u8;
+                        *code = ((x * id + (half as f32 + 0.5)) as i32).min(2 * half - 1) as u8;
                     }
                     d
                 }
             };
             put_half(out, 0, d);
-            put_codes(&mut out[2..], &codes, bits);
+            put_codes(Scalar, &mut out[2..], &codes, bits);
         }
         BlockType::Q4_1 | BlockType::Q5_1 => {
             let (bits, top) = if out.len() == BlockType::Q4_1.size() { (4, 15) } else { (5, 31) };
@@ -73,7 +71,7 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             };
             put_half(out, 0, d);
             put_half(out, 2, m);
-            put_codes(&mut out[4..], &codes, bits);
+            put_codes(Scalar, &mut out[4..], &codes, bits);
         }
         BlockType::Q8_0 => {
             let d = magnitude(x) / 127.0;
@@ -87,8 +85,9 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             let d = magnitude(x);
             let id = reciprocal(d);
             put_half(out, 0, d);
-            let codes: [u8; 64] = std::array::from_fn(|i| ((x[i] * id).round() as i32 + 1).clamp(0, 3) as u8);
-            put_quarters(&mut out[2..], &codes, 1);
+            let codes: [u8; 64] =
+                std::array::from_fn(|i| ((x[i] * id).round() as i32).saturating_add(1).clamp(0, 3) as u8);
+            put_q2_0(&mut out[2..], &codes);
         }
         BlockType::Q2K => q2_k(x, importance.map(|(importance, _)| importance), out),
         BlockType::Q3K => q3_k(x, importance.map(|(importance, _)| importance), out),
@@ -102,8 +101,9 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             let d = magnitude(x);
             let id = reciprocal(d);
             put_half(out, 64, d);
-            let codes: [u8; MOST] = std::array::from_fn(|i| ((x[i] * id).round() as i32 + 1) as u8);
-            put_quarters(&mut out[..64], &codes, 32);
+            let codes: [u8; MOST] =
+                std::array::from_fn(|i| ((x[i] * id).round() as i32).saturating_add(1).clamp(0, 2) as u8);
+            put_quarters(Scalar, &mut out[..64], &codes);
         }
         BlockType::Mxfp4 => {
             let largest = magnitude(x);
@@ -111,7 +111,7 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
             let d = e8m0_half(e);
             out[0] = e;
             let codes: [u8; 32] = std::array::from_fn(|i| nearest_e2m1(x[i], d));
-            put_codes(&mut out[1..], &codes, 4);
+            put_codes(Scalar, &mut out[1..], &codes, 4);
         }
         BlockType::Nvfp4 => {
             for run in 0..4 {
@@ -124,6 +124,13 @@ fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, ou
                 }
             }
         }
+    }
+}
+
+/// Writes codes of two bits, four that follow one another in a byte.
+fn put_q2_0(out: &mut [u8], codes: &[u8; 64]) {
+    for (out, codes) in out.iter_mut().zip(codes.chunks_exact(4)) {
+        *out = codes.iter().rev().fold(0, |byte, code| byte << 2 | code);
     }
 }
 
@@ -163,8 +170,9 @@ fn tq1_0(x: &[f32], out: &mut [u8]) {
     let mut at = 0;
     for (first, bytes, trits) in [(0, 32, 5), (32, 16, 5), (48, 4, 4)] {
         for byte in 0..bytes {
-            let number = (0..trits)
-                .fold(0u16, |number, k| number * 3 + ((x[at + k * bytes + byte] * id).round() as i32 + 1) as u16);
+            let number = (0..trits).fold(0u16, |number, k| {
+                number * 3 + ((x[at + k * bytes + byte] * id).round() as i32).saturating_add(1).clamp(0, 2) as u16
+            });
             // Four trits are shifted up as if a fifth of 0 followed.
             let number = if trits == 4 { number * 3 } else { number };
             // The trits as digits after the point, in 256ths, rounded up: then multiplying gives them back.
@@ -180,7 +188,7 @@ fn nearest_e2m1(x: f32, d: f32) -> u8 {
 }
 
 /// The nearest scale of `nvfp4`: E4M3 without a sign, ties to even, at most 448.
-fn to_ue4m3(x: f32) -> u8 {
+pub(super) fn to_ue4m3(x: f32) -> u8 {
     if x <= 0.0 || x.is_nan() {
         return 0;
     }
@@ -258,7 +266,7 @@ fn iq4_nl(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     put_half(out, 0, d);
     let id = reciprocal(d);
     let codes: [u8; 32] = std::array::from_fn(|i| nearest_iq4(id * x[i]));
-    put_codes(&mut out[2..], &codes, 4);
+    put_codes(Scalar, &mut out[2..], &codes, 4);
 }
 
 fn iq4_xs(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
@@ -274,7 +282,7 @@ fn iq4_xs(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         let step = (id * scale).round_ties_even().clamp(-32.0, 31.0);
         let inverse = reciprocal(d * step);
         let codes: [u8; 32] = std::array::from_fn(|i| nearest_iq4(inverse * x[32 * k + i]));
-        put_codes(&mut out[8 + 16 * k..][..16], &codes, 4);
+        put_codes(Scalar, &mut out[8 + 16 * k..][..16], &codes, 4);
         *stored = step as i8;
     }
     put_iq4_xs_scales(out, &stored);

@@ -5,6 +5,7 @@ use half::f16;
 use super::layout::{pack_k_scales, pack_q3_k_scales, put_half, put_q3_k, put_q4_k_or_q5_k, put_q6_k, put_quarters};
 use super::reference::{NOTHING, extreme, reciprocal, spread};
 use super::{MOST, k_scale_min, q3_k_scales};
+use crate::simd::scalar::Scalar;
 
 /// Rounds as ggml's `nearest_int`: ties to even.
 fn nearest(x: f32) -> i32 {
@@ -237,7 +238,7 @@ pub(super) fn q4_k_or_q5_k<const BITS: usize>(x: &[f32], importance: Option<&[f3
             *code = nearest((x + min) / scale).clamp(0, top) as u8;
         }
     }
-    put_q4_k_or_q5_k::<BITS>(out, &codes);
+    put_q4_k_or_q5_k::<Scalar, BITS>(Scalar, out, &codes);
 }
 
 pub(super) fn q2_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
@@ -280,7 +281,7 @@ pub(super) fn q2_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = nearest((x + min) / scale).clamp(0, 3) as u8;
         }
     }
-    put_quarters(&mut out[16..80], &codes, 32);
+    put_quarters(Scalar, &mut out[16..80], &codes);
 }
 
 /// The scale of sixteen weights of `q3_k` without an importance: codes are moved one by one while that helps.
@@ -372,7 +373,7 @@ pub(super) fn q3_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = (nearest(x / scale).clamp(-4, 3) + 4) as u8;
         }
     }
-    put_q3_k(out, &codes);
+    put_q3_k(Scalar, out, &codes);
 }
 
 pub(super) fn q6_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
@@ -400,5 +401,5 @@ pub(super) fn q6_k(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
             *code = (nearest(x / scale).clamp(-32, 31) + 32) as u8;
         }
     }
-    put_q6_k(out, &codes);
+    put_q6_k(Scalar, out, &codes);
 }

@@ -114,6 +114,7 @@ impl Avx2 {
 impl Simd for Avx2 {
     type F = F;
     type M = F;
+    type B = __m128i;
     type D = [__m256d; 4];
 
     #[inline]
@@ -357,6 +358,54 @@ impl Simd for Avx2 {
                 out[i / 2][i % 2] = _mm256_cvtepi32_ps(_mm256_and_si256(codes, mask));
             }
             out
+        })
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, bytes: &[u8; LANES]) -> __m128i {
+        simd!(_mm_loadu_si128(bytes.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_bytes(self, a: __m128i, out: &mut [u8; LANES]) {
+        simd!(_mm_storeu_si128(out.as_mut_ptr().cast(), a));
+    }
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> __m128i {
+        simd!(_mm_set1_epi8(x as i8))
+    }
+    #[inline(always)]
+    fn and(self, a: __m128i, b: __m128i) -> __m128i {
+        simd!(_mm_and_si128(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: __m128i, b: __m128i) -> __m128i {
+        simd!(_mm_or_si128(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: __m128i) -> __m128i {
+        // Words are shifted; the bits that cross into the next byte are cleared.
+        simd!(_mm_and_si128(_mm_slli_epi16::<N>(a), _mm_set1_epi8((0xffu8 << N) as i8)))
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, a: __m128i) -> __m128i {
+        simd!(_mm_and_si128(_mm_srli_epi16::<N>(a), _mm_set1_epi8((0xffu8 >> N) as i8)))
+    }
+    #[inline(always)]
+    fn choose(self, table: &[i8; 16], codes: __m128i) -> __m128i {
+        simd!(_mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), _mm_and_si128(codes, _mm_set1_epi8(15))))
+    }
+    #[inline(always)]
+    fn widen_bytes(self, a: __m128i) -> F {
+        simd!({
+            let wide = [_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(a, a))];
+            [_mm256_cvtepi32_ps(wide[0]), _mm256_cvtepi32_ps(wide[1])]
+        })
+    }
+    #[inline(always)]
+    fn widen_signed(self, a: __m128i) -> F {
+        simd!({
+            let wide = [_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(a, a))];
+            [_mm256_cvtepi32_ps(wide[0]), _mm256_cvtepi32_ps(wide[1])]
         })
     }
 

@@ -27,6 +27,8 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Sixteen booleans.
     type M: Copy;
+    /// Sixteen bytes.
+    type B: Copy;
 
     /// Runs `kernel` compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -83,6 +85,21 @@ pub(crate) trait Simd: Copy {
     fn pack<W: Width>(self, codes: [Self::F; 2], out: &mut [u8]);
     /// 32 packed codes as floats.
     fn unpack<W: Width>(self, bytes: &[u8]) -> [Self::F; 2];
+    fn load_bytes(self, bytes: &[u8; LANES]) -> Self::B;
+    fn store_bytes(self, a: Self::B, out: &mut [u8; LANES]);
+    fn splat_byte(self, x: u8) -> Self::B;
+    fn and(self, a: Self::B, b: Self::B) -> Self::B;
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Each byte shifted to the left by N bits, below 8.
+    fn shl<const N: i32>(self, a: Self::B) -> Self::B;
+    /// Each byte shifted to the right by N bits, below 8.
+    fn shr<const N: i32>(self, a: Self::B) -> Self::B;
+    /// Sixteen bytes as floats.
+    fn widen_bytes(self, a: Self::B) -> Self::F;
+    /// Sixteen signed bytes as floats.
+    fn widen_signed(self, a: Self::B) -> Self::F;
+    /// The entries of a table that sixteen bytes below 16 choose.
+    fn choose(self, table: &[i8; 16], codes: Self::B) -> Self::B;
 
     /// Adds each lane to its sum.
     fn add_to_f64(self, a: Self::F, sums: &mut [f64; LANES]);

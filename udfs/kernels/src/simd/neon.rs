@@ -95,6 +95,7 @@ const fn pick_four(bits: Bits) -> ([[u8; 16]; 4], [[i32; 4]; 4]) {
 impl Simd for Neon {
     type F = F;
     type M = [uint32x4_t; 4];
+    type B = uint8x16_t;
     type D = [float64x2_t; 8];
 
     #[inline]
@@ -347,6 +348,65 @@ impl Simd for Neon {
                     ]
                 }
             }
+        })
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, bytes: &[u8; LANES]) -> uint8x16_t {
+        simd!(vld1q_u8(bytes.as_ptr()))
+    }
+    #[inline(always)]
+    fn store_bytes(self, a: uint8x16_t, out: &mut [u8; LANES]) {
+        simd!(vst1q_u8(out.as_mut_ptr(), a));
+    }
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> uint8x16_t {
+        simd!(vdupq_n_u8(x))
+    }
+    #[inline(always)]
+    fn and(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        simd!(vandq_u8(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        simd!(vorrq_u8(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: uint8x16_t) -> uint8x16_t {
+        simd!(vshlq_u8(a, vdupq_n_s8(N as i8)))
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, a: uint8x16_t) -> uint8x16_t {
+        // A shift by a negative number is one to the right.
+        simd!(vshlq_u8(a, vdupq_n_s8(-(N as i8))))
+    }
+    #[inline(always)]
+    fn choose(self, table: &[i8; 16], codes: uint8x16_t) -> uint8x16_t {
+        simd!(vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(table.as_ptr()), vandq_u8(codes, vdupq_n_u8(15)))))
+    }
+    #[inline(always)]
+    fn widen_bytes(self, a: uint8x16_t) -> F {
+        simd!({
+            let halves = [vmovl_u8(vget_low_u8(a)), vmovl_u8(vget_high_u8(a))];
+            [
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves[0]))),
+                vcvtq_f32_u32(vmovl_u16(vget_high_u16(halves[0]))),
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves[1]))),
+                vcvtq_f32_u32(vmovl_u16(vget_high_u16(halves[1]))),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn widen_signed(self, a: uint8x16_t) -> F {
+        simd!({
+            let a = vreinterpretq_s8_u8(a);
+            let halves = [vmovl_s8(vget_low_s8(a)), vmovl_s8(vget_high_s8(a))];
+            [
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves[0]))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(halves[0]))),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves[1]))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(halves[1]))),
+            ]
         })
     }
 

@@ -23,6 +23,7 @@ fn element<const N: usize>(bytes: &[u8], i: usize) -> [u8; N] {
 impl Simd for Scalar {
     type F = F;
     type M = [bool; LANES];
+    type B = [u8; LANES];
     type D = [f64; LANES];
 
     #[inline(always)]
@@ -153,6 +154,46 @@ impl Simd for Scalar {
     #[inline(always)]
     fn unpack<W: Width>(self, bytes: &[u8]) -> [F; 2] {
         [each(|i| W::code(bytes, i)), each(|i| W::code(bytes, LANES + i))]
+    }
+    #[inline(always)]
+    fn load_bytes(self, bytes: &[u8; LANES]) -> [u8; LANES] {
+        *bytes
+    }
+    #[inline(always)]
+    fn store_bytes(self, a: [u8; LANES], out: &mut [u8; LANES]) {
+        *out = a;
+    }
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> [u8; LANES] {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn and(self, a: [u8; LANES], b: [u8; LANES]) -> [u8; LANES] {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: [u8; LANES], b: [u8; LANES]) -> [u8; LANES] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn shl<const N: i32>(self, a: [u8; LANES]) -> [u8; LANES] {
+        a.map(|byte| byte << N)
+    }
+    #[inline(always)]
+    fn shr<const N: i32>(self, a: [u8; LANES]) -> [u8; LANES] {
+        a.map(|byte| byte >> N)
+    }
+    #[inline(always)]
+    fn widen_bytes(self, a: [u8; LANES]) -> F {
+        each(|i| f32::from(a[i]))
+    }
+    #[inline(always)]
+    fn widen_signed(self, a: [u8; LANES]) -> F {
+        each(|i| f32::from(a[i] as i8))
+    }
+    #[inline(always)]
+    fn choose(self, table: &[i8; 16], codes: [u8; LANES]) -> [u8; LANES] {
+        codes.map(|code| table[usize::from(code & 15)] as u8)
     }
 
     #[inline(always)]
