@@ -184,7 +184,7 @@ mod tests {
 
     /// Blocks of several slices: rows that are longer than one, or shorter and not a divisor of it.
     fn long_blocks() -> Vec<u8> {
-        (0..3 * SLICE / 32 + 3).flat_map(|i| [&[0, 0x3c], [(i % 251) as u8; 16].as_slice()].concat()).collect()
+        (0..3 * SLICE / 32 + 3).flat_map(|i| [[0, 0x3c].as_slice(), &[(i % 251) as u8; 16]].concat()).collect()
     }
 
     #[test]

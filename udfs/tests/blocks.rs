@@ -91,8 +91,8 @@ async fn every_byte_pattern_is_weights() {
 async fn blocks_of_any_length_are_whole_blocks_or_an_error() {
     for &block_type in BlockType::ALL {
         let (size, length) = (block_type.size(), block_type.length());
-        for bytes in [0, 1, size - 1, size, size + 1, 2 * size, 3 * size - 1] {
-            for row_length in [0, 1, length - 1, length, length + 1, 2 * length, usize::MAX >> 1] {
+        for bytes in [0, size - 1, size, size + 1, 2 * size] {
+            for row_length in [0, length - 1, length, 2 * length, usize::MAX >> 1] {
                 let ctx = session(&[Stored { block_type, row_length, bytes: vec![0x5a; bytes] }]);
                 let weights = bytes / size * length;
                 let is_whole = bytes == 0

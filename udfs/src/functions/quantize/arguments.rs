@@ -17,6 +17,8 @@ pub(super) const SYNTAX: &str = "(weights, bits, group_size [, scheme] [, method
 const TYPES: &str = "'int2', 'int3', 'int4', 'int5', 'int6', 'int8', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'q8_0', 'q2_0', 'q2_k', 'q3_k', 'q4_k', 'q5_k', \
      'q6_k', 'iq4_nl', 'iq4_xs', 'tq1_0', 'tq2_0', 'mxfp4' or 'nvfp4'";
 
+const GROUP_SIZES: &str = "16, 32, 64, 128 or 256";
+
 pub(super) fn is_list(data_type: &DataType) -> bool {
     matches!(data_type, DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(_, _))
 }
@@ -119,30 +121,21 @@ fn check_any(names: &[&str]) -> Result<(), KernelError> {
 
 /// How blocks are to be filled.
 fn fill(block_type: BlockType, names: &[&str]) -> Result<Fill, KernelError> {
-    let refused = |name: &str, allowed| {
-        Err(KernelError::Argument { name: "method", value: format!("'{name}' for {block_type}"), allowed })
-    };
-    match names {
-        [] => Ok(Fill::Mse),
-        [name] => name.parse().or_else(|_| refused(name, "'mse' or 'reference'")),
-        [_, second, ..] => refused(second, "one of 'mse' and 'reference', and no scheme"),
+    let refused = |value, allowed| Err(KernelError::Argument { name: "method", value, allowed });
+    let fills = names.iter().map(|name| name.parse::<Fill>().map_err(|_| *name));
+    match fills.collect::<Result<Vec<Fill>, &str>>().as_deref() {
+        Ok([]) => Ok(Fill::Mse),
+        Ok([fill]) => Ok(*fill),
+        Ok([first, second, ..]) => refused(format!("'{first}' and '{second}' for {block_type}"), "one of them"),
+        Err(name) => refused(format!("'{name}' for {block_type}"), "'mse' or 'reference'"),
     }
 }
 
 /// The group size of grouped integers.
 fn group_size(bits: Bits, size: Option<i64>) -> Result<GroupSize, KernelError> {
-    size.map_or_else(
-        || {
-            let refused = GroupSize::try_from(0);
-            refused.map_err(|error| match error {
-                KernelError::Argument { name, value: _, allowed } => {
-                    KernelError::Argument { name, value: format!("missing for {bits}"), allowed }
-                }
-                other => other,
-            })
-        },
-        GroupSize::try_from,
-    )
+    let missing =
+        || KernelError::Argument { name: "group_size", value: format!("missing for {bits}"), allowed: GROUP_SIZES };
+    GroupSize::try_from(size.ok_or_else(missing)?)
 }
 
 /// Fails for a group size of blocks, which have their own.
@@ -261,5 +254,11 @@ mod tests {
             assert!(name.parse::<Type>().is_ok(), "{name}");
         }
         assert!("F32".parse::<Type>().is_err());
+    }
+
+    #[test]
+    fn the_message_lists_every_group_size() {
+        let refused = GroupSize::try_from(0).unwrap_err().to_string();
+        assert_eq!(refused, format!("group_size is 0, allowed: {GROUP_SIZES}"));
     }
 }
