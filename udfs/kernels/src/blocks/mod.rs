@@ -80,6 +80,10 @@ named! {
 pub struct Blocks {
     /// What the blocks are.
     pub block_type: BlockType,
+    /// How they were filled.
+    pub fill: Fill,
+    /// Weights in all.
+    pub length: usize,
     /// Weights of a row.
     pub row_length: usize,
     /// The blocks, row by row, as a GGUF file has them.
@@ -142,7 +146,7 @@ pub fn quantize_blocks_while(
         errors =
             errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
     }
-    Ok(Blocks { block_type, row_length, bytes, errors })
+    Ok(Blocks { block_type, fill, length: weights.len(), row_length, bytes, errors })
 }
 
 /// Fills the blocks of one slice after another.
