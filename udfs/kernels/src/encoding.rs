@@ -80,6 +80,36 @@ named! {
 }
 
 impl BlockType {
+    /// The types that [`quantize_blocks`](crate::quantize_blocks) fills; the others are read.
+    pub const FILLED: &'static [Self] = &[
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
+        Self::Nvfp4,
+    ];
+
+    /// Bits of a code; of three levels, which are packed more densely, two.
+    pub const fn bits(self) -> Bits {
+        match self {
+            Self::Q2_0 | Self::Q2K | Self::Tq1_0 | Self::Tq2_0 => Bits::Two,
+            Self::Q3K => Bits::Three,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4K | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 | Self::Nvfp4 => Bits::Four,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5K => Bits::Five,
+            Self::Q6K => Bits::Six,
+            Self::Q8_0 => Bits::Eight,
+        }
+    }
+
     /// Weights of a block.
     pub const fn length(self) -> usize {
         match self {
@@ -350,6 +380,20 @@ mod tests {
         assert_eq!(message(96, 0), "96 weights do not divide into runs of 0");
         let most = usize::MAX / 32 * 32;
         assert_eq!(message(most, 32), format!("weights is {most}, allowed: as many as memory can hold"));
+    }
+
+    #[test]
+    fn blocks_hold_codes_of_their_bits() {
+        for block_type in BlockType::ALL {
+            let (bits, stored) = (block_type.bits().get(), 8 * block_type.size());
+            // What is stored beside codes is two bits a weight at most. Three levels are less than two bits.
+            let codes = block_type.length() * bits;
+            let is_packed_more_densely = *block_type == BlockType::Tq1_0;
+            assert!(
+                is_packed_more_densely || (codes + 1..=codes + 2 * block_type.length()).contains(&stored),
+                "{block_type}"
+            );
+        }
     }
 
     #[test]
