@@ -14,7 +14,7 @@ class ArrowQuantError(Exception):
     Example:
         >>> from arrow_quant_v2 import ArrowQuantError, DiffusionQuantConfig
         >>> try:
-        ...     DiffusionQuantConfig(bit_width=3)
+        ...     DiffusionQuantConfig(bit_width=7)
         ... except ArrowQuantError as error:
         ...     print(error.field, "-", error)
         bit_width - bit_width is 7, allowed: 2, 3, 4, 5, 6 or 8

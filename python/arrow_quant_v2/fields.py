@@ -30,6 +30,7 @@ class ConfigFields(TypedDict, total=False):
     architecture: str | None
     pre_tokenizer: str | None
     bit_width: int
+    type: str
     no_fallback: bool
     group_size: int
     scheme: str
@@ -41,7 +42,7 @@ class ConfigFields(TypedDict, total=False):
     skip_sensitive_layers: bool
     sensitive_layer_names: Sequence[str]
     sensitive_layer_patterns: Sequence[str]
-    layer_bit_widths: Mapping[str, int]
+    layer_bit_widths: Mapping[str, int | str]
     enable_mixed_precision: bool
     target_model_size_mb: float | None
     target_bpw: float | None
@@ -53,6 +54,10 @@ class ConfigFields(TypedDict, total=False):
     num_threads: int
     enable_streaming: bool
     max_memory_limit_mb: int | None
+
+
+# Two names of the same: what fields say with one of them replaces what a configuration says with the other.
+_TYPE = frozenset({"bit_width", "type"})
 
 
 def configuration(
@@ -68,7 +73,8 @@ def configuration(
         DiffusionQuantConfig(deployment_profile='edge', bit_width=8)
     """
     if config is None or isinstance(config, Mapping):
-        every = {**(config or {}), **fields}
+        replaced = _TYPE if _TYPE & fields.keys() else frozenset()
+        every = {**{name: value for name, value in (config or {}).items() if name not in replaced}, **fields}
         wrong = next((name for name in every if not isinstance(name, str)), None)
         if wrong is not None:
             raise ConfigurationError(f"config has the name {wrong!r}, allowed: names of fields", field="config")
@@ -85,6 +91,9 @@ def configuration(
             # It says which name is nearest.
             DiffusionQuantConfig(**{name: value})
         setattr(own, name, value)
+    if fields.keys() >= _TYPE:
+        # In whatever order they were given. It says so if they contradict each other.
+        own.type = DiffusionQuantConfig(bit_width=fields["bit_width"], type=fields["type"]).type
     own.validate()
     return own
 

@@ -37,8 +37,9 @@ class LazyTensor:
         component: the sub-model of a pipeline; empty in a plain model.
         shape: its dimensions.
         dtype: the dtype it had before, as safetensors calls it: ``"BF16"``, ``"F32"``, ``"I64"``.
+        encoding: ``"int4"`` or another width, a type of blocks such as ``"q4_k"``, or the dtype if the tensor was kept.
         bits: bits of a code; None if the tensor was kept as it was.
-        group_size: weights that share a scale; None if the tensor was kept.
+        group_size: weights that share a scale; None if the tensor was kept, and of blocks.
         same_as: the name of the tensor that is stored for both, if they are equal; else None.
 
     Example:
@@ -49,7 +50,7 @@ class LazyTensor:
         0.0151
     """
 
-    __slots__ = ("_reader", "_tensor", "bits", "component", "dtype", "group_size", "name", "same_as", "shape")
+    __slots__ = ("_reader", "_tensor", "bits", "component", "dtype", "encoding", "group_size", "name", "same_as", "shape")
 
     def __init__(self, reader: _native.ModelReader, report: Mapping[str, Any]) -> None:
         self._reader = reader
@@ -59,11 +60,15 @@ class LazyTensor:
         self.shape: Final[tuple[int, ...]] = tuple(report["shape"])
         self.dtype: Final[str] = report["dtype"]
         self.bits: Final[int | None] = report["bits"]
+        # Directories of versions 1 and 2 name no encodings.
+        self.encoding: Final[str] = report["encoding"] or (self.dtype if self.bits is None else f"int{self.bits}")
         self.group_size: Final[int | None] = report["group_size"]
         self.same_as: Final[str | None] = report.get("same_as")
 
     def __repr__(self) -> str:
         how = "kept" if self.bits is None else f"{self.bits} bits in groups of {self.group_size}"
+        if self.bits is not None and self.group_size is None:
+            how = self.encoding
         return f"LazyTensor({self.name!r}, {self.dtype} {list(self.shape)}, {how})"
 
     @property

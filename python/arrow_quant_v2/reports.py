@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 class Attempt(TypedDict):
     """Bits that a tensor was quantized to before, and that were too few."""
 
+    encoding: str
     bits: int
-    group_size: int
+    group_size: int | None
     cosine_similarity: float | None
     sqnr_db: float | None
 
@@ -120,6 +121,7 @@ class PlannedTensor(TypedDict):
 
     component: str
     tensor: str
+    encoding: str
     bits: int | None
     group_size: int | None
     because: str

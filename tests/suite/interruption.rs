@@ -45,7 +45,7 @@ impl Job {
 
     /// A job of six parts; the half of them that have weights of `poor` are written twice, as it falls back to 4 bits.
     pub(crate) fn with_fallback() -> Self {
-        Self::new(&fallback_tensors(), &["--method", "minmax", "--bits", "2", "--min-accuracy", "0.99"])
+        Self::new(&fallback_tensors(), &["--method", "minmax", "--bits", "3", "--min-accuracy", "0.99"])
     }
 
     pub(crate) fn out(&self) -> PathBuf {
@@ -143,7 +143,7 @@ pub(crate) fn gaussian(name: &'static str, seed: u64) -> Tensor {
     Tensor::gaussian(name, "BF16", &[1, 4096], seed)
 }
 
-/// Two bits are enough for two of them.
+/// Three bits are enough for two of them.
 pub(crate) fn fallback_tensors() -> [(Tensor, usize); 3] {
     let signs = |name| {
         let values = (0..4096).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::interruption::Job;
-use arrow_quant_v2::{Bits, DiffusionQuantConfig, JobOptions, Method, OnProgress, Progress, Stage, quantize_model};
+use arrow_quant_v2::{
+    Bits, DiffusionQuantConfig, JobOptions, Method, OnProgress, Progress, Stage, WeightType, quantize_model,
+};
 
 /// All that a job tells of its progress, on one thread, and the time that it took.
 fn told(job: &Job, config: &DiffusionQuantConfig, interval: Duration) -> (Vec<Progress>, Duration) {
@@ -30,7 +32,7 @@ fn progress_is_told_stage_by_stage_and_not_too_often() {
     let job = Job::with_fallback();
     let config = DiffusionQuantConfig {
         method: Method::MinMax,
-        bit_width: Bits::Two,
+        weight_type: WeightType::Int(Bits::Three),
         min_accuracy: 0.99,
         num_threads: 1,
         ..DiffusionQuantConfig::default()

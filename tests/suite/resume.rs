@@ -100,7 +100,7 @@ fn a_fallback_writes_the_parts_of_its_tensor_again_and_no_others() {
     let left = job.leave(6);
     let report = job.resume(&[]);
     let bits = ["a", "poor", "z"].map(|name| tensor(&report, name)["bits"].as_u64());
-    assert_eq!(bits, [Some(2), Some(4), Some(2)]);
+    assert_eq!(bits, [Some(3), Some(4), Some(3)]);
     let stay = left.only(&expected);
     assert!(stay.parts.len() >= 3, "{:?}", stay.parts);
     stay.is_untouched_in(&job.out());

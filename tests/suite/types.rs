@@ -22,7 +22,7 @@ fn every_width_is_better_than_the_one_below_and_takes_its_bits() {
     let mut last = 0.0;
     for bits in [2, 3, 4, 5, 6, 8] {
         let name = format!("int{bits}");
-        let arguments = ["--type", &name, "--group-size", "16", "--scheme", "symmetric", "--min-accuracy", "0"];
+        let arguments = ["--type", name.as_str(), "--group-size", "16", "--scheme", "symmetric", "--min-accuracy", "0"];
         let (out, report) = quantized(DIGITS, directory.path(), &name, &arguments);
         assert_eq!(encodings(&report), [name.as_str()]);
         let fc2 = tensor(&report, "blocks.0.fc2.weight");
@@ -145,7 +145,8 @@ fn blocks_below_the_floor_get_more_bits() {
     let arguments = ["--type", "q2_k", "--tensors", "blocks.0.fc2", "--min-sqnr-db", "24"];
     let (_, report) = quantized(DIGITS, directory.path(), "out", &arguments);
     let fc2 = tensor(&report, "blocks.0.fc2.weight");
-    let tried: Vec<_> = fc2["fallbacks"].as_array().unwrap().iter().map(|attempt| &attempt["encoding"]).collect();
+    let attempts = fc2["fallbacks"].as_array().unwrap().iter();
+    let tried: Vec<_> = attempts.map(|attempt| attempt["encoding"].as_str().unwrap()).collect();
     assert_eq!((&fc2["encoding"], tried), (&json!("q5_k"), vec!["q2_k", "q3_k", "q4_k"]), "{fc2}");
 }
 

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::figures::{self, NONE, tensors as number_of};
+use super::figures::{self, tensors as number_of};
 use super::scale::Scale;
 use super::stacks::{Grid, Row, Stack, blocks, split_column};
 use super::{ModelReport, TensorReport};
