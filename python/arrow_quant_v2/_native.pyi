@@ -86,6 +86,7 @@ class DiffusionQuantConfig:
         modality: str | None = ...,
         variant: str | None = ...,
         bit_width: int = ...,
+        type: str = ...,
         group_size: int = ...,
         scheme: str = ...,
         method: str = ...,
@@ -96,7 +97,7 @@ class DiffusionQuantConfig:
         skip_sensitive_layers: bool = ...,
         sensitive_layer_names: Sequence[str] = ...,
         sensitive_layer_patterns: Sequence[str] = ...,
-        layer_bit_widths: Mapping[str, int] = ...,
+        layer_bit_widths: Mapping[str, int | str] = ...,
         enable_mixed_precision: bool = ...,
         target_model_size_mb: float | None = ...,
         target_bpw: float | None = ...,
@@ -174,14 +175,23 @@ class DiffusionQuantConfig:
     @variant.setter
     def variant(self, value: str | None) -> None: ...
     @property
-    def bit_width(self) -> Literal[2, 4, 8]:
-        """Bits of a code. With a target size, they are chosen for each tensor. Allowed: 2, 4 or 8."""
+    def bit_width(self) -> Literal[2, 3, 4, 5, 6, 8]:
+        """Bits of a code: 4 is the type int4. With a target size, they are chosen for each tensor. Allowed: 2, 3, 4, 5,
+        6 or 8."""
     @bit_width.setter
     def bit_width(self, value: int) -> None: ...
     @property
-    def group_size(self) -> Literal[32, 64, 128, 256]:
-        """Weights that share a scale. With a target size, their number is chosen for each tensor. Allowed: 32, 64, 128
-        or 256."""
+    def type(self) -> str:
+        """What weights become: int2 to int8 are integers of ``bit_width`` in groups; the others are the block types of
+        ggml, where the target holds them. With a target size, a type of the same kind is chosen for each tensor.
+        Allowed: int2, int3, int4, int5, int6, int8, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl,
+        iq4_xs, mxfp4 or nvfp4."""
+    @type.setter
+    def type(self, value: str) -> None: ...
+    @property
+    def group_size(self) -> Literal[16, 32, 64, 128, 256]:
+        """Weights of integers that share a scale. With a target size, their number is chosen for each tensor. Allowed:
+        16, 32, 64, 128 or 256."""
     @group_size.setter
     def group_size(self, value: int) -> None: ...
     @property
@@ -191,10 +201,10 @@ class DiffusionQuantConfig:
     @scheme.setter
     def scheme(self, value: str) -> None: ...
     @property
-    def method(self) -> Literal["minmax", "mse", "unbiased"]:
+    def method(self) -> Literal["minmax", "mse", "unbiased", "reference"]:
         """How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared
-        error, unbiased likewise, then stretched so that restored weights do not shrink. Allowed: minmax, mse or
-        unbiased."""
+        error, unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. Block
+        types have mse and reference, integers the others. Allowed: minmax, mse, unbiased or reference."""
     @method.setter
     def method(self, value: str) -> None: ...
     @property
@@ -238,9 +248,9 @@ class DiffusionQuantConfig:
     @property
     def layer_bit_widths(self) -> MappingProxyType[str, _WidthOrKept]:
         """Bits of single tensors, 16 to keep them. An entry takes precedence over the fields above. Allowed: a mapping
-        from a name or regular expression to 2, 4, 8 or 16."""
+        from a name or regular expression to 2, 3, 4, 5, 6, 8, 16 or a block type."""
     @layer_bit_widths.setter
-    def layer_bit_widths(self, value: Mapping[str, int]) -> None: ...
+    def layer_bit_widths(self, value: Mapping[str, int | str]) -> None: ...
     @property
     def enable_mixed_precision(self) -> bool:
         """Whether tensors may differ in bits, by a target size or by ``layer_bit_widths``. If not, a target size

@@ -129,6 +129,8 @@ fn python_types(field: &Field<DiffusionQuantConfig>) -> [String; 2] {
         Shape::Switch => ["bool".to_string(), "bool".to_string()],
         // Type checkers infer no literals in `for bits in (2, 4, 8)`.
         Shape::Choice(choices) if choices().iter().all(Value::is_number) => [literal(choices), "int".to_string()],
+        // Of many names a line of code has no room for.
+        Shape::Choice(choices) if literal(choices).len() > 80 => ["str".to_string(), "str".to_string()],
         Shape::Choice(choices) => [literal(choices), "str".to_string()],
         Shape::Whole => ["int".to_string(), "int".to_string()],
         Shape::Real => ["float".to_string(), "float".to_string()],
