@@ -173,6 +173,7 @@ struct Worded<'a> {
 }
 
 impl fmt::Display for Worded<'_> {
+    // Long because: a match with a sentence for each error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = self.words;
         match self.error {

@@ -50,6 +50,10 @@ impl RunIdentity {
         let mut changed: Vec<_> = names.filter(|name| self.settings.get(*name) != other.settings.get(*name)).collect();
         changed.sort_unstable();
         changed.dedup();
+        // The width is that of the type.
+        if changed.iter().any(|name| *name == "bit_width") {
+            changed.retain(|name| *name != "type");
+        }
         match changed.as_slice() {
             [] if self.calibration != other.calibration => "it was begun with another calibration".to_string(),
             [] => "its plan was another".to_string(),

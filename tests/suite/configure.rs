@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::common::{DIGITS, arrow_quant, contains, quantized, run, text};
 
 /// A flag for every field, with a value that is not the default's and how it is shown.
-const FLAGS: [(&str, &[&str], &str); 30] = [
+const FLAGS: [(&str, &[&str], &str); 31] = [
     ("deployment_profile", &["--profile", "edge"], "\"edge\""),
     ("modality", &["--modality", "audio"], "\"audio\""),
     ("variant", &["--variant", "fp16"], "\"fp16\""),
@@ -20,6 +20,7 @@ const FLAGS: [(&str, &[&str], &str); 30] = [
     ("architecture", &["--architecture", "llama"], "\"llama\""),
     ("pre_tokenizer", &["--pre", "gpt-4o"], "\"gpt-4o\""),
     ("bit_width", &["--bits", "8"], "8"),
+    ("type", &["--type", "int3"], "\"int3\""),
     ("no_fallback", &["--no-fallback"], "true"),
     ("group_size", &["--group-size", "32"], "32"),
     ("scheme", &["--scheme", "symmetric"], "\"symmetric\""),
@@ -46,8 +47,9 @@ const FLAGS: [(&str, &[&str], &str); 30] = [
 ];
 
 /// A variable for each field that has one, with a value, how it is shown, and one that is not allowed.
-const VARIABLES: [(&str, &str, &str, &str); 8] = [
-    ("ARROW_QUANT_BIT_WIDTH", "bit_width", "8", "3"),
+const VARIABLES: [(&str, &str, &str, &str); 9] = [
+    ("ARROW_QUANT_BIT_WIDTH", "bit_width", "8", "7"),
+    ("ARROW_QUANT_TYPE", "type", "\"int8\"", "q9_k"),
     ("ARROW_QUANT_GROUP_SIZE", "group_size", "32", "large"),
     ("ARROW_QUANT_MIN_ACCURACY", "min_accuracy", "0.75", "1.5"),
     ("ARROW_QUANT_FAIL_FAST", "fail_fast", "true", "yes"),
@@ -105,7 +107,7 @@ fn every_variable_counts() {
     let known: Vec<_> = FIELDS.iter().filter_map(|field| Some((field.variable?, field.name))).collect();
     assert_eq!(VARIABLES.map(|(variable, field, ..)| (variable, field)).as_slice(), known);
     for (variable, field, value, wrong) in VARIABLES {
-        is(&shown(show(&[]).env(variable, value)), field, value, variable);
+        is(&shown(show(&[]).env(variable, value.trim_matches('"'))), field, value, variable);
         is(&shown(show(&[]).env(variable, "")), field, &shown(&mut show(&[]))[field].0, "profile local");
         for command in [["config", "show"], ["config", "validate"]] {
             let message = run(arrow_quant(&command).env(variable, wrong)).error();
@@ -156,7 +158,7 @@ fn what_is_shown_is_a_configuration() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("shown.yaml");
     // Not both targets at once, and not the flags that contradict widths and targets.
-    let left_out = ["target_bpw", "enable_mixed_precision", "bit_width", "group_size"];
+    let left_out = ["target_bpw", "enable_mixed_precision", "bit_width", "type", "group_size"];
     let flags = FLAGS.iter().filter(|(field, ..)| !left_out.contains(field));
     let all: Vec<&str> = flags.flat_map(|(_, arguments, _)| arguments.iter().copied()).collect();
     for arguments in [&[][..], &all] {

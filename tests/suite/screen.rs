@@ -71,7 +71,7 @@ fn errors_are_json_where_results_are() {
         (&["plan", DIGITS, "--target-bpw", "0.1"], "configuration", 1, ("field", "target_bpw")),
         (&["inspect", "nothing"], "model_not_found", 1, ("path", "nothing")),
         (&["report", DIGITS], "model_not_found", 1, ("path", DIGITS)),
-        (&["quantize", DIGITS, text(&out), "--bits", "3"], "usage", 2, ("kind", "usage")),
+        (&["quantize", DIGITS, text(&out), "--bits", "7"], "usage", 2, ("kind", "usage")),
         (&["quantize"], "usage", 2, ("kind", "usage")),
     ] {
         let outcome = run(arrow_quant(&[arguments, &["--json"]].concat()));

@@ -30,7 +30,8 @@ pub struct Written {
 impl NewTensor {
     /// Bytes of its weights. `None` if they cannot be counted.
     pub fn bytes(&self) -> Option<u64> {
-        self.kind.bytes(crate::elements(&self.shape))
+        let elements = self.shape.iter().try_fold(1_u64, |product, d| product.checked_mul(d.unsigned_abs()))?;
+        self.kind.bytes(elements)
     }
 }
 

@@ -38,7 +38,7 @@ pub enum KernelError {
     #[error("the {block_type} block from weight {index} on spans {min:e} to {max:e}: its scale does not fit in f16")]
     BlockRange {
         /// What it was to become.
-        block_type: crate::BlockType,
+        block_type: &'static str,
         /// The block's first weight.
         index: usize,
         /// Its least weight.

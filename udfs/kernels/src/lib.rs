@@ -50,6 +50,7 @@
 
 mod assign;
 mod batch;
+mod block_values;
 mod blocks;
 mod compare;
 mod dequantize;
@@ -57,6 +58,7 @@ mod encoding;
 mod error;
 mod grid;
 mod isa;
+mod pieces;
 mod quantize;
 mod scale;
 mod search;

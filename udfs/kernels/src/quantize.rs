@@ -8,15 +8,11 @@ use rayon::prelude::*;
 
 use crate::batch::quantize_block;
 use crate::compare::PairSums;
+use crate::pieces::{BLOCK, slices};
 use crate::simd::{Element, for_dtype};
 use crate::types::{Bits, ParameterDtype, Scheme, Settings, group_count};
 use crate::weights::{Floats, Weights};
 use crate::{Encoding, Grouping, Isa, KernelError, Result};
-
-/// Elements after which error sums are folded: whole rows, at least this many, and longer rows in pieces of it. Part of
-/// the specification, since it decides the order of additions; results are the same however many threads share the
-/// blocks. A multiple of every group size.
-pub(crate) const BLOCK: usize = 1 << 16;
 
 /// Weights must be smaller in magnitude than 2¹²⁵, so that neither a group's range nor any level of its grid, rounded up,
 /// leaves the range of f32.
@@ -169,25 +165,6 @@ fn with_stored_dtype(
         }
     }
     unreachable!("f32 parameters hold every finite range")
-}
-
-/// Rows, at least `least` weights of them, or pieces of `least` weights of a longer row: the first weight of each slice, their
-/// number, and where in its row the first is.
-pub(crate) fn slices(
-    length: usize,
-    row_length: usize,
-    least: usize,
-) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-    let (span, piece) = if row_length > least {
-        (row_length, least)
-    } else {
-        let rows = least.div_ceil(row_length.max(1)) * row_length.max(1);
-        (rows, rows)
-    };
-    (0..length).step_by(span).flat_map(move |first| {
-        let end = length.min(first + span);
-        (first..end).step_by(piece).map(move |start| (start, piece.min(end - start), start - first))
-    })
 }
 
 pub(crate) fn check_importance(weights: &Weights<'_>, importance: Option<&[f32]>) -> Result<()> {

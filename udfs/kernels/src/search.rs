@@ -5,6 +5,8 @@
 //! as in ggml's `make_qkx` quantizers); then the same step is taken from grids a little beside the best one so far. The
 //! winner is rounded to the stored dtype and kept if its error, measured with the codes it will get, is below that of
 //! `minmax`.
+//!
+//! Long because: a fifth of it is the table of efforts.
 
 use crate::grid::{Grid, Range, Rules, inverse, magic_code, round_code};
 use crate::simd::{MAGIC, Simd, Step};
@@ -26,6 +28,7 @@ struct Effort {
 /// The effort by width. Moves find what repeating the least-squares step from more starts does not: at 2 bits and groups
 /// of 64, two starts and six moves come within 0.03 dB of the exhaustive optimum, where eight starts of three steps each
 /// leave 0.09; at 4 bits, 11 steps gain 0.12 dB over 24.
+// Long because: a table with an entry for each width.
 const fn effort(bits: Bits, scheme: Scheme) -> Effort {
     match bits {
         Bits::Two => Effort {

@@ -2,9 +2,9 @@
 
 use std::marker::PhantomData;
 
-use crate::blocks::{Restored, restore_all};
+use crate::block_values::{Restored, restore_all};
 use crate::encoding::{BlockType, Encoding, Fp8};
-use crate::quantize::{BLOCK, slices};
+use crate::pieces::{BLOCK, slices};
 use crate::simd::{Element, Kernel, LANES, Simd, for_dtype};
 use crate::types::Dtype;
 use crate::{Isa, KernelError, Result};

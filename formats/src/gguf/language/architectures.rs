@@ -161,6 +161,11 @@ static ARCHITECTURES: &[Architecture] = &[
     },
 ];
 
+/// The names of those that are known.
+fn names() -> String {
+    Architecture::all().map(|known| known.name).collect::<Vec<_>>().join(", ")
+}
+
 impl Architecture {
     /// Every architecture that is known.
     pub fn all() -> impl Iterator<Item = &'static Self> {
@@ -171,7 +176,7 @@ impl Architecture {
     pub(super) fn find(config: &Config<'_>, asked: Option<&str>) -> Result<&'static Self, LanguageError> {
         if let Some(name) = asked {
             let named = Self::all().find(|known| known.name == name);
-            return named.ok_or_else(|| LanguageError::NoArchitecture(name.to_string()));
+            return named.ok_or_else(|| LanguageError::NoArchitecture { asked: name.to_string(), known: names() });
         }
         let classes = config.classes();
         let known = classes.iter().find_map(|class| Self::all().find(|known| known.classes.contains(class)));
@@ -181,7 +186,7 @@ impl Architecture {
                 (true, Some(kind)) => format!("of the model_type {kind}"),
                 (true, None) => "of no name".to_string(),
             };
-            LanguageError::UnknownArchitecture { found }
+            LanguageError::UnknownArchitecture { found, known: names() }
         })
     }
 }

@@ -1,7 +1,5 @@
 //! Why a model cannot become a GGUF file of a language model.
 
-use super::architectures::Architecture;
-use super::tokenizer::PRE_TOKENIZERS;
 use crate::names::shown;
 
 /// Why a model cannot become a GGUF file of a language model.
@@ -20,22 +18,21 @@ pub enum LanguageError {
         problem: String,
     },
     /// The configuration's architecture is not one that is known.
-    #[error(
-        "config.json has the architecture {}, known for GGUF: {}",
-        shown(found),
-        Architecture::all().map(|known| known.name).collect::<Vec<_>>().join(", ")
-    )]
+    #[error("config.json has the architecture {}, known for GGUF: {known}", shown(found))]
     UnknownArchitecture {
         /// What the configuration says.
         found: String,
+        /// The names of those that are known.
+        known: String,
     },
     /// An architecture of this name was asked for, and is not known.
-    #[error(
-        "there is no architecture '{}', allowed: {}",
-        shown(.0),
-        Architecture::all().map(|known| known.name).collect::<Vec<_>>().join(", ")
-    )]
-    NoArchitecture(String),
+    #[error("there is no architecture '{}', allowed: {known}", shown(asked))]
+    NoArchitecture {
+        /// The name.
+        asked: String,
+        /// The names of those that are known.
+        known: String,
+    },
     /// The configuration lacks a key, or its value is of another type.
     #[error("config.json: `{key}` is {}, expected {expected}", found.as_deref().map_or_else(|| "not there".to_string(), shown))]
     Key {
@@ -119,22 +116,27 @@ pub enum LanguageError {
     #[error("tokenizer.json cuts text in a way that is not known: {}", shown(.0))]
     UnknownPre(String),
     /// A way to cut text was asked for that is not known.
-    #[error("there is no pre-tokenizer '{}', allowed: {}", shown(.0), PRE_TOKENIZERS.join(", "))]
-    NoPre(String),
+    #[error("there is no pre-tokenizer '{}', allowed: {known}", shown(asked))]
+    NoPre {
+        /// The name.
+        asked: String,
+        /// The names of those that are known.
+        known: String,
+    },
 }
 
 impl LanguageError {
     /// The setting that helps, or is wrong.
     pub fn setting(&self) -> Option<&'static str> {
         match self {
-            Self::UnknownArchitecture { .. } | Self::NoArchitecture(_) => Some("architecture"),
-            Self::UnknownPre(_) | Self::NoPre(_) => Some("pre_tokenizer"),
+            Self::UnknownArchitecture { .. } | Self::NoArchitecture { .. } => Some("architecture"),
+            Self::UnknownPre(_) | Self::NoPre { .. } => Some("pre_tokenizer"),
             _ => None,
         }
     }
 
     /// Whether that setting was given, and is wrong.
     pub fn is_of_setting(&self) -> bool {
-        matches!(self, Self::NoArchitecture(_) | Self::NoPre(_))
+        matches!(self, Self::NoArchitecture { .. } | Self::NoPre { .. })
     }
 }

@@ -177,7 +177,7 @@ pub(super) fn metadata(
     pre: Option<&str>,
 ) -> Result<Vec<(String, Value)>> {
     if let Some(asked) = pre.filter(|pre| !PRE_TOKENIZERS.contains(pre)) {
-        return Err(LanguageError::NoPre(asked.to_string()));
+        return Err(LanguageError::NoPre { asked: asked.to_string(), known: PRE_TOKENIZERS.join(", ") });
     }
     let settings = files.get(SETTINGS).map(|bytes| object(SETTINGS, bytes)).transpose()?.unwrap_or_default();
     let json = files.get(JSON).map(|bytes| tokenizer_json(bytes)).transpose()?;

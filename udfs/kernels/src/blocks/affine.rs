@@ -65,6 +65,7 @@ struct Constant<F> {
 impl<S: Simd> Step<S> for FindLevels<'_, S::F> {
     type Output = Fit<S::F>;
 
+    // Long because: one loop over the weights, whose sums must stay in registers.
     #[inline(always)]
     fn take(self, s: S) -> Fit<S::F> {
         let Self { effort, top, range, free, weights, importance } = self;

@@ -155,6 +155,7 @@ pub(super) fn put_iq4_xs_scales(block: &mut [u8], scales: &[i8; 8]) {
 }
 
 /// Writes block `k` of sixteen, whose codes come one a byte.
+// Long because: a match with an arm for each type of blocks.
 #[inline(always)]
 pub(super) fn lay_out<S: Simd>(
     s: S,

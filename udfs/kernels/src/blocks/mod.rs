@@ -1,70 +1,32 @@
 //! ggml's blocks: consecutive weights of a row and their parameters, stored together.
 //!
-//! `decode` is what blocks stand for, and `restore` does it sixteen weights at a time. `reference` fills blocks as ggml does,
-//! byte for byte; `fill` fills them with a search.
+//! `reference` fills blocks as ggml does, byte for byte; `fill` fills them with a search. What blocks stand for is in
+//! `block_values`.
 
 mod affine;
 mod codebook;
-mod decode;
 mod fill;
 mod layout;
 mod measure;
 mod reference;
 mod reference_k;
-mod restore;
 mod scales;
 mod simple;
 mod steps;
 
-pub(crate) use restore::Restored;
-
+use crate::block_values::{E2M1, IQ4_VALUES, MOST, decode, k_scale_min, q3_k_scales, restore, ue4m3};
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
-use crate::quantize::slices;
+use crate::pieces::slices;
 use crate::types::named;
 use crate::weights::Weights;
 use crate::{Dtype, Encoding, Isa, KernelError, Result, pair_sums};
-
-/// Weights of the longest block.
-pub(crate) const MOST: usize = 256;
 
 /// Weights of a slice that is filled and measured while it is in the cache; a multiple of sixteen blocks.
 const SLICE: usize = 1 << 13;
 
 /// An importance that is the same for every weight of a block.
 static ONES: [f32; MOST] = [1.0; MOST];
-
-/// Twice the values of a float of two bits of exponent and one of mantissa, by code: the fourth bit is the sign.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
-/// The levels of `iq4_nl` and `iq4_xs`.
-const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-/// The unsigned float of four bits of exponent and three of mantissa that scales of `nvfp4` are; 0 for the code of NaN.
-fn ue4m3(byte: u8) -> f32 {
-    match byte & 0x7f {
-        0x7f => 0.0,
-        magnitude => crate::encoding::e4m3(magnitude),
-    }
-}
-
-/// Scale and minimum `j` of the eight, of six bits each, in the twelve bytes of `q4_k` and `q5_k`.
-fn k_scale_min(packed: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (packed[j] & 63, packed[j + 4] & 63)
-    } else {
-        (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
-    }
-}
-
-/// The sixteen signed scales of `q3_k`, stored with 32 added.
-fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
-    std::array::from_fn(|j| {
-        let low = packed[j % 8] >> (4 * (j / 8)) & 15;
-        let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
-        (low | high << 4) as i8 - 32
-    })
-}
 
 named! {
     /// How the blocks of ggml's types are filled.
@@ -221,7 +183,7 @@ fn beyond_half(block_type: BlockType, values: &[f32], block: usize) -> KernelErr
     let x = &values[index..][..block_type.length()];
     let min = x.iter().copied().fold(f32::INFINITY, f32::min);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    KernelError::BlockRange { block_type, index, min, max }
+    KernelError::BlockRange { block_type: block_type.name(), index, min, max }
 }
 
 /// The first block that does not stand for numbers.
@@ -232,9 +194,4 @@ fn first_infinite(block_type: BlockType, bytes: &[u8]) -> usize {
         restored[..block_type.length()].iter().any(|w| !w.is_finite())
     };
     bytes.chunks_exact(block_type.size()).position(infinite).unwrap_or_default()
-}
-
-/// Restores whole blocks.
-pub(crate) fn restore_all<T: Restored>(isa: Isa, block_type: BlockType, bytes: &[u8], out: &mut [T]) {
-    isa.run(restore::Restore { block_type, bytes, out });
 }

@@ -30,6 +30,7 @@ pub(super) fn row(block_type: BlockType, row: &[f32], importance: Option<&[f32]>
     }
 }
 
+// Long because: a match with an arm for each type of blocks.
 pub(super) fn block(block_type: BlockType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
     let weighted = |factor: f32| importance.map(|(importance, row_mean)| spread(importance, x, factor * row_mean));
     match block_type {

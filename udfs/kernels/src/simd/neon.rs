@@ -1,4 +1,6 @@
 //! NEON on AArch64: a vector is four registers.
+//!
+//! Long because: one operation after another of the same trait.
 
 #![allow(unused_unsafe, reason = "some of the intrinsics are safe, NEON being part of the target's baseline")]
 

@@ -8,7 +8,7 @@ use half::f16;
 use super::{E2M1, IQ4_VALUES, MOST, k_scale_min, q3_k_scales, ue4m3};
 use crate::BlockType;
 
-pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
@@ -23,7 +23,8 @@ fn nibble(bytes: &[u8], i: usize) -> u8 {
 }
 
 /// Restores one block to the first weights of `out`.
-pub(super) fn decode(block_type: BlockType, block: &[u8], out: &mut [f32; MOST]) {
+// Long because: a match with an arm for each type of blocks.
+pub(crate) fn decode(block_type: BlockType, block: &[u8], out: &mut [f32; MOST]) {
     let out = &mut out[..block_type.length()];
     match block_type {
         BlockType::Q4_0 => {
@@ -158,7 +159,7 @@ fn tq1_0(block: &[u8], out: &mut [f32]) {
 }
 
 /// Half of 2^(e - 127), exact for every byte.
-pub(super) fn e8m0_half(e: u8) -> f32 {
+pub(crate) fn e8m0_half(e: u8) -> f32 {
     match e {
         // 2^(e - 128) is subnormal.
         0..2 => f32::from_bits(0x0020_0000 << e),

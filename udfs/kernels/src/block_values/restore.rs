@@ -104,8 +104,9 @@ fn fifth_bits<S: Simd>(s: S, bits: u16) -> S::B {
 }
 
 /// One block. Inlined into each kernel, so that it is compiled for its instruction set.
+// Long because: a match with an arm for each type of blocks.
 #[inline(always)]
-pub(super) fn restore<S: Simd, T: Restored>(s: S, block_type: BlockType, block: &[u8], out: &mut [T]) {
+pub(crate) fn restore<S: Simd, T: Restored>(s: S, block_type: BlockType, block: &[u8], out: &mut [T]) {
     match block_type {
         BlockType::Q4_0 => {
             let (d, zero) = (s.splat(half_at(block, 0)), s.splat(8.0));
@@ -288,7 +289,7 @@ fn k_levels<S: Simd>(s: S, block: &[u8]) -> [(S::F, S::F); 8] {
 mod tests {
     use super::*;
     use crate::Isa;
-    use crate::blocks::decode::decode;
+    use crate::block_values::decode::decode;
 
     /// Every byte of blocks may be anything: the weights are those of the specification, NaN and infinities where it has them.
     #[test]
