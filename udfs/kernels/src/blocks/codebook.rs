@@ -1,9 +1,10 @@
 //! Blocks whose levels are not equally far apart: `iq4_nl` and `iq4_xs`, and the floats of four bits of `mxfp4` and `nvfp4`.
 
 use super::decode::e8m0_half;
-use super::fill::{Batch, Parameters, part, range, scale_importance, write};
+use super::lanes::{Batch, Parameters, part, range, scale_importance};
 use super::reference::{self, to_ue4m3};
 use super::scales::Levels;
+use super::write::write;
 use super::{IQ4_VALUES, ue4m3};
 use crate::BlockType;
 use crate::grid::inverse;

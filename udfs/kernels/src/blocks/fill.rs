@@ -3,21 +3,18 @@
 //! Each run of weights that shares a scale is searched on its own. Where scales and minima are integers in steps that a block
 //! shares, [`steps`](super::steps) then finds these. Codes follow from the weights and the parameters as stored.
 
-use super::MOST;
 use super::affine::{Effort, FindLevels, middle};
 use super::codebook::{Iq4, mxfp4, nvfp4};
-use super::layout::lay_out;
+use super::lanes::{Batch, Parameters, part, range, scale_importance};
 use super::measure::load;
 use super::scales::{Even, Levels, Trials, find_scale};
 use super::steps::{Found, Refine, Rounds, Steps};
+use super::write::write;
 use crate::BlockType;
 use crate::grid::{Range, Rules, inverse};
 use crate::search::{Groups, Search};
-use crate::simd::{Eight, Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::types::{Bits, ParameterDtype, Scheme};
-
-/// Runs of the block that has most.
-pub(super) const RUNS: usize = 16;
 
 /// How blocks of a type are filled.
 #[derive(Clone, Copy)]
@@ -171,17 +168,6 @@ impl Kernel for Piece<'_> {
     }
 }
 
-/// Up to sixteen blocks to be filled.
-pub(super) struct Batch<'a, F> {
-    pub block_type: BlockType,
-    /// Their weights, block by block.
-    pub x: &'a [f32],
-    /// The same, transposed: weight j of block k is lane k of vector j. A batch that is not full repeats its last block.
-    pub weights: &'a mut [F],
-    /// The importance of each, likewise; empty if all are alike.
-    pub importance: &'a mut [F],
-}
-
 /// Where the first `count` blocks start; the last is repeated.
 #[inline(always)]
 fn starts(count: usize, length: usize) -> [usize; LANES] {
@@ -204,79 +190,6 @@ fn transpose<S: Simd>(s: S, x: &[f32], starts: &[usize; LANES], out: &mut [S::F]
         for (out, &column) in out.iter_mut().zip(&columns) {
             *out = column;
         }
-    }
-}
-
-/// The range of the weights of each lane.
-#[inline(always)]
-pub(super) fn range<S: Simd>(s: S, weights: &[S::F]) -> Range<S::F> {
-    let mut bounds = [(weights[0], weights[0]); 2];
-    for pair in weights.chunks_exact(2) {
-        for (bounds, &w) in bounds.iter_mut().zip(pair) {
-            *bounds = (s.min(bounds.0, w), s.max(bounds.1, w));
-        }
-    }
-    Range::new(s, s.min(bounds[0].0, bounds[1].0), s.max(bounds[0].1, bounds[1].1))
-}
-
-/// Scales importance to a greatest value of 1 in each lane, which is returned as it was. Where all of it is zero, weights count
-/// alike.
-#[inline(always)]
-pub(super) fn scale_importance<S: Simd>(s: S, importance: &mut [S::F]) -> S::F {
-    let mut greatest = s.splat(0.0);
-    for &w in &*importance {
-        greatest = s.max(greatest, w);
-    }
-    let some = s.lt(s.splat(f32::MIN_POSITIVE), greatest);
-    let unit = inverse(s, greatest);
-    for w in importance.iter_mut() {
-        *w = s.select(some, s.mul(*w, unit), s.splat(1.0));
-    }
-    greatest
-}
-
-/// The parameters of blocks: of each run, a value for each block.
-pub(super) struct Parameters {
-    /// Scales and minima as they are stored: f16, or steps.
-    pub scale: [[f32; LANES]; RUNS],
-    pub min: [[f32; LANES]; RUNS],
-    /// What steps are multiples of.
-    pub block_scale: [f32; LANES],
-    pub block_min: [f32; LANES],
-    /// A code is the weight times the slope, and the offset added.
-    pub slope: [[f32; LANES]; RUNS],
-    pub offset: [[f32; LANES]; RUNS],
-}
-
-impl Parameters {
-    #[inline(always)]
-    pub(super) fn new() -> Self {
-        let (none, all) = ([0.0; LANES], [[0.0; LANES]; RUNS]);
-        Self { scale: all, min: all, block_scale: none, block_min: none, slope: all, offset: all }
-    }
-}
-
-/// Writes blocks: their codes are the levels that `L` rounds to.
-#[inline(always)]
-pub(super) fn write<S: Simd, L: Levels>(
-    s: S,
-    levels: L,
-    batch: &Batch<'_, S::F>,
-    parameters: &Parameters,
-    out: &mut [u8],
-) {
-    let (length, size) = (batch.block_type.length(), batch.block_type.size());
-    let run = batch.block_type.run();
-    let mut codes = [0; MOST];
-    for (k, (x, out)) in batch.x.chunks_exact(length).zip(out.chunks_exact_mut(size)).enumerate() {
-        for (i, (x, codes)) in x.chunks_exact(2 * LANES).zip(codes.chunks_exact_mut(2 * LANES)).enumerate() {
-            // Two halves, of one run or two.
-            let (a, b) = (2 * LANES * i / run, (2 * LANES * i + LANES) / run);
-            let first = s.fma(load(s, x), s.splat(parameters.slope[a][k]), s.splat(parameters.offset[a][k]));
-            let second = s.fma(load(s, &x[LANES..]), s.splat(parameters.slope[b][k]), s.splat(parameters.offset[b][k]));
-            s.pack::<Eight>([levels.code(s, first), levels.code(s, second)], codes);
-        }
-        lay_out(s, batch.block_type, parameters, k, &codes, out);
     }
 }
 
@@ -387,10 +300,4 @@ fn iq4_nl<S: Simd>(s: S, batch: Batch<'_, S::F>, out: &mut [u8]) {
     parameters.scale[0] = s.to_array(scale);
     parameters.slope[0] = s.to_array(inverse(s, scale));
     write(s, Iq4, &batch, &parameters, out);
-}
-
-/// Run `j` of importance, if there is any.
-#[inline(always)]
-pub(super) fn part<F>(importance: &mut [F], j: usize, run: usize) -> &mut [F] {
-    if importance.is_empty() { importance } else { &mut importance[j * run..][..run] }
 }

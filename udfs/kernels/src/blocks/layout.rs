@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::MOST;
-use super::fill::{Parameters, RUNS};
+use super::lanes::{Parameters, RUNS};
 use crate::BlockType;
 use crate::simd::{LANES, Simd};
 

@@ -6,13 +6,16 @@
 mod affine;
 mod codebook;
 mod fill;
+mod lanes;
 mod layout;
 mod measure;
 mod reference;
 mod reference_k;
+mod reference_parts;
 mod scales;
 mod simple;
 mod steps;
+mod write;
 
 use crate::block_values::{E2M1, IQ4_VALUES, MOST, decode, k_scale_min, q3_k_scales, restore, ue4m3};
 use crate::compare::PairSums;

@@ -5,12 +5,10 @@
 
 use super::layout::{put_codes, put_half, put_iq4_xs_scales, put_quarters};
 use super::reference_k::{Grid, fit_affine, fit_scale, q2_k, q3_k, q4_k_or_q5_k, q6_k};
+use super::reference_parts::{NOTHING, extreme, first_extremes, magnitude, reciprocal, spread};
 use super::{E2M1, IQ4_VALUES, MOST, decode::e8m0_half, ue4m3};
 use crate::BlockType;
 use crate::simd::scalar::Scalar;
-
-/// Where magnitudes are smaller, a group is taken for zeros.
-pub(super) const NOTHING: f32 = 1e-15;
 
 /// The mean square of a row.
 pub(super) fn mean_square(row: &[f32]) -> f32 {
@@ -133,35 +131,6 @@ fn put_q2_0(out: &mut [u8], codes: &[u8; 64]) {
     for (out, codes) in out.iter_mut().zip(codes.chunks_exact(4)) {
         *out = codes.iter().rev().fold(0, |byte, code| byte << 2 | code);
     }
-}
-
-/// 1 / d, and 0 for 0.
-pub(super) fn reciprocal(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
-}
-
-/// The first weight of the greatest magnitude.
-pub(super) fn extreme(x: &[f32]) -> f32 {
-    x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most })
-}
-
-pub(super) fn magnitude(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |most, &x| if x.abs() > most { x.abs() } else { most })
-}
-
-/// The least and the greatest weight; of the two zeros, the first.
-fn first_extremes(x: &[f32]) -> (f32, f32) {
-    x.iter()
-        .fold((f32::MAX, -f32::MAX), |(low, high), &x| (if x < low { x } else { low }, if x > high { x } else { high }))
-}
-
-/// Importance times the square root of a mean square and the weight's own, so that large weights are not given up.
-pub(super) fn spread(importance: &[f32], x: &[f32], mean: f32) -> [f32; MOST] {
-    let mut weights = [0.0; MOST];
-    for ((weight, &i), &x) in weights.iter_mut().zip(importance).zip(x) {
-        *weight = i * (mean + x * x).sqrt();
-    }
-    weights
 }
 
 fn tq1_0(x: &[f32], out: &mut [u8]) {

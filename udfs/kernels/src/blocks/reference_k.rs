@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::layout::{pack_k_scales, pack_q3_k_scales, put_half, put_q3_k, put_q4_k_or_q5_k, put_q6_k, put_quarters};
-use super::reference::{NOTHING, extreme, reciprocal, spread};
+use super::reference_parts::{NOTHING, extreme, reciprocal, spread};
 use super::{MOST, k_scale_min, q3_k_scales};
 use crate::simd::scalar::Scalar;
 

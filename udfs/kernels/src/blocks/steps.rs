@@ -4,7 +4,7 @@
 //! sums over the run. So the best steps of each run follow in closed form, and then the best scale and minimum that the
 //! steps are multiples of, without another look at the weights. Codes and steps are found in turn.
 
-use super::fill::{Parameters, RUNS};
+use super::lanes::{Parameters, RUNS};
 use super::scales::Levels;
 use crate::grid::{inverse, round_code};
 use crate::simd::{Simd, Step};
