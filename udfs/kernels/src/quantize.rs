@@ -282,7 +282,8 @@ impl<'a> Slice<'a> {
     }
 }
 
-fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
+/// The error for the first weight that f32 holds no finite value for.
+pub(crate) fn first_not_finite(floats: Floats<'_>) -> Option<KernelError> {
     for_dtype!(floats.dtype, E => {
         let mut elements = floats.bytes.chunks_exact(E::SIZE);
         let index = elements.clone().position(|element| !E::one(element).is_finite())?;

@@ -21,6 +21,7 @@ use crate::block_values::{E2M1, IQ4_VALUES, MOST, decode, k_scale_min, q3_k_scal
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
 use crate::pieces::slices;
+use crate::quantize::first_not_finite;
 use crate::types::named;
 use crate::weights::Weights;
 use crate::{Dtype, Encoding, Isa, KernelError, Result, pair_sums};
@@ -141,8 +142,9 @@ impl Filler<'_> {
         };
         let greatest = isa.run(measure::Greatest(values));
         if greatest.is_nan() {
-            let index = values.iter().position(|w| !w.is_finite()).unwrap_or_default();
-            return Err(KernelError::NotFinite { index, value: f64::from(values[index]) });
+            // As they were before they were rounded.
+            let not_finite = first_not_finite(weights.floats(isa, &mut Vec::new()));
+            return Err(not_finite.unwrap_or(KernelError::NotFinite { index: 0, value: f64::NAN }));
         }
         let limit = block_type.greatest();
         if greatest > limit {
