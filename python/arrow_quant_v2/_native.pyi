@@ -85,8 +85,12 @@ class DiffusionQuantConfig:
         deployment_profile: str = "local",
         modality: str | None = ...,
         variant: str | None = ...,
+        format: str | None = ...,
+        architecture: str | None = ...,
+        pre_tokenizer: str | None = ...,
         bit_width: int = ...,
         type: str = ...,
+        no_fallback: bool = ...,
         group_size: int = ...,
         scheme: str = ...,
         method: str = ...,
@@ -175,6 +179,25 @@ class DiffusionQuantConfig:
     @variant.setter
     def variant(self, value: str | None) -> None: ...
     @property
+    def format(self) -> Literal["arrow-quant", "gguf"] | None:
+        """What the quantized model is written as: arrow-quant is a directory, gguf one file, as llama.cpp loads it.
+        Allowed: arrow-quant or gguf, or None for what the output's name says: gguf if it ends in .gguf, else
+        arrow-quant."""
+    @format.setter
+    def format(self, value: str | None) -> None: ...
+    @property
+    def architecture(self) -> str | None:
+        """What GGUF calls the model's architecture, where its config.json does not say it or says one that is not
+        known. Allowed: the name of an architecture in GGUF, or None to take it from config.json."""
+    @architecture.setter
+    def architecture(self, value: str | None) -> None: ...
+    @property
+    def pre_tokenizer(self) -> str | None:
+        """How text is cut before BPE, by llama.cpp's name for it, where that is not known by the tokenizer's
+        expressions. Allowed: the name of a pre-tokenizer of llama.cpp, or None to recognize it."""
+    @pre_tokenizer.setter
+    def pre_tokenizer(self, value: str | None) -> None: ...
+    @property
     def bit_width(self) -> Literal[2, 3, 4, 5, 6, 8]:
         """Bits of a code: 4 is the type int4. With a target size, they are chosen for each tensor. Allowed: 2, 3, 4, 5,
         6 or 8."""
@@ -183,11 +206,18 @@ class DiffusionQuantConfig:
     @property
     def type(self) -> str:
         """What weights become: int2 to int8 are integers of ``bit_width`` in groups; the others are the block types of
-        ggml, where the target holds them. With a target size, a type of the same kind is chosen for each tensor.
-        Allowed: int2, int3, int4, int5, int6, int8, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl,
-        iq4_xs, mxfp4 or nvfp4."""
+        ggml and llama-quantize's mixes of them, where the format holds them. With a target size, a type of the same
+        kind is chosen for each tensor. Allowed: int2, int3, int4, int5, int6, int8, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k,
+        q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s or
+        q5_k_m."""
     @type.setter
     def type(self, value: str) -> None: ...
+    @property
+    def no_fallback(self) -> bool:
+        """Whether to refuse a model where the blocks of a type do not divide the rows of some tensor, instead of giving
+        that tensor another type. Allowed: True or False."""
+    @no_fallback.setter
+    def no_fallback(self, value: bool) -> None: ...
     @property
     def group_size(self) -> Literal[16, 32, 64, 128, 256]:
         """Weights of integers that share a scale. With a target size, their number is chosen for each tensor. Allowed:
