@@ -110,7 +110,6 @@ fn quantize_or_plan(
         overwrite: false,
         on_progress: Some(meter.callback()),
         progress_interval: meter.interval(),
-        ..JobOptions::default()
     };
     let Some(out) = out.filter(|_| !arguments.dry_run) else {
         let planned = plan::planned(source, config, &options)?;

@@ -54,7 +54,7 @@ impl ModelPlan {
             }
             None => plan_tensors(&model, config, settings, detected, &allowed, (&contents, requests))?,
         };
-        Request::settle(requests, &mut tensors, allowed.target);
+        TensorPlan::settle(&mut tensors, requests, allowed.target);
         refuse_selection_of_nothing(config, &tensors)?;
         refuse_fallbacks(config, &tensors)?;
         Ok(Self { model, settings, allowed, tensors, contents, sizing: None })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_quant_formats::manifest::Reason;
+use arrow_quant_formats::manifest::{Limit, Reason};
 use arrow_quant_formats::{full_name, nearest};
 use arrow_quant_kernels::{Fill, GroupSize, Isa, Method, Scheme, Settings, Weights, par_quantize, quantize_blocks};
 use regex::Regex;
@@ -32,6 +32,21 @@ pub(crate) struct TensorPlan {
     pub same_as: Option<usize>,
     /// What a calibration has to say on its weights.
     pub channels: Option<Arc<Channels>>,
+}
+
+impl TensorPlan {
+    /// Keeps the tensors that a target wants to stay, and those that it leaves out.
+    pub(super) fn settle(tensors: &mut [Self], requests: &[Request], target: &str) {
+        for (request, plan) in requests.iter().zip(tensors) {
+            let target = || target.to_string();
+            let reason = match request {
+                Request::Stay if plan.choice.is_some() => Reason::NotHeld { target: target(), limit: Limit::Tensor },
+                Request::LeftOut(why) if plan.same_as.is_none() => Reason::LeftOut { target: target(), why: *why },
+                Request::Free | Request::Type(_) | Request::Stay | Request::LeftOut(_) => continue,
+            };
+            (plan.choice, plan.is_open, plan.reason) = (None, false, reason);
+        }
+    }
 }
 
 impl TensorPlan {

@@ -174,7 +174,7 @@ WRONG = [
     (dict(hidden_size=None), (), "`hidden_size` is not there, expected a whole number above 0", ""),
     (dict(num_hidden_layers="9"), (), '`num_hidden_layers` is "9"', ""),
     (dict(num_hidden_layers=10), (), "needs blk.9.attn_norm.weight", ""),
-    (dict(num_attention_heads=8, head_dim=16), (), "expected 128 rows by config.json", ""),
+    (dict(num_attention_heads=8, head_dim=16), (), "expected 32 rows by config.json", ""),
     (dict(rope_scaling={"type": "su", "factor": 2}), (), "rotary positions are scaled by 'su'", ""),
 ]
 
@@ -194,7 +194,7 @@ ARGUMENTS = [
     (["--type", "q4_k_xl"], "q4_k_xl"),
     (["--format", "zip"], "zip"),
     (["--format", "arrow-quant"], "is the name of a .gguf file"),
-    (["--format", "arrow-quant", "--type", "q4_k_m"], "q4_k_m"),
+    (["--format", "arrow-quant", "--type", "q4_k_m"], "is the name of a .gguf file"),
 ]
 
 

@@ -133,7 +133,7 @@ def test_errors_say_what_and_where(cursor):
         "SELECT * FRM dit.tensors": "found: FRM|Expected",
         "SELECT nothing FROM dit.tensors": "nothing",
         "SELECT * FROM dit.nowhere": "nowhere",
-        "SELECT quantize(weights, 3, 64) FROM dit.weights": "bits",
+        "SELECT quantize(weights, 7, 64) FROM dit.weights": "bits",
     }.items():
         with pytest.raises(adbc.Error, match=says) as caught:
             rows(cursor, sql)

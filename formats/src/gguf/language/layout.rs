@@ -10,6 +10,9 @@ use crate::manifest::Omission;
 
 type Result<T, E = LanguageError> = std::result::Result<T, E>;
 
+/// Tensors that are left out, by their index, and why.
+type Omissions = Vec<(usize, Omission)>;
+
 /// The head's name.
 pub(super) const HEAD: &str = "output.weight";
 
@@ -127,7 +130,7 @@ pub(super) fn places(
     architecture: &'static Architecture,
     config: &Config<'_>,
     tensors: &[SourceTensor<'_>],
-) -> Result<(Vec<Place>, Vec<(usize, Omission)>)> {
+) -> Result<(Vec<Place>, Omissions)> {
     let blocks = config.blocks()?;
     let mut left_out = Vec::new();
     let mut single: BTreeMap<String, usize> = BTreeMap::new();

@@ -9,12 +9,15 @@ use super::layout::Extra;
 
 type Result<T, E = LanguageError> = std::result::Result<T, E>;
 
+/// Keys with their values.
+type Entries = Vec<(String, Value)>;
+
 /// The keys of a model of an architecture, and tensors that stand for keys. `vocabulary` is the number of its tokens.
 pub(super) fn keys(
     architecture: &'static Architecture,
     config: &Config<'_>,
     vocabulary: u32,
-) -> Result<(Vec<(String, Value)>, Vec<Extra>)> {
+) -> Result<(Entries, Vec<Extra>)> {
     let mut keys = Keys { architecture: architecture.name, entries: Vec::new() };
     keys.general("general.architecture", architecture.name.into());
     keys.general("general.type", "model".into());
