@@ -84,7 +84,7 @@ def test_modes_and_arguments_are_those_of_the_methods_that_block(digits_dit: Pat
         (lambda: quantizer.quantize_model(digits_dit, tmp_path / "out", progress_interval_s=-1), ConfigurationError),
         (lambda: quantizer.quantize_model(tmp_path / "none", tmp_path / "out"), ModelNotFoundError),
         (lambda: quantizer.validate_quality(digits_dit, tmp_path / "none"), ModelNotFoundError),
-        (lambda: quantizer.quantize({"w": np.ones((2, 32), np.float32)}, bit_width=3), ConfigurationError),
+        (lambda: quantizer.quantize({"w": np.ones((2, 32), np.float32)}, bit_width=7), ConfigurationError),
     ]
 
     async def refused(work: Callable[[], Any], error: type[Exception]) -> None:

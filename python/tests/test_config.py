@@ -73,7 +73,8 @@ CASES = [
 ]
 
 VARIABLES = [
-    ("ARROW_QUANT_BIT_WIDTH", "bit_width", "2", 2, "3"),
+    ("ARROW_QUANT_BIT_WIDTH", "bit_width", "2", 2, "7"),
+    ("ARROW_QUANT_TYPE", "type", "int2", "int2", "int7"),
     ("ARROW_QUANT_GROUP_SIZE", "group_size", " 32 ", 32, "33"),
     ("ARROW_QUANT_MIN_ACCURACY", "min_accuracy", "0.5", 0.5, "high"),
     ("ARROW_QUANT_FAIL_FAST", "fail_fast", "true", True, "maybe"),
@@ -86,6 +87,7 @@ VARIABLES = [
 PROFILES = {
     "edge": {
         "bit_width": 2,
+        "type": "int2",
         "group_size": 256,
         "min_accuracy": 0.65,
         "num_time_groups": 5,
@@ -95,6 +97,7 @@ PROFILES = {
     "local": {},
     "cloud": {
         "bit_width": 8,
+        "type": "int8",
         "group_size": 64,
         "min_accuracy": 0.95,
         "num_time_groups": 20,
@@ -111,6 +114,7 @@ CHANGED: dict[str, Any] = {
     "architecture": "llama",
     "pre_tokenizer": "gpt-4o",
     "bit_width": 8,
+    "type": "int8",
     "no_fallback": True,
     "group_size": 32,
     "scheme": "symmetric",
@@ -141,6 +145,16 @@ def values(config: DiffusionQuantConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in FIELDS}
 
 
+def changed(config: DiffusionQuantConfig) -> set[str]:
+    """The fields that are not as they are by default."""
+    return {name for name in FIELDS if getattr(config, name) != getattr(DiffusionQuantConfig(), name)}
+
+
+def of_one_value(field: str) -> set[str]:
+    """The fields that change with a field: a width is that of a type."""
+    return {"bit_width", "type"} if field in ("bit_width", "type") else {field}
+
+
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of the environment have no part in the tests."""
@@ -164,9 +178,7 @@ def test_a_field(case: Field) -> None:
         assert found == value
         assert type(found) is type(value) or isinstance(value, (int, dict))
         assert DiffusionQuantConfig(**{case.name: value}) == config or case.name == "deployment_profile"
-        assert {name for name in FIELDS if getattr(config, name) != getattr(DiffusionQuantConfig(), name)} <= {
-            case.name
-        }
+        assert changed(config) <= of_one_value(case.name)
 
     before = getattr(config, case.name)
     for wrong in [*case.wrong_types, *case.wrong_values]:
@@ -395,7 +407,7 @@ def test_a_variable_overrides_its_field(
     assert config == DiffusionQuantConfig()
     config.apply_env_overrides()
     assert getattr(config, field) == value
-    assert [name for name in FIELDS if getattr(config, name) != getattr(DiffusionQuantConfig(), name)] == [field]
+    assert changed(config) == of_one_value(field)
     monkeypatch.setenv(variable, wrong)
     with pytest.raises(ConfigurationError, match=f"^{variable} is '{wrong}', allowed: ") as caught:
         config.apply_env_overrides()
