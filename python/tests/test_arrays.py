@@ -675,7 +675,7 @@ def test_columns_of_one_name_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("bit_width", 3), ("group_size", 100), ("scheme", "none"), ("method", "best")]
+    ("field", "value"), [("bit_width", 7), ("group_size", 100), ("scheme", "none"), ("method", "best")]
 )
 def test_arguments_that_are_not_allowed(field: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match="allowed: ") as caught:
