@@ -87,7 +87,7 @@ impl Prompt {
             }
         }
         if let Some(path) = &history {
-            // A history that cannot be kept is no reason to fail.
+            // The prompt works without a history file.
             let _ = path.parent().map(std::fs::create_dir_all);
             let _ = self.editor.save_history(path);
         }

@@ -11,7 +11,7 @@ pub(crate) const COMMANDS: [(&str, &str); 7] = [
     ("\\q", "leave; so do quit, exit and Ctrl-D"),
 ];
 
-/// What a line that is no statement asks for.
+/// A command of the prompt.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
     Help,
@@ -20,7 +20,7 @@ pub(crate) enum Command<'a> {
     Timing(Option<bool>),
     Expanded(Option<bool>),
     Leave,
-    /// It is none of ours: what to say.
+    /// An unknown command, with the message to print.
     Refused(String),
 }
 

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 COMMAND = os.environ.get("ARROW_QUANT", "arrow-quant")
 DIGITS = REPOSITORY / "tests" / "data" / "digits-dit"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no terminals of this kind")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 
 
 class Prompt:

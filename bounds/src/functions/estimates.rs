@@ -76,12 +76,12 @@ impl<'a> Arguments<'a> {
         })
     }
 
-    /// How often; less than zero is none.
+    /// How many times. A negative number counts as zero.
     fn counts(&self, argument: usize) -> Result<Vec<u64>> {
         self.each(argument, |array| counts(array))
     }
 
-    /// The whole numbers of an argument, NULL among them; `otherwise` if there is no such argument.
+    /// The integers of an argument, which may contain NULL, or `otherwise` if the argument is missing.
     fn numbers(&self, argument: Option<usize>, to: &DataType, otherwise: i64) -> Result<Vec<Option<i64>>> {
         let value = argument.and_then(|argument| self.values.get(argument));
         let Some(value) = value else { return Ok(vec![Some(otherwise); self.rows]) };
@@ -220,7 +220,7 @@ fn series(args: &Arguments) -> Result<u64> {
     let (start, stop) = if args.values.len() == 1 { (None, Some(0)) } else { (Some(0), Some(1)) };
     let (start, stop) = (args.numbers(start, &to, 0)?, args.numbers(stop, &to, 0)?);
     let rows = start.iter().zip(&stop).zip(steps(args, day)?).map(|((&start, &stop), step)| {
-        // A series of which something is not known is none, and the function says what is wrong with a step of nothing.
+        // A series with a NULL bound or step is empty. The function itself reports a step of zero.
         let (Some(start), Some(stop), Some(step)) = (start, stop, step) else { return 1 };
         let way = (i128::from(stop) - i128::from(start)) * i128::from(unit);
         if step == 0 || (way < 0) != (step < 0) { 1 } else { way / step + 1 }

@@ -7,11 +7,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails may panic")]
 
+mod random;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::hint::black_box;
 use std::time::Instant;
 
 use arrow_quant_kernels::{BlockType, Dtype, Fill, Isa, Weights, quantize_blocks, to_f32, to_f32_into};
+
+use random::Random;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -38,7 +42,7 @@ type DequantizeRow = unsafe extern "C" fn(*const u8, *mut f32, i64);
 
 /// ggml's library.
 struct Ggml {
-    library: *mut c_void,
+    handle: *mut c_void,
     quantize_chunk: QuantizeChunk,
 }
 
@@ -47,15 +51,15 @@ impl Ggml {
         let path = std::env::var("GGML_LIBRARY").expect("GGML_LIBRARY names ggml's library, libggml-base.so");
         let path = CString::new(path).unwrap();
         // SAFETY: the path is a C string; RTLD_NOW is 2; an error's message is a C string that is read at once.
-        let library = unsafe {
+        let handle = unsafe {
             let library = dlopen(path.as_ptr(), 2);
             assert!(!library.is_null(), "{}", CStr::from_ptr(dlerror()).to_string_lossy());
             library
         };
         // SAFETY: that is the signature of the function of this name in ggml.h.
         let quantize_chunk =
-            unsafe { std::mem::transmute::<*mut c_void, QuantizeChunk>(symbol(library, "ggml_quantize_chunk")) };
-        Self { library, quantize_chunk }
+            unsafe { std::mem::transmute::<*mut c_void, QuantizeChunk>(symbol(handle, "ggml_quantize_chunk")) };
+        Self { handle, quantize_chunk }
     }
 
     /// Rows of blocks.
@@ -84,7 +88,7 @@ impl Ggml {
         let name = format!("quantize_row_{block_type}_ref");
         // SAFETY: that is the signature of these functions in ggml-quants.h; the output has the row's blocks.
         unsafe {
-            let function = std::mem::transmute::<*mut c_void, QuantizeRow>(symbol(self.library, &name));
+            let function = std::mem::transmute::<*mut c_void, QuantizeRow>(symbol(self.handle, &name));
             function(x.as_ptr(), out.as_mut_ptr(), x.len() as i64);
         }
     }
@@ -94,7 +98,7 @@ impl Ggml {
         let name = format!("dequantize_row_{}", block_type.name().replace("_k", "_K"));
         // SAFETY: that is the signature of these functions in ggml-quants.h; the output is as long as the blocks say.
         unsafe {
-            let function = std::mem::transmute::<*mut c_void, DequantizeRow>(symbol(self.library, &name));
+            let function = std::mem::transmute::<*mut c_void, DequantizeRow>(symbol(self.handle, &name));
             function(bytes.as_ptr(), out.as_mut_ptr(), out.len() as i64);
         }
     }
@@ -139,28 +143,6 @@ fn id(block_type: BlockType) -> c_int {
 fn searched() -> impl Iterator<Item = BlockType> {
     let fixed = [BlockType::Q2_0, BlockType::Tq1_0, BlockType::Tq2_0];
     BlockType::ALL.iter().copied().filter(move |block_type| !fixed.contains(block_type))
-}
-
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        // SplitMix64, the upper 53 bits; never 0.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    fn gaussian(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    fn laplace(&mut self) -> f64 {
-        let sign = if self.uniform() < 0.5 { -1.0 } else { 1.0 };
-        -sign * self.uniform().ln()
-    }
 }
 
 fn bytes_of(x: &[f32]) -> Vec<u8> {

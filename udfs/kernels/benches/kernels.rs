@@ -6,12 +6,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails may panic")]
 
+mod random;
+
 use std::hint::black_box;
 use std::time::Instant;
 
 use arrow_quant_kernels::{
     Bits, Dtype, GroupSize, Isa, Method, Scheme, Settings, Weights, cosine_similarity, dequantize, pair_sums, quantize,
 };
+
+use random::Random;
 
 fn main() {
     let mut wanted = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
@@ -24,28 +28,7 @@ fn main() {
     }
 }
 
-/// A small generator with a fixed sequence, so that the table is the same everywhere.
-struct Random(u64);
-
 impl Random {
-    fn uniform(&mut self) -> f64 {
-        // SplitMix64, the upper 53 bits; never 0.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    fn gaussian(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    fn laplace(&mut self) -> f64 {
-        let sign = if self.uniform() < 0.5 { -1.0 } else { 1.0 };
-        -sign * self.uniform().ln()
-    }
-
     /// Student's t with five degrees of freedom.
     fn student(&mut self) -> f64 {
         let square: f64 = (0..5).map(|_| self.gaussian().powi(2)).sum();

@@ -355,9 +355,11 @@ fn blocks_stop_between_slices_once_they_are_not_wanted() {
                 let asked = &asked;
                 move || asked.replace(asked.get() + 1) < times
             };
+            // ggml's fill needs the mean square of a row before its first slice.
+            let times = if fill == Fill::Reference && row_length > 1024 { 80 } else { 40 };
             let made =
-                quantize_blocks_while(isa, weights, BlockType::Q4_0, fill, Some(&importance), wanted(40)).unwrap();
-            assert_eq!((asked.replace(0), &made), (40, &whole));
+                quantize_blocks_while(isa, weights, BlockType::Q4_0, fill, Some(&importance), wanted(times)).unwrap();
+            assert_eq!((asked.replace(0), &made), (times, &whole));
             let stopped = quantize_blocks_while(isa, weights, BlockType::Q4_0, fill, Some(&importance), wanted(2));
             assert_eq!((asked.replace(0), stopped), (3, Err(KernelError::Cancelled)));
             let blocks = Weights::blocks(BlockType::Q4_0, &whole.bytes, row_length).unwrap();
@@ -383,4 +385,73 @@ fn errors_of_later_slices_name_the_weight() {
     let weights = Weights::new(Dtype::F32, &bytes, 1024).unwrap();
     let error = quantize_blocks(isa, weights, BlockType::Q6K, Fill::Mse, None).unwrap_err();
     assert!(matches!(error, KernelError::BlockRange { index, .. } if index == at / 256 * 256), "{error}");
+}
+
+#[test]
+fn long_rows_are_filled_as_short_ones() {
+    let isa = Isa::available()[0];
+    // Quarters up to 1: sums of their squares are exact, so that a row and its repetition have the same mean square.
+    let short: Vec<u8> = (0..1024).flat_map(|i| (((i * i + 3 * i) % 9 - 4) as f32 / 4.0).to_le_bytes()).collect();
+    let long = short.repeat(200);
+    let importance: Vec<f32> = (0..1024).map(|column| (column % 5) as f32).collect();
+    for &block_type in BlockType::ALL {
+        for fill in [Fill::Reference, Fill::Mse] {
+            for importance in [None, Some(&importance)] {
+                let blocks = |bytes: &[u8], row: usize, importance: Option<Vec<f32>>| {
+                    let weights = Weights::new(Dtype::F32, bytes, row).unwrap();
+                    quantize_blocks(isa, weights, block_type, fill, importance.as_deref())
+                };
+                let of_short = match blocks(&short, 1024, importance.cloned()) {
+                    Ok(blocks) => blocks,
+                    // Not all types have a search.
+                    Err(error) => {
+                        assert!(matches!(error, KernelError::Argument { name: "method", .. }), "{error}");
+                        continue;
+                    }
+                };
+                let of_long = blocks(&long, 200 * 1024, importance.map(|i| i.repeat(200))).unwrap();
+                assert!(of_long.bytes == of_short.bytes.repeat(200), "{block_type} {fill} {}", importance.is_some());
+                let of_many = blocks(&long, 1024, importance.cloned()).unwrap();
+                assert!(of_many.bytes == of_long.bytes, "{block_type} {fill} {}", importance.is_some());
+                assert_eq!((of_long.length, of_long.row_length), (200 * 1024, 200 * 1024));
+                assert_eq!((of_long.errors.n, of_many.errors.n), (200 * 1024, 200 * 1024));
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_not_wanted_end_within_a_row() {
+    let isa = Isa::available()[0];
+    let bytes = vec![0; 4 << 20];
+    let weights = Weights::one_row(Dtype::F32, &bytes).unwrap();
+    for (fill, importance) in [(Fill::Mse, None), (Fill::Reference, None), (Fill::Reference, Some(vec![1.0; 1 << 20]))]
+    {
+        let asked = Cell::new(0);
+        let wanted = || {
+            asked.set(asked.get() + 1);
+            asked.get() < 3
+        };
+        let ended = quantize_blocks_while(isa, weights, BlockType::Q8_0, fill, importance.as_deref(), wanted);
+        assert_eq!((ended, asked.get()), (Err(KernelError::Cancelled), 3));
+    }
+}
+
+#[test]
+fn weights_that_no_block_holds_are_named_by_their_index_in_the_row() {
+    let isa = Isa::available()[0];
+    for (value, expected) in [
+        (f32::NAN, "weight 150000 is NaN: only finite weights, in the range of f32, can be quantized"),
+        (1e9, "the q4_0 block from weight 149984 on spans 0e0 to 1e9: its scale does not fit in f16"),
+    ] {
+        let mut bytes = vec![0; 800_000];
+        bytes[600_000..600_004].copy_from_slice(&value.to_le_bytes());
+        for row in [200_000, 160] {
+            let weights = Weights::new(Dtype::F32, &bytes, row).unwrap();
+            for fill in [Fill::Mse, Fill::Reference] {
+                let error = quantize_blocks(isa, weights, BlockType::Q4_0, fill, None).unwrap_err();
+                assert_eq!(error.to_string(), expected);
+            }
+        }
+    }
 }

@@ -107,7 +107,7 @@ pub fn quantize_blocks_while(
         }
         let out = rest.split_off_mut(..length / block_type.length() * block_type.size()).unwrap_or_default();
         if channel == 0 && row_length > length && fill == Fill::Reference && importance.is_some() {
-            filler.row_mean = reference::mean_square(&weights.rows(start, row_length).to_f32(isa));
+            filler.begin_row(weights.rows(start, row_length), &wanted)?;
         }
         errors =
             errors + filler.slice(weights.rows(start, length), channel, out).map_err(|error| error.within(start))?;
@@ -130,6 +130,20 @@ struct Filler<'a> {
 }
 
 impl Filler<'_> {
+    /// Takes the mean square of a row whose pieces come next, in slices, so that no copy of the row is made.
+    fn begin_row(&mut self, row: Weights<'_>, wanted: impl Fn() -> bool) -> Result<()> {
+        let mut sum = 0.0;
+        for (start, length, _) in slices(row.len(), row.len(), SLICE) {
+            if !wanted() {
+                return Err(KernelError::Cancelled);
+            }
+            row.rows(start, length).to_f32_in(self.isa, &mut self.values);
+            sum = reference::add_squares(sum, &self.values);
+        }
+        self.row_mean = sum / row.len() as f32;
+        Ok(())
+    }
+
     /// Fills the blocks of `weights`, whole rows or a piece of one from weight `channel` on.
     fn slice(&mut self, weights: Weights<'_>, channel: usize, out: &mut [u8]) -> Result<PairSums> {
         let Self { isa, block_type, fill, importance, row_length, .. } = *self;

@@ -10,9 +10,14 @@ use super::{E2M1, IQ4_VALUES, MOST, decode::e8m0_half, ue4m3};
 use crate::BlockType;
 use crate::simd::scalar::Scalar;
 
+/// The sum of squares of weights, after that of the weights before them.
+pub(super) fn add_squares(before: f32, weights: &[f32]) -> f32 {
+    weights.iter().fold(before, |sum, &x| sum + x * x)
+}
+
 /// The mean square of a row.
 pub(super) fn mean_square(row: &[f32]) -> f32 {
-    row.iter().fold(0.0, |sum, &x| sum + x * x) / row.len() as f32
+    add_squares(0.0, row) / row.len() as f32
 }
 
 /// Fills blocks of one row, with the mean square that importance is spread with in types of one scale.
