@@ -75,6 +75,15 @@ pub(crate) fn sync_file(file: &File, path: &Path) -> io::Result<()> {
     without(Lacking::FileSync, path, file.sync_data())
 }
 
+/// Writes a file and makes it durable, in place of one that is there.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = File::create(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        sync_file(&file, path)
+    });
+    written.map_err(|e| QuantError::io(path, e))
+}
+
 /// Waits until the names in a directory are durable.
 ///
 /// # Errors

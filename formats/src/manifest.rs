@@ -132,6 +132,12 @@ impl Manifest {
         self.format_version >= ENCODINGS_NAMED
     }
 
+    /// True if what was written is for another program: its files of weights are not the Parquet files of a quantized model
+    /// directory.
+    pub fn is_export(&self) -> bool {
+        self.files.iter().any(|file| !file.path.ends_with(".parquet"))
+    }
+
     /// Every file that is part of what was stored.
     pub fn stored(&self) -> impl Iterator<Item = &FileEntry> {
         self.files.iter().chain(&self.tables)

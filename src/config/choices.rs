@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use arrow_quant_formats::gguf::language::Mix;
-use arrow_quant_kernels::{self as kernels, Bits, BlockType, Fill, GroupSize, Scheme};
+use arrow_quant_kernels::{self as kernels, Bits, BlockType, Dtype, Fill, GroupSize, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -90,11 +90,21 @@ choices! {
 
 choices! {
     /// What a quantized model is written as.
-    Format, "format", "arrow-quant or gguf",
+    Format, "format", "arrow-quant, gguf, sdnq, compressed-tensors, mlx, comfyui or safetensors",
     /// The quantized model directory.
     ArrowQuant = "arrow-quant",
     /// One file, as llama.cpp loads it.
     Gguf = "gguf",
+    /// A directory, as diffusers loads it with SDNQ.
+    Sdnq = "sdnq",
+    /// A directory, as vLLM and transformers load it.
+    CompressedTensors = "compressed-tensors",
+    /// A directory, as mlx-lm loads it.
+    Mlx = "mlx",
+    /// One file, as ComfyUI loads it.
+    ComfyUi = "comfyui",
+    /// Floats, in a directory or in one file.
+    Safetensors = "safetensors",
 }
 
 choices! {
@@ -150,24 +160,34 @@ pub enum WeightType {
     Block(BlockType),
     /// Blocks of several types, each for some tensors.
     Mix(Mix),
+    /// Floats: nothing is quantized.
+    Float(Dtype),
 }
 
 impl WeightType {
-    /// The name as users type it: `int4`, `q4_k`, `q4_k_m`.
+    /// The floats that weights can become.
+    pub const FLOATS: &'static [Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+
+    /// The name as users type it: `int4`, `q4_k`, `q4_k_m`, `f16`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Int(bits) => bits.name(),
             Self::Block(block_type) => block_type.name(),
             Self::Mix(mix) => mix.name(),
+            Self::Float(Dtype::F64) => "f64",
+            Self::Float(Dtype::F32) => "f32",
+            Self::Float(Dtype::F16) => "f16",
+            Self::Float(Dtype::BF16) => "bf16",
         }
     }
 
-    /// Bits of a code; of a mix, of most codes.
+    /// Bits of a code; of a mix, of most codes; of floats the most that a code can have.
     pub const fn bits(self) -> Bits {
         match self {
             Self::Int(bits) => bits,
             Self::Block(block_type) => block_type.bits(),
             Self::Mix(mix) => mix.base().bits(),
+            Self::Float(_) => Bits::Eight,
         }
     }
 
@@ -176,6 +196,7 @@ impl WeightType {
         match self {
             Self::Int(_) => method.of_integers().is_some(),
             Self::Block(_) | Self::Mix(_) => method.of_blocks().is_some(),
+            Self::Float(_) => true,
         }
     }
 
@@ -184,6 +205,7 @@ impl WeightType {
         match self {
             Self::Int(_) => "minmax, mse or unbiased",
             Self::Block(_) | Self::Mix(_) => "mse or reference",
+            Self::Float(_) => "any",
         }
     }
 }
@@ -211,7 +233,8 @@ impl Choice for WeightType {
         let integers = Bits::ALL.iter().copied().map(Self::Int);
         let blocks = BlockType::FILLED.iter().copied().map(Self::Block);
         let mixes = Mix::ALL.iter().copied().map(Self::Mix);
-        integers.chain(blocks).chain(mixes).map(|weight_type| (weight_type, weight_type.name().into())).collect()
+        let floats = Self::FLOATS.iter().copied().map(Self::Float);
+        integers.chain(blocks).chain(mixes).chain(floats).map(|weight_type| (weight_type, weight_type.name().into())).collect()
     }
 }
 
@@ -255,7 +278,9 @@ impl fmt::Display for Width {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Of(WeightType::Int(bits)) => write!(f, "{}", bits.get()),
-            Self::Of(weight_type @ (WeightType::Block(_) | WeightType::Mix(_))) => f.write_str(weight_type.name()),
+            Self::Of(weight_type @ (WeightType::Block(_) | WeightType::Mix(_) | WeightType::Float(_))) => {
+                f.write_str(weight_type.name())
+            }
             Self::Keep => f.write_str("16"),
         }
     }
@@ -268,6 +293,8 @@ impl Choice for Width {
             WeightType::Block(_) => Some((Self::Of(weight_type), name)),
             // Which of its types a tensor would have, a mix says of models, not of tensors.
             WeightType::Mix(_) => None,
+            // To keep a tensor is to write 16.
+            WeightType::Float(_) => None,
         };
         WeightType::all().into_iter().filter_map(written).chain([(Self::Keep, 16.into())]).collect()
     }

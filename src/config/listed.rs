@@ -3,6 +3,8 @@
 use arrow_quant_formats::gguf::language::Mix;
 use arrow_quant_kernels::{Bits, BlockType, GroupSize};
 
+use super::WeightType;
+
 /// Every width: `2, 3, 4, 5, 6 or 8`.
 pub(crate) const BITS: &str = {
     const TEXT: &Text = &Text::new().list(&numbers_of_bits(), " or ");
@@ -21,7 +23,7 @@ pub(crate) const GROUP_SIZES: &str = {
     TEXT.as_str()
 };
 
-/// Every type: `int2, int3 … q5_k_s or q5_k_m`.
+/// Every type: `int2, int3 … f16 or bf16`.
 pub(crate) const TYPES: &str = {
     const TEXT: &Text = &Text::new().types();
     TEXT.as_str()
@@ -64,13 +66,13 @@ const fn numbers_of_group_sizes() -> [usize; GroupSize::ALL.len()] {
 
 /// A text of a bounded length, which a constant can be made of.
 struct Text {
-    bytes: [u8; 256],
+    bytes: [u8; 320],
     length: usize,
 }
 
 impl Text {
     const fn new() -> Self {
-        Self { bytes: [0; 256], length: 0 }
+        Self { bytes: [0; 320], length: 0 }
     }
 
     const fn push(mut self, text: &str) -> Self {
@@ -110,10 +112,15 @@ impl Text {
         }
         let mut at = 0;
         while at < Mix::ALL.len() {
+            self = self.push(Mix::ALL[at].name()).push(", ");
+            at += 1;
+        }
+        let mut at = 0;
+        while at < WeightType::FLOATS.len() {
             if at > 0 {
-                self = self.push(if at + 1 == Mix::ALL.len() { " or " } else { ", " });
+                self = self.push(if at + 1 == WeightType::FLOATS.len() { " or " } else { ", " });
             }
-            self = self.push(Mix::ALL[at].name());
+            self = self.push(WeightType::Float(WeightType::FLOATS[at]).name());
             at += 1;
         }
         self
@@ -140,7 +147,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Choice, WeightType};
+    use crate::config::Choice;
 
     #[test]
     fn choices_are_listed_in_order() {

@@ -110,8 +110,11 @@ configuration! {
     /// those that have no variant are read.
     variant: Option<String> = Nullable(Text(is_variant)), "letters, digits, _ and -",
         or_null("for the weights without one"), hint("NAME"), example("fp16");
-    /// What the quantized model is written as: arrow-quant is a directory, gguf one file, as llama.cpp loads it.
-    format: Option<Format> = Nullable(one_of::<Format>()), "arrow-quant or gguf",
+    /// What the quantized model is written as. arrow-quant is our own directory; gguf is one file for llama.cpp; sdnq a directory for
+    /// diffusers, compressed-tensors one for vLLM and transformers, mlx one for mlx-lm; comfyui is one file for ComfyUI; safetensors
+    /// holds floats, in a directory, or in one file if the output's name ends in .safetensors.
+    format: Option<Format> = Nullable(one_of::<Format>()),
+        "arrow-quant, gguf, sdnq, compressed-tensors, mlx, comfyui or safetensors",
         or_null("for what the output's name says: gguf if it ends in .gguf, else arrow-quant"), example("gguf");
     /// What GGUF calls the model's architecture, where its config.json does not say it or says one that is not known.
     architecture: Option<String> = Nullable(Text(is_name)), "the name of an architecture in GGUF",
@@ -120,8 +123,9 @@ configuration! {
     pre_tokenizer: Option<String> = Nullable(Text(is_name)), "the name of a pre-tokenizer of llama.cpp",
         or_null("to recognize it"), flags(&["pre", "pre-tokenizer"]), hint("NAME"), example("llama-bpe");
     row BIT_WIDTH;
-    /// What weights become: int2 to int8 are integers of `bit_width` in groups; the others are the block types of ggml and llama-quantize's
-    /// mixes of them, where the format holds them. With a target size, a type of the same kind is chosen for each tensor.
+    /// What weights become, where the format holds it: int2 to int8 are integers of `bit_width` in groups; f32, f16 and bf16 are
+    /// floats; the others are the block types of ggml and llama-quantize's mixes of them. With a target size, a type of the same kind is
+    /// chosen for each tensor.
     weight_type ["type"]: WeightType = one_of::<WeightType>(), listed::TYPES,
         variable("ARROW_QUANT_TYPE"), refines("bit_width");
     /// Whether to refuse a model where the blocks of a type do not divide the rows of some tensor, instead of giving that tensor

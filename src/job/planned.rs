@@ -12,9 +12,10 @@ use crate::calibration::{Calibrated, calibrate, expected_bytes};
 use crate::plan::{Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes};
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
-use crate::targets::{Layout, TargetName};
+use crate::targets::{Layout, Target, TargetName};
 use crate::workers::blocking;
-use crate::{Calibration, DiffusionQuantConfig, Modality, Result};
+use crate::config::WeightType;
+use crate::{Calibration, DiffusionQuantConfig, Modality, QuantError, Result, SettingProblem};
 
 /// What is decided before the first weight is written.
 pub(super) struct Planned {
@@ -53,14 +54,13 @@ pub(super) async fn plan(
 ) -> Result<Planned> {
     let allowed = target.target().allowed();
     config.validate()?;
-    // The types of the target, where it has its own.
-    let weight_type = target.target().weight_type(config.weight_type);
-    let config = &DiffusionQuantConfig { weight_type, ..config.clone() };
+    let (config, adaptations) = &adapted(config, target.target())?;
     Isa::active()?;
-    let Decided { mut plan, layout, parts, in_flight, detected, notes } = {
+    let Decided { mut plan, layout, parts, in_flight, detected, mut notes } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, target)).await?
     };
+    notes.extend(adaptations.iter().cloned());
     let calibration = options.calibration.as_ref();
     let overhead = allowed.overhead(parts.iter()) + calibration.map_or(0, |c| expected_bytes(c, config));
     let mut sampled = None;
@@ -68,6 +68,7 @@ pub(super) async fn plan(
         (plan.sizing, sampled) = (Some(sizing), Some(measured));
         plan.follow_sizing();
     }
+    layout.check(&plan)?;
     let calibrated = match calibration {
         Some(calibration) => {
             let (model, settings) = (Arc::clone(&plan.model), plan.settings);
@@ -87,6 +88,39 @@ pub(super) async fn plan(
         calibrated,
         sampled,
     })
+}
+
+/// A configuration as a target can follow it, and notes of what that changed: types become the target's own, and what
+/// profiles give everybody becomes what it can hold.
+///
+/// # Errors
+/// If the target does not have the scheme that was chosen.
+fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(DiffusionQuantConfig, Vec<String>)> {
+    let (allowed, mut notes) = (target.allowed(), Vec::new());
+    let mut config = DiffusionQuantConfig { weight_type: target.weight_type(config.weight_type), ..config.clone() };
+    if !matches!(config.weight_type, WeightType::Int(_)) || allowed.schemes.contains(&config.scheme) {
+        // Nothing else has schemes.
+    } else if let (&[first, ..], true) = (allowed.schemes, config.scheme == DiffusionQuantConfig::default().scheme) {
+        notes.push(format!("{} has no {} scheme: scheme is {first}", allowed.target, config.scheme));
+        config.scheme = first;
+    } else if !allowed.schemes.is_empty() {
+        let names: Vec<_> = allowed.schemes.iter().map(|scheme| scheme.name()).collect();
+        let problem = SettingProblem::TypeNotHeld {
+            name: config.scheme.name(),
+            target: allowed.target,
+            held: names.join(", "),
+        };
+        return Err(QuantError::setting("scheme", problem));
+    }
+    if matches!(config.weight_type, WeightType::Int(_)) && !allowed.group_sizes.contains(&config.group_size) {
+        let smaller = allowed.group_sizes.iter().rev().find(|size| **size < config.group_size);
+        if let Some(&size) = smaller.or(allowed.group_sizes.first()) {
+            let (target, asked) = (allowed.target, config.group_size.get());
+            notes.push(format!("{target} has no groups of {asked}: group_size is {}", size.get()));
+            config.group_size = size;
+        }
+    }
+    Ok((config, notes))
 }
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::Float64Type;
 use arrow_quant_formats::full_name;
-use arrow_quant_formats::manifest::{Manifest, Omission, Reason, TensorReport};
+use arrow_quant_formats::manifest::{FileEntry, Manifest, Omission, Reason, TensorReport};
 use arrow_quant_kernels::{Isa, Weights, to_f32};
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
@@ -69,7 +69,7 @@ pub async fn validate_model(
     register(&ctx, "original", &AnyModel::Weights(Arc::clone(&model)))?;
     match &other {
         Other::Directory(other) => register(&ctx, QUANTIZED, &AnyModel::Quantized(Arc::clone(other)))?,
-        Other::File { weights, .. } => register_tables(&ctx, QUANTIZED, [("weights", Arc::clone(weights))])?,
+        Other::Export { weights, .. } => register_tables(&ctx, QUANTIZED, [("weights", Arc::clone(weights))])?,
     }
     let measured = measure(&ctx).await?;
     let layers = match (&calibration, &other) {
@@ -135,8 +135,8 @@ async fn open(original: &Path, quantized: &Path, calibration: Option<Arc<Calibra
 /// What is compared with the original.
 enum Other {
     Directory(Arc<QuantizedModel>),
-    /// A file with its manifest beside it.
-    File {
+    /// What was made for another program: a directory with a manifest, or a file with one beside it.
+    Export {
         path: PathBuf,
         manifest: Box<Manifest>,
         weights: Arc<dyn TableProvider>,
@@ -146,7 +146,7 @@ enum Other {
 impl Other {
     /// Opens a quantized model that has a manifest and was made of a model. It waits for the disk.
     fn open(path: &Path, manifest: Manifest, model: &Arc<Model>) -> Result<Self> {
-        if !path.is_file() {
+        if !manifest.is_export() {
             return Ok(Self::Directory(Arc::new(QuantizedModel::open(path)?)));
         }
         let mut config = DiffusionQuantConfig::default();
@@ -156,13 +156,13 @@ impl Other {
             }
         }
         let weights = TargetName::of(&config, Some(path)).target().restored(path, model, &config)?;
-        Ok(Self::File { path: path.to_path_buf(), manifest: Box::new(manifest), weights })
+        Ok(Self::Export { path: path.to_path_buf(), manifest: Box::new(manifest), weights })
     }
 
     fn manifest(&self) -> &Manifest {
         match self {
             Self::Directory(other) => other.manifest(),
-            Self::File { manifest, .. } => manifest,
+            Self::Export { manifest, .. } => manifest,
         }
     }
 
@@ -170,9 +170,13 @@ impl Other {
     async fn verify(&self) -> Result<()> {
         match self {
             Self::Directory(other) => other.verify().await,
-            Self::File { path, manifest, .. } => {
-                let (path, expected) = (path.clone(), manifest.files.first().map(|file| file.sha256.clone()));
-                blocking(move || verify_file(&path, expected.as_deref())).await
+            Self::Export { path, manifest, .. } => {
+                let (path, files) = (path.clone(), manifest.files.clone());
+                blocking(move || {
+                    let at = |file: &FileEntry| if path.is_file() { path.clone() } else { path.join(&file.path) };
+                    files.iter().try_for_each(|file| verify_file(&at(file), Some(&file.sha256)))
+                })
+                .await
             }
         }
     }

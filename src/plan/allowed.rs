@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use arrow_quant_formats::manifest::{Limit, Reason};
-use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
+use arrow_quant_kernels::{Bits, BlockType, Dtype, GroupSize, Scheme};
 
 use super::choice::{Choice, of_more_bits, of_shorter_blocks};
 use crate::Tensor;
@@ -22,6 +22,10 @@ pub(crate) struct Allowed {
     pub schemes: &'static [Scheme],
     /// Types of blocks; empty if it holds none of them.
     pub block_types: &'static [BlockType],
+    /// Types of floats that all weights can be asked to become.
+    pub floats: &'static [Dtype],
+    /// Whether the groups of a row must be whole.
+    pub whole_groups: bool,
     /// Whether a tensor must stay as it is, whatever is asked for it.
     pub must_stay: fn(&Tensor) -> bool,
     /// Bytes of a part's file beside payloads, more or less.
@@ -47,6 +51,9 @@ impl Allowed {
         let refusal = refusal.or_else(|| self.refusal_of_any(tensor, choice.weight_type(), scheme));
         refusal.or_else(|| match choice {
             Choice::Block(block_type) if !divides(block_type, tensor) => Some(rows(block_type, tensor)),
+            Choice::Grouped { group_size, .. } if !self.has_whole_groups(tensor, group_size) => {
+                Some(Reason::GroupRows { group_size: group_size.get() as u32, row_length: tensor.row_length() })
+            }
             Choice::Grouped { .. } | Choice::Block(_) => None,
         })
     }
@@ -57,7 +64,7 @@ impl Allowed {
             WeightType::Int(_) if !self.schemes.contains(&scheme) => {
                 return Some(self.reason(Limit::Scheme { scheme: scheme.name().to_string() }));
             }
-            WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) => {}
+            WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) | WeightType::Float(_) => {}
         }
         (self.must_stay)(tensor).then(|| self.reason(Limit::Tensor))
     }
@@ -75,13 +82,15 @@ impl Allowed {
                 self.bits.iter().flat_map(with).collect()
             }
             WeightType::Block(_) | WeightType::Mix(_) => self.block_types.iter().copied().map(Choice::Block).collect(),
+            WeightType::Float(_) => Vec::new(),
         }
     }
 
-    /// Whether blocks of a choice are whole in the rows of a tensor; of grouped integers the last group may be short.
-    pub(crate) fn fits_rows(tensor: &Tensor, choice: Choice) -> bool {
+    /// Whether blocks of a choice are whole in the rows of a tensor; of grouped integers the last group may be short, unless the
+    /// target says otherwise.
+    pub(crate) fn fits_rows(&self, tensor: &Tensor, choice: Choice) -> bool {
         match choice {
-            Choice::Grouped { .. } => true,
+            Choice::Grouped { group_size, .. } => self.has_whole_groups(tensor, group_size),
             Choice::Block(block_type) => divides(block_type, tensor),
         }
     }
@@ -89,7 +98,16 @@ impl Allowed {
     /// What a choice becomes for the rows of a tensor: where its blocks do not divide them, blocks that do, and the reason.
     /// `None` in the place of a choice if there is none.
     pub(crate) fn for_rows(&self, tensor: &Tensor, choice: Choice) -> (Option<Choice>, Option<Reason>) {
-        let Choice::Block(asked) = choice else { return (Some(choice), None) };
+        let asked = match choice {
+            Choice::Block(asked) => asked,
+            Choice::Grouped { group_size: asked, .. } if self.has_whole_groups(tensor, asked) => return (Some(choice), None),
+            Choice::Grouped { bits, group_size: asked } => {
+                let mut smaller = self.group_sizes.iter().rev().copied().filter(|size| *size < asked);
+                let fitting = smaller.find(|size| self.has_whole_groups(tensor, *size));
+                let reason = Reason::GroupRows { group_size: asked.get() as u32, row_length: tensor.row_length() };
+                return (fitting.map(|group_size| Choice::Grouped { bits, group_size }), Some(reason));
+            }
+        };
         if divides(asked, tensor) {
             return (Some(choice), None);
         }
@@ -100,6 +118,11 @@ impl Allowed {
             shorter = of_shorter_blocks(block_type);
         }
         (shorter.map(Choice::Block), Some(rows(asked, tensor)))
+    }
+
+    /// Whether the groups of the rows of a tensor are as the target needs them.
+    fn has_whole_groups(&self, tensor: &Tensor, group_size: GroupSize) -> bool {
+        !self.whole_groups || tensor.row_length().is_multiple_of(group_size.get() as u64)
     }
 
     /// The next width, in groups of the same size, or the next block type. `None` if there is none.

@@ -52,17 +52,21 @@ impl TryFrom<StoredChoice> for Choice {
             }
             WeightType::Block(block_type) => Ok(Self::Block(block_type)),
             WeightType::Mix(mix) => Ok(Self::Block(mix.base())),
+            WeightType::Float(_) => {
+                Err(QuantError::configuration(format!("{} is not a type of quantized weights", stored.r#type)))
+            }
         }
     }
 }
 
 impl Choice {
-    /// A type, in groups of a size if it has groups; of a mix that of most tensors.
-    pub(crate) fn new(weight_type: WeightType, group_size: GroupSize) -> Self {
+    /// A type, in groups of a size if it has groups; of a mix that of most tensors. `None` for floats.
+    pub(crate) fn new(weight_type: WeightType, group_size: GroupSize) -> Option<Self> {
         match weight_type {
-            WeightType::Int(bits) => Self::Grouped { bits, group_size },
-            WeightType::Block(block_type) => Self::Block(block_type),
-            WeightType::Mix(mix) => Self::Block(mix.base()),
+            WeightType::Int(bits) => Some(Self::Grouped { bits, group_size }),
+            WeightType::Block(block_type) => Some(Self::Block(block_type)),
+            WeightType::Mix(mix) => Some(Self::Block(mix.base())),
+            WeightType::Float(_) => None,
         }
     }
 

@@ -257,12 +257,15 @@ fn choice(tensor: &Tensor, row: Row, group_size: GroupSize) -> Result<Option<Cho
     let group_size = match (weight_type, asked) {
         (WeightType::Int(_), Some(size)) => GroupSize::try_from(size).map_err(|e| e.to_string())?,
         (WeightType::Mix(_), _) => return Err(format!("{what}, which is a mix of types: give each tensor its own")),
+        (WeightType::Float(_), _) => {
+            return Err(format!("{what}, which is not quantized: NULL keeps a tensor as it is"));
+        }
         (WeightType::Block(_), Some(size)) => {
             return Err(format!("{what}, and group_size is {size}: blocks have their own, allowed is NULL"));
         }
         (WeightType::Int(_) | WeightType::Block(_), None) => group_size,
     };
-    Ok(Some(Choice::new(weight_type, group_size)))
+    Ok(Choice::new(weight_type, group_size))
 }
 
 /// Fails where a target cannot hold a choice, or the method is not one of its type.

@@ -88,8 +88,11 @@ impl ModelPlan {
         *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
     }
 
-    /// Tensors to measure, by index, with the choices of each.
-    pub(crate) fn sampling(&self, wanted: Vec<(usize, Vec<Choice>)>, threads: usize) -> Sampling {
+    /// Tensors to measure, by index, with the choices of each, of which those are left out that do not fit its rows.
+    pub(crate) fn sampling(&self, mut wanted: Vec<(usize, Vec<Choice>)>, threads: usize) -> Sampling {
+        for (index, choices) in &mut wanted {
+            choices.retain(|choice| self.allowed.fits_rows(&self.model.tensors()[*index], *choice));
+        }
         Sampling { model: Arc::clone(&self.model), wanted, settings: self.settings, threads }
     }
 

@@ -34,18 +34,24 @@ pub(super) fn refuse_selection_of_nothing(config: &DiffusionQuantConfig, plans: 
     }
 }
 
-/// A block type that the target does not hold would leave every tensor as it is.
+/// A type that the target does not hold would leave every tensor as it is.
 pub(super) fn refuse_type(config: &DiffusionQuantConfig, allowed: &Allowed) -> Result<()> {
     let is_held = match config.weight_type {
         WeightType::Block(block_type) => allowed.block_types.contains(&block_type),
         WeightType::Mix(mix) => allowed.block_types.contains(&mix.base()),
-        WeightType::Int(_) => true,
+        // With a target size, bits are chosen among those that are held.
+        WeightType::Int(bits) if config.target_model_size_mb.is_some() || config.target_bpw.is_some() => {
+            allowed.bits.contains(&bits) || !allowed.bits.is_empty()
+        }
+        WeightType::Int(bits) => allowed.bits.contains(&bits),
+        WeightType::Float(dtype) => allowed.floats.contains(&dtype),
     };
     if is_held {
         return Ok(());
     }
     let names = allowed.bits.iter().map(|bits| bits.name());
-    let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name()));
+    let floats = allowed.floats.iter().map(|dtype| WeightType::Float(*dtype).name());
+    let held = names.chain(allowed.block_types.iter().map(|block_type| block_type.name())).chain(floats);
     let problem = SettingProblem::TypeNotHeld {
         name: config.weight_type.name(),
         target: allowed.target,
@@ -56,7 +62,7 @@ pub(super) fn refuse_type(config: &DiffusionQuantConfig, allowed: &Allowed) -> R
 
 /// Refuses a plan in which rows gave a tensor another type than was asked for, if that is not wanted.
 pub(super) fn refuse_fallbacks(config: &DiffusionQuantConfig, plans: &[TensorPlan]) -> Result<()> {
-    let mut fallen = plans.iter().filter(|plan| matches!(plan.reason, Reason::Rows { .. }));
+    let mut fallen = plans.iter().filter(|plan| matches!(plan.reason, Reason::Rows { .. } | Reason::GroupRows { .. }));
     match fallen.next() {
         Some(first) if config.no_fallback => {
             let problem = SettingProblem::FallsBack {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use arrow_quant_kernels::{Isa, PairSums, Weights};
 
-use super::allowed::Allowed;
 use super::choice::{Choice, JobSettings};
 use super::tensors::{quantized_bytes, refusal};
 use crate::report::{Listener, Stage, StageProgress};
@@ -108,7 +107,7 @@ impl Spent {
     }
 }
 
-/// The costs of one tensor.
+/// The costs of one tensor, for choices that fit its rows.
 fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: JobSettings) -> Result<(Vec<Cost>, Spent)> {
     let mut spent = Spent::default();
     let Some(dtype) = tensor.float_dtype() else { return Ok((Vec::new(), spent)) };
@@ -118,7 +117,7 @@ fn costs(isa: Isa, tensor: &Tensor, choices: &[Choice], settings: JobSettings) -
     let weights = Weights::new(dtype, &bytes, row)?;
     let of_all = tensor.elements() as f64 / weights.len().max(1) as f64;
     let mut costs = Vec::with_capacity(choices.len());
-    for &choice in choices.iter().filter(|choice| Allowed::fits_rows(tensor, **choice)) {
+    for &choice in choices {
         let started = Instant::now();
         let quantized = choice
             .quantize(isa, weights, settings, None)

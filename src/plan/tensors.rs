@@ -178,15 +178,15 @@ impl<'a> Rules<'a> {
         let (choice, reason) = if let Some(reason) = reason {
             (None, reason)
         } else if let Some((layer, width)) = width {
-            let choice = width.weight_type().map(|weight_type| Choice::new(weight_type, self.group_size));
+            let choice = width.weight_type().and_then(|weight_type| Choice::new(weight_type, self.group_size));
             (choice, Reason::LayerBitWidths { layer: layer.to_string() })
         } else {
             let weight_type = request.weight_type().unwrap_or(self.weight_type);
             let reason = match weight_type {
                 WeightType::Int(_) => Reason::BitWidth,
-                WeightType::Block(_) | WeightType::Mix(_) => Reason::Type,
+                WeightType::Block(_) | WeightType::Mix(_) | WeightType::Float(_) => Reason::Type,
             };
-            (Some(Choice::new(weight_type, self.group_size)), reason)
+            (Choice::new(weight_type, self.group_size), reason)
         };
         let plan = TensorPlan {
             component: tensor.component.clone(),
@@ -261,7 +261,7 @@ fn unfit(tensor: &Tensor) -> Option<Reason> {
 pub(crate) fn settled(plan: TensorPlan, tensor: &Tensor, settings: JobSettings, allowed: &Allowed) -> TensorPlan {
     let Some(choice) = plan.choice else { return plan };
     let (choice, reason) = match allowed.refusal(tensor, choice, settings.scheme) {
-        Some(Reason::Rows { .. }) => allowed.for_rows(tensor, choice),
+        Some(Reason::Rows { .. } | Reason::GroupRows { .. }) => allowed.for_rows(tensor, choice),
         Some(reason) => return kept_for(plan, Some(reason)),
         None => (Some(choice), None),
     };

@@ -18,6 +18,8 @@ fn narrow() -> Allowed {
         group_sizes: &GroupSize::ALL[..3],
         schemes: &[Scheme::Symmetric],
         block_types: &[BlockType::Q4K, BlockType::Q5_0, BlockType::Q8_0],
+        floats: &[],
+        whole_groups: false,
         must_stay: |tensor| tensor.name.starts_with("embed"),
         file_overhead: 0.0,
         chunk_overhead: 0.0,
@@ -141,7 +143,7 @@ fn a_size_for_blocks_chooses_among_blocks() {
     assert_eq!(names, ["q4_k", "q5_0", "q8_0"]);
     let [of_256, of_32] = [BlockType::Q4K, BlockType::Q8_0].map(Choice::Block);
     let proj = &plan.model.tensors()[2];
-    assert!(!Allowed::fits_rows(proj, of_256) && Allowed::fits_rows(proj, of_32));
+    assert!(!plan.allowed.fits_rows(proj, of_256) && plan.allowed.fits_rows(proj, of_32));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use arrow_quant_formats::directory::check_file;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 
-use crate::model::QuantizedDirectory;
+use crate::model::{QuantizedDirectory, manifest_at};
 use crate::{Model, QuantError, Result, SettingProblem};
 
 pub(crate) use checked::CheckSources;
@@ -55,7 +55,8 @@ impl AnyModel {
     /// # Errors
     /// If it is no model, or a damaged one, or there is no such variant.
     pub fn open_variant(path: &Path, variant: Option<&str>) -> Result<Self> {
-        if QuantizedDirectory::is_at(path) {
+        // What was made for another program is read as that program's.
+        if QuantizedDirectory::is_at(path) && !manifest_at(path)?.is_export() {
             return match variant {
                 None => Ok(Self::Quantized(Arc::new(QuantizedModel::open(path)?))),
                 Some(asked) => {

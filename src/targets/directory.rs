@@ -1,18 +1,16 @@
 //! Our own directory: Parquet files of the `quantized` table, and a manifest beside them.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_quant_formats::manifest::{MANIFEST, Manifest};
+use arrow_quant_formats::manifest::Manifest;
 use arrow_quant_kernels::{Bits, BlockType, GroupSize, Scheme};
 
 use super::part::ParquetPart;
-use super::{Layout, PartFiles, PartWriter, Target, UNFINISHED};
+use super::{Layout, PartFiles, PartWriter, Target, write_manifest};
 use crate::plan::Allowed;
 use crate::tables::part_schema;
-use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
+use crate::{DiffusionQuantConfig, Model, Result, disk};
 
 /// The folder of parts.
 const WEIGHTS: &str = "weights";
@@ -29,6 +27,8 @@ impl Target for Directory {
             group_sizes: GroupSize::ALL,
             schemes: Scheme::ALL,
             block_types: BlockType::FILLED,
+            floats: &[],
+            whole_groups: false,
             must_stay: |_| false,
             // On five models, from 0.3 million to a billion weights, right to 0.25 % of the size; it is known better once a
             // round was written.
@@ -51,20 +51,7 @@ impl Target for Directory {
     }
 
     fn finish(&self, output: &Path, manifest: &Manifest) -> Result<()> {
-        let json = manifest.to_json().map_err(|error| QuantError::Quantization {
-            tensor: None,
-            message: format!("the manifest cannot be written: {error}"),
-        })?;
-        let path = output.join(MANIFEST);
-        // The output may have its name already, and with the manifest it is complete: it must get it as a whole, and last.
-        let unfinished = path.with_extension(UNFINISHED);
-        let written = File::create(&unfinished).and_then(|mut file| {
-            file.write_all(json.as_bytes())?;
-            disk::sync_file(&file, &path)
-        });
-        written.map_err(|e| QuantError::io(&path, e))?;
         disk::sync_directory(&output.join(WEIGHTS))?;
-        disk::rename_file(&unfinished, &path)?;
-        disk::sync_directory(output)
+        write_manifest(output, manifest)
     }
 }

@@ -6,30 +6,41 @@ mod gguf;
 mod hashed;
 mod part;
 mod raw;
+mod safetensors;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod written;
 
 use std::fmt;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow_quant_formats::directory::Missing;
-use arrow_quant_formats::manifest::{FileEntry, Manifest};
+use arrow_quant_formats::directory::{Missing, check_file};
+use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
+use arrow_quant_kernels::GroupSize;
 use datafusion::catalog::TableProvider;
 
 pub(crate) use written::{Written, WrittenPart, WrittenTensor, add_written};
 
 use crate::config::{Format, WeightType};
 use crate::plan::{Allowed, ModelPlan, Request};
-use crate::{DiffusionQuantConfig, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
 
 /// Every target; the first is the one that jobs write unless they are asked for another.
 static TARGETS: &[&dyn Target] = &[
     &directory::Directory,
     &gguf::Gguf,
+    &safetensors::SDNQ,
+    &safetensors::COMPRESSED_TENSORS,
+    &safetensors::MLX,
+    &safetensors::COMFYUI,
+    &safetensors::RESTORED,
+    &safetensors::RESTORED_FILE,
     #[cfg(test)]
     &tests::OneFile,
 ];
@@ -54,11 +65,11 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
     /// If the target has no place for such a model.
     fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>>;
 
-    /// The weights of an output that is a file and was made of a model with a configuration, as the model has them: the columns
-    /// `component`, `tensor`, `chunk` and `weights`. It waits for the disk.
+    /// The weights of an output that was made of a model with a configuration, as the model has them: the columns
+    /// `component`, `tensor`, `chunk` and `weights`. Our own directory has tables of its own instead. It waits for the disk.
     ///
     /// # Errors
-    /// If the file is not of the model.
+    /// If the output is not of the model.
     fn restored(&self, file: &Path, _: &Arc<Model>, _: &DiffusionQuantConfig) -> Result<Arc<dyn TableProvider>> {
         Err(QuantError::missing(file, Missing::NotQuantized))
     }
@@ -89,6 +100,14 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
 pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// What the plan of each tensor of the model must follow.
     fn requests(&self) -> &[Request];
+
+    /// Looks at a plan before any work.
+    ///
+    /// # Errors
+    /// If what it would make of the model is of no use.
+    fn check(&self, _plan: &ModelPlan) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the files of an output from those of its parts, which are finished and in order. The files of the parts must
     /// stay, for another run to go on from if this one ends now.
@@ -160,11 +179,64 @@ impl TargetName {
             let extension = output?.extension()?.to_str()?.to_ascii_lowercase();
             Format::ALL.iter().map(|(format, _)| *format).find(|format| format.name() == extension)
         };
+        let is_file_of_weights = output.is_some_and(|output| check_file(output).is_ok());
         match config.format.or_else(implied) {
             Some(Format::Gguf) => Self(&gguf::Gguf),
+            Some(Format::Sdnq) => Self(&safetensors::SDNQ),
+            Some(Format::CompressedTensors) => Self(&safetensors::COMPRESSED_TENSORS),
+            Some(Format::Mlx) => Self(&safetensors::MLX),
+            Some(Format::ComfyUi) => Self(&safetensors::COMFYUI),
+            Some(Format::Safetensors) if is_file_of_weights => Self(&safetensors::RESTORED_FILE),
+            Some(Format::Safetensors) => Self(&safetensors::RESTORED),
             Some(Format::ArrowQuant) | None => Self::default(),
         }
     }
+}
+
+/// Writes the manifest of an output, and makes it and the names of all files durable. It has its name last, as a whole: with it,
+/// the output is complete.
+fn write_manifest(output: &Path, manifest: &Manifest) -> Result<()> {
+    let json = manifest.to_json().map_err(|error| QuantError::Quantization {
+        tensor: None,
+        message: format!("the manifest cannot be written: {error}"),
+    })?;
+    let path = output.join(MANIFEST);
+    let unfinished = path.with_extension(UNFINISHED);
+    let written = File::create(&unfinished).and_then(|mut file| {
+        file.write_all(json.as_bytes())?;
+        disk::sync_file(&file, &path)
+    });
+    written.map_err(|e| QuantError::io(&path, e))?;
+    disk::rename_file(&unfinished, &path)?;
+    disk::sync_directory(output)
+}
+
+/// Removes the files of parts that an output was assembled from.
+fn remove_parts(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(QuantError::io(path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// An error that no input should cause.
+fn defect(what: &str) -> QuantError {
+    QuantError::Quantization { tensor: None, message: format!("{what}; this is a defect, please report it") }
+}
+
+/// Group sizes of so many weights, for tables of what targets hold: in a constant, one that there is not does not compile.
+const fn sizes<const N: usize>(weights: [usize; N]) -> [GroupSize; N] {
+    let mut sizes = [GroupSize::ALL[0]; N];
+    let mut at = 0;
+    while at < N {
+        let mut index = 0;
+        while GroupSize::ALL[index].get() != weights[at] {
+            index += 1;
+        }
+        sizes[at] = GroupSize::ALL[index];
+        at += 1;
+    }
+    sizes
 }
 
 /// The quantized model directory.

@@ -64,6 +64,13 @@ pub enum Reason {
         /// Weights of a row.
         row_length: u64,
     },
+    /// Groups of a size do not divide its rows, and the target has whole groups alone: it has smaller ones, or was kept.
+    GroupRows {
+        /// The group size that was asked for.
+        group_size: u32,
+        /// Weights of a row.
+        row_length: u64,
+    },
     /// The target cannot hold it as it was to be quantized.
     NotHeld {
         /// The target's name.
@@ -203,6 +210,9 @@ impl Reason {
             Self::NoSmaller => "no smaller".to_string(),
             Self::Rows { block_type, block_length, row_length } => {
                 format!("rows of {row_length} are no multiple of {block_length}, as {block_type} needs")
+            }
+            Self::GroupRows { group_size, row_length } => {
+                format!("rows of {row_length} are no multiple of groups of {group_size}")
             }
             Self::NotHeld { target, limit: Limit::Bits { bits } } => format!("{target} has no {bits}-bit codes"),
             Self::NotHeld { target, limit: Limit::GroupSize { group_size } } => {

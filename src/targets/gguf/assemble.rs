@@ -1,8 +1,7 @@
 //! The file, from the files of parts.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use arrow_quant_formats::gguf::language::{Extra, Place};
@@ -12,9 +11,10 @@ use arrow_quant_kernels::{Dtype, Isa, Weights, to_f32};
 
 use super::{FILE, LanguageFile};
 use crate::plan::{Choice, ModelPlan};
-use crate::targets::WrittenPart;
 use crate::targets::hashed::HashedFile;
-use crate::{QuantError, Result, Tensor};
+use crate::targets::stored::{Stop, Stored, cast};
+use crate::targets::{WrittenPart, defect};
+use crate::{QuantError, Result};
 
 /// Bytes that are copied at once; a head whose rows are reordered is held as a whole.
 const PIECE: u64 = 1 << 20;
@@ -32,7 +32,7 @@ pub(super) fn write(
     parts: Vec<WrittenPart>,
     plan: &ModelPlan,
 ) -> Result<FileEntry> {
-    let stored = Stored::open(output, parts, plan)?;
+    let stored = Source { stored: Stored::open(output, &parts, plan)?, cast: layout.cast };
     let mut items: Vec<_> = layout.language.places.iter().map(Item::Place).collect();
     items.extend(layout.language.extra.iter().map(Item::Extra));
     // Those of no block come first, by their names.
@@ -83,68 +83,14 @@ fn file_type(tensors: &[NewTensor]) -> u32 {
     most.map_or(0, |(kind, _)| kind.file_type())
 }
 
-/// What is stored of tensors in the files of parts.
-struct Stored<'a> {
-    plan: &'a ModelPlan,
-    files: Vec<File>,
-    /// Of each tensor of the model, where its bytes are, in their order.
-    extents: Vec<Vec<Extent>>,
+/// The tensors of a file, from what is stored.
+struct Source<'a> {
+    stored: Stored<'a>,
+    /// What all weights become that are not quantized, if that was asked for.
+    cast: Option<Dtype>,
 }
 
-/// A run of bytes in the file of a part.
-#[derive(Debug, Clone, Copy)]
-struct Extent {
-    file: usize,
-    start: u64,
-    length: u64,
-}
-
-/// Why copying ended.
-enum Stop {
-    Io(io::Error),
-    Other(QuantError),
-}
-
-impl Stop {
-    fn at(self, path: &Path) -> QuantError {
-        match self {
-            Self::Io(error) => QuantError::io(path, error),
-            Self::Other(error) => error,
-        }
-    }
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl<'a> Stored<'a> {
-    fn open(output: &Path, parts: Vec<WrittenPart>, plan: &'a ModelPlan) -> Result<Self> {
-        let tensors = plan.model.tensors();
-        let names = tensors.iter().enumerate().map(|(index, t)| ((t.component.as_str(), t.name.as_str()), index));
-        let index: HashMap<_, _> = names.collect();
-        let (mut files, mut extents) = (Vec::with_capacity(parts.len()), vec![Vec::new(); tensors.len()]);
-        for (file, part) in parts.into_iter().enumerate() {
-            let path = output.join(&part.file.path);
-            files.push(File::open(&path).map_err(|e| QuantError::io(&path, e))?);
-            let mut start = 0;
-            for written in &part.tensors {
-                let tensor = index.get(&(written.component.as_str(), written.tensor.as_str()));
-                let tensor = *tensor.ok_or_else(|| defect(&format!("{} is not of the model", written.tensor)))?;
-                extents[tensor].push(Extent { file, start, length: written.bytes });
-                start += written.bytes;
-            }
-        }
-        Ok(Self { plan, files, extents })
-    }
-
-    /// The index of the tensor whose bytes stand for those of another, which may be itself.
-    fn first(&self, source: usize) -> usize {
-        self.plan.tensors[source].same_as.unwrap_or(source)
-    }
-
+impl Source<'_> {
     /// A tensor as the header has it.
     fn new_tensor(&self, item: &Item<'_>) -> Result<NewTensor> {
         match item {
@@ -171,12 +117,12 @@ impl<'a> Stored<'a> {
 
     /// The type that a tensor of the model has in a place.
     fn kind(&self, place: &Place, source: usize) -> Result<TensorType> {
-        let first = self.first(source);
-        match self.plan.tensors[first].choice {
+        match self.stored.choice(source) {
             Some(Choice::Block(block_type)) => Ok(block_type.into()),
             Some(Choice::Grouped { .. }) => Err(defect(&format!("{} is of grouped integers", place.name))),
             None if place.is_f32 => Ok(TensorType::F32),
-            None => match self.dtype(first)? {
+            None if self.cast.is_some() => Ok(self.cast.unwrap_or(Dtype::F32).into()),
+            None => match self.stored.dtype(self.stored.first(source))? {
                 // llama.cpp does not compute with it.
                 Dtype::F64 => Ok(TensorType::F32),
                 dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16) => Ok(dtype.into()),
@@ -184,26 +130,17 @@ impl<'a> Stored<'a> {
         }
     }
 
-    fn tensor(&self, index: usize) -> &Tensor {
-        &self.plan.model.tensors()[index]
-    }
-
-    fn dtype(&self, index: usize) -> Result<Dtype> {
-        let tensor = self.tensor(index);
-        tensor.float_dtype().ok_or_else(|| defect(&format!("{} is of {}", tensor.name, tensor.dtype())))
-    }
-
     /// Writes the tensors of a place.
     fn copy(&self, place: &Place, kind: TensorType, out: &mut HashedFile) -> Result<(), Stop> {
         for source in &place.sources {
-            let first = self.first(*source);
-            let extents = &self.extents[first];
+            let first = self.stored.first(*source);
+            let extents = &self.stored.places(first).codes;
             let length: u64 = extents.iter().map(|extent| extent.length).sum();
-            let rows = self.tensor(first).shape.first().map_or(1, |rows| rows.unsigned_abs());
-            let mut bytes = Bytes { files: &self.files, extents: extents.iter(), rest: None };
-            let cast = match self.plan.tensors[first].choice {
+            let rows = self.stored.tensor(first).shape.first().map_or(1, |rows| rows.unsigned_abs());
+            let mut bytes = self.stored.read(extents);
+            let kept = match self.stored.choice(first) {
                 Some(_) => None,
-                None => Some(self.dtype(first).map_err(Stop::Other)?),
+                None => Some(self.stored.dtype(first)?),
             };
             // Of cast elements a piece ends between two.
             let piece = place.turned_heads.map_or(PIECE, |heads| length / u64::from(heads));
@@ -217,9 +154,10 @@ impl<'a> Stored<'a> {
                 if let Some(heads) = place.turned_heads {
                     buffer = turned(&buffer, (length / rows) as usize, (rows / u64::from(heads)) as usize);
                 }
-                match cast {
-                    Some(dtype) if TensorType::from(dtype) != kind || place.adds_one => {
-                        out.write_all(&as_f32(&buffer, dtype, place.adds_one).map_err(Stop::Other)?)?;
+                match kept {
+                    Some(dtype) if place.adds_one => out.write_all(&add_one(&buffer, dtype)?)?,
+                    Some(dtype) if TensorType::from(dtype) != kind => {
+                        out.write_all(&cast(&buffer, dtype, self.cast.filter(|_| !place.is_f32).unwrap_or(Dtype::F32))?)?;
                     }
                     Some(_) | None => out.write_all(&buffer)?,
                 }
@@ -235,37 +173,10 @@ fn turned(head: &[u8], row: usize, rows: usize) -> Vec<u8> {
     (0..rows / 2).flat_map(|pair| [at(pair), at(rows / 2 + pair)]).flatten().copied().collect()
 }
 
-/// Elements as F32.
-fn as_f32(elements: &[u8], dtype: Dtype, adds_one: bool) -> Result<Vec<u8>> {
+/// Elements as F32, with one added.
+fn add_one(elements: &[u8], dtype: Dtype) -> Result<Vec<u8>> {
     let values = to_f32(Isa::active()?, Weights::one_row(dtype, elements)?);
-    Ok(values.into_iter().flat_map(|value| (if adds_one { value + 1.0 } else { value }).to_le_bytes()).collect())
-}
-
-/// The bytes of a tensor, one run after the other.
-struct Bytes<'a> {
-    files: &'a [File],
-    extents: std::slice::Iter<'a, Extent>,
-    /// What is left of the run that is read.
-    rest: Option<Extent>,
-}
-
-impl Read for Bytes<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let rest = self.rest.filter(|extent| extent.length > 0);
-        let Some(extent) = rest.or_else(|| self.extents.find(|extent| extent.length > 0).copied()) else {
-            return Ok(0);
-        };
-        let wanted = extent.length.min(buffer.len() as u64) as usize;
-        let mut file = &self.files[extent.file];
-        file.seek(SeekFrom::Start(extent.start))?;
-        let read = file.read(&mut buffer[..wanted])? as u64;
-        self.rest = Some(Extent { start: extent.start + read, length: extent.length - read, ..extent });
-        Ok(read as usize)
-    }
-}
-
-fn defect(what: &str) -> QuantError {
-    QuantError::Quantization { tensor: None, message: format!("{what}; this is a defect, please report it") }
+    Ok(values.into_iter().flat_map(|value| (value + 1.0).to_le_bytes()).collect())
 }
 
 #[cfg(test)]

@@ -7,24 +7,22 @@ mod assemble;
 mod restored;
 mod types;
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow_quant_formats::full_name;
 use arrow_quant_formats::gguf::Value;
 use arrow_quant_formats::gguf::language::{Asked, FILES, Files, LanguageModel, SourceTensor, is_computed};
-use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
-use arrow_quant_kernels::BlockType;
+use arrow_quant_formats::manifest::{FileEntry, Manifest};
+use arrow_quant_kernels::{BlockType, Dtype};
 use datafusion::catalog::TableProvider;
 
 use super::raw::RawPart;
-use super::{Layout, PartWriter, Target, WrittenPart};
+use super::{Layout, PartWriter, Target, WrittenPart, write_manifest};
 use crate::config::WeightType;
 use crate::plan::{Allowed, ModelPlan, Request, repeated};
 use crate::tables::default_name;
-use crate::{DiffusionQuantConfig, Model, QuantError, Result, disk};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 
 /// The folder of parts.
 const PARTS: &str = "parts";
@@ -44,6 +42,8 @@ impl Target for Gguf {
             group_sizes: &[],
             schemes: &[],
             block_types: BlockType::FILLED,
+            floats: WeightType::FLOATS,
+            whole_groups: false,
             // Blocks are along the last axis.
             must_stay: |tensor| tensor.shape.last().is_some_and(|last| last.unsigned_abs() != tensor.row_length()),
             file_overhead: 0.0,
@@ -77,21 +77,11 @@ impl Target for Gguf {
     }
 
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>> {
-        Ok(Box::new(RawPart::create(output, format!("{PARTS}/part-{part:05}.bin"))?))
+        Ok(Box::new(RawPart::create(output, format!("{PARTS}/part-{part:05}.bin"), false)?))
     }
 
     fn finish(&self, output: &Path, manifest: &Manifest) -> Result<()> {
-        let json = manifest.to_json().map_err(|error| QuantError::Quantization {
-            tensor: None,
-            message: format!("the manifest cannot be written: {error}"),
-        })?;
-        let path = output.join(MANIFEST);
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(json.as_bytes())?;
-            disk::sync_file(&file, &path)
-        });
-        written.map_err(|e| QuantError::io(&path, e))?;
-        disk::sync_directory(output)
+        write_manifest(output, manifest)
     }
 }
 
@@ -105,6 +95,8 @@ struct LanguageFile {
     requests: Vec<Request>,
     /// `general.file_type`, where a mix says it.
     file_type: Option<u32>,
+    /// What all weights become that are not quantized, if that was asked for.
+    cast: Option<Dtype>,
 }
 
 impl LanguageFile {
@@ -146,9 +138,13 @@ impl LanguageFile {
         let requests = types::requests(&language, &same, config.weight_type);
         let file_type = match config.weight_type {
             WeightType::Mix(mix) => Some(mix.file_type()),
-            WeightType::Int(_) | WeightType::Block(_) => None,
+            WeightType::Int(_) | WeightType::Block(_) | WeightType::Float(_) => None,
         };
-        Ok(Self { requests, file_type, language, name: default_name(model.path()) })
+        let cast = match config.weight_type {
+            WeightType::Float(dtype) => Some(dtype),
+            WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) => None,
+        };
+        Ok(Self { requests, file_type, cast, language, name: default_name(model.path()) })
     }
 
     /// The keys of the file.

@@ -16,7 +16,7 @@ pub(super) fn of_bits(asked: WeightType) -> WeightType {
         WeightType::Int(Bits::Five) => WeightType::Mix(Mix::Q5KM),
         WeightType::Int(Bits::Six) => WeightType::Block(BlockType::Q6K),
         WeightType::Int(Bits::Eight) => WeightType::Block(BlockType::Q8_0),
-        WeightType::Block(_) | WeightType::Mix(_) => asked,
+        WeightType::Block(_) | WeightType::Mix(_) | WeightType::Float(_) => asked,
     }
 }
 
@@ -30,7 +30,7 @@ pub(super) fn requests(language: &LanguageModel, same: &[Option<usize>], asked: 
         let request = match asked {
             _ if place.is_f32 => Request::Stay,
             WeightType::Mix(mix) => Request::Type(mix.block_type(language, place)),
-            WeightType::Int(_) | WeightType::Block(_) => Request::Free,
+            WeightType::Int(_) | WeightType::Block(_) | WeightType::Float(_) => Request::Free,
         };
         place.sources.iter().for_each(|source| requests[*source] = request);
     }

@@ -1,0 +1,75 @@
+//! MLX: what mlx-lm loads. Codes, scales and minima ("biases") are as ours, row by row.
+//!
+//! Source: mlx 0.32.4 and mlx-lm 0.32.2 as they were run (export-notes).
+
+use arrow_quant_formats::StoredType;
+use arrow_quant_kernels::{Bits, GroupSize};
+use serde_json::{Map, Value, json};
+
+use super::sdnq::most_frequent;
+use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_embedding, is_linear};
+use crate::plan::Allowed;
+
+#[derive(Debug)]
+pub(super) struct Mlx;
+
+impl Dialect for Mlx {
+    fn allowed(&self) -> Allowed {
+        const GROUP_SIZES: &[GroupSize] = &super::super::sizes([32, 64, 128]);
+        Allowed {
+            bits: Bits::ALL,
+            group_sizes: GROUP_SIZES,
+            schemes: AFFINE,
+            ..allowed("mlx", |tensor| {
+                let is_table = tensor.shape.len() == 2 && is_embedding(&tensor.name);
+                !(is_linear(tensor) || is_table && tensor.name.ends_with("embed_tokens.weight"))
+            })
+        }
+    }
+
+    fn tensors(&self, tensor: &GroupedTensor<'_>) -> Vec<NewTensor> {
+        let words = tensor.columns * tensor.bits.get() as i64 / 32;
+        let parameter = |name: &str, content| NewTensor {
+            name: format!("{}.{name}", tensor.module()),
+            stored: tensor.parameter_type(),
+            shape: vec![tensor.rows, tensor.groups()],
+            content,
+        };
+        let codes = NewTensor {
+            name: tensor.name.to_string(),
+            stored: StoredType::U32,
+            shape: vec![tensor.rows, words],
+            content: Content::Codes,
+        };
+        vec![codes, parameter("scales", Content::Scales), parameter("biases", Content::Minima)]
+    }
+
+    fn format(&self) -> &'static str {
+        "mlx"
+    }
+
+    fn configure(&self, config: &mut Map<String, Value>, layers: &[Layer]) {
+        let quantized = || layers.iter().filter_map(|layer| Some((layer, layer.grouped?)));
+        let Some((bits, group_size)) = most_frequent(quantized().map(|(_, grouped)| grouped)) else { return };
+        let of = |(bits, group_size): (Bits, GroupSize)| json!({"group_size": group_size.get(), "bits": bits.get()});
+        let mut description = Map::new();
+        description.insert("group_size".to_string(), json!(group_size.get()));
+        description.insert("bits".to_string(), json!(bits.get()));
+        description.insert("mode".to_string(), json!("affine"));
+        for layer in layers {
+            match layer.grouped {
+                Some(grouped) if grouped == (bits, group_size) => {}
+                Some(grouped) => drop(description.insert(layer.module.clone(), of(grouped))),
+                None if layer.is_linear => drop(description.insert(layer.module.clone(), json!(false))),
+                None => {}
+            }
+        }
+        config.insert("quantization".to_string(), Value::Object(description.clone()));
+        config.insert("quantization_config".to_string(), Value::Object(description));
+        // mlx-lm reads it at the top level alone; transformers from version 5 on writes it below.
+        let theta = config.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).cloned();
+        if let (None, Some(theta)) = (config.get("rope_theta"), theta) {
+            config.insert("rope_theta".to_string(), theta);
+        }
+    }
+}
