@@ -4,17 +4,20 @@
 //! tensor name, dimensions, type and place, then the data, each tensor at the next multiple of the alignment. The header does
 //! not say how long it is, so [`parse`] is given the start of a file and asks for more until the header is whole.
 //!
-//! [`language`] says what a GGUF file of a language model has: names, keys, tokenizer, and the mixes of types.
+//! [`language`] and [`diffusion`] say what a GGUF file of a model of that kind has: names, keys, and which tensors stay floats.
 
 mod cursor;
+pub mod diffusion;
 mod error;
 pub mod language;
+mod place;
 mod read;
 mod types;
 mod values;
 mod write;
 
 pub use error::{GgufError, GgufProblem};
+pub use place::{Extra, Holds, Place, Rows, SourceTensor};
 pub use read::{Header, MAX_HEADER, Tensor, parse};
 pub use types::TensorType;
 pub use values::{Array, Value};

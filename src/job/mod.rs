@@ -34,7 +34,7 @@ pub use validate::{validate_model, verify_model};
 use crate::plan::TensorPlan;
 use crate::report::{Listener, ModelReport, OnProgress, QuantizeReport};
 use crate::tables::default_name;
-use crate::targets::{TargetName, WrittenPart};
+use crate::targets::TargetName;
 use crate::workers::blocking;
 use crate::{Calibration, DiffusionQuantConfig, Model, QuantError, Result};
 use finished::finished;
@@ -196,7 +196,7 @@ async fn write(
     let plan = Arc::new(plan);
     manifest.files = {
         let (plan, staging) = (Arc::clone(&plan), Arc::clone(staging));
-        let parts = records.into_iter().map(|PartRecord { file, tensors, .. }| WrittenPart { file, tensors }).collect();
+        let parts = records.into_iter().map(|PartRecord { file, .. }| file).collect();
         blocking(move || staging.assemble(&*layout, parts, &plan)).await?
     };
     let stored_bytes = manifest.stored().map(|file| file.bytes).sum();

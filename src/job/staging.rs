@@ -18,7 +18,7 @@ use super::place::{
 };
 use crate::model::{hash_of, manifest_path};
 use crate::plan::ModelPlan;
-use crate::targets::{Layout, Target, WrittenPart};
+use crate::targets::{Layout, Target};
 use crate::{Model, OutputProblem, QuantError, Result, disk};
 
 /// The journal's name in the staging directory.
@@ -236,7 +236,7 @@ impl Staging {
     pub(super) fn assemble(
         &self,
         layout: &dyn Layout,
-        parts: Vec<WrittenPart>,
+        parts: Vec<FileEntry>,
         plan: &ModelPlan,
     ) -> Result<Vec<FileEntry>> {
         layout.assemble(&self.path, parts, plan)

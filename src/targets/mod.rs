@@ -25,7 +25,7 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 use arrow_quant_kernels::GroupSize;
 use datafusion::catalog::TableProvider;
 
-pub(crate) use written::{Written, WrittenPart, WrittenTensor, add_written};
+pub(crate) use written::{Written, WrittenTensor, add_written};
 
 use crate::config::{Format, WeightType};
 use crate::plan::{Allowed, ModelPlan, Request};
@@ -109,12 +109,12 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Makes the files of an output from those of its parts, which are finished and in order. The files of the parts must
+    /// Makes the files of an output from those of its parts, which are given in order. The files of the parts must
     /// stay, for another run to go on from if this one ends now.
     ///
     /// # Errors
     /// If a file cannot be written.
-    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, plan: &ModelPlan) -> Result<Vec<FileEntry>>;
+    fn assemble(&self, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<Vec<FileEntry>>;
 }
 
 /// A layout whose files are those of the parts, of any model.
@@ -134,8 +134,8 @@ impl Layout for PartFiles {
         &self.requests
     }
 
-    fn assemble(&self, _output: &Path, parts: Vec<WrittenPart>, _plan: &ModelPlan) -> Result<Vec<FileEntry>> {
-        Ok(parts.into_iter().map(|part| part.file).collect())
+    fn assemble(&self, _output: &Path, parts: Vec<FileEntry>, _plan: &ModelPlan) -> Result<Vec<FileEntry>> {
+        Ok(parts)
     }
 }
 

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::{Dtype, Isa, ParameterDtype, Weights, group_count, to_f32};
 use half::{bf16, f16};
 
 use super::raw::tag;
-use super::{WrittenPart, defect};
+use super::defect;
 use crate::plan::{Choice, ModelPlan};
 use crate::tables::{Chunk, ModelParts};
 use crate::{QuantError, Result, Tensor};
@@ -41,6 +42,13 @@ pub(super) struct Extent {
     pub dtype: ParameterDtype,
 }
 
+impl Extent {
+    /// The first so many bytes, and the others.
+    pub(super) fn split(self, at: u64) -> (Self, Self) {
+        (Self { length: at, ..self }, Self { start: self.start + at, length: self.length - at, ..self })
+    }
+}
+
 /// Bytes of a chunk, in the order in which they are written.
 struct Lengths {
     codes: u64,
@@ -53,7 +61,7 @@ impl<'a> Stored<'a> {
     ///
     /// # Errors
     /// If a file cannot be read, or is not of the plan.
-    pub(super) fn open(output: &Path, parts: &[WrittenPart], plan: &'a ModelPlan) -> Result<Self> {
+    pub(super) fn open(output: &Path, parts: &[FileEntry], plan: &'a ModelPlan) -> Result<Self> {
         let tensors = plan.model.tensors();
         let chunks = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
         if chunks.iter().len() != parts.len() {
@@ -62,7 +70,7 @@ impl<'a> Stored<'a> {
         let mut places: Vec<Places> = tensors.iter().map(|_| Places::default()).collect();
         let mut files = Vec::with_capacity(parts.len());
         for (number, (part, run)) in parts.iter().zip(chunks.iter()).enumerate() {
-            let path = output.join(&part.file.path);
+            let path = output.join(&part.path);
             let file = File::open(&path).map_err(|e| QuantError::io(&path, e))?;
             let mut start = 0;
             for chunk in &chunks.all_chunks()[run.clone()] {
@@ -92,8 +100,8 @@ impl<'a> Stored<'a> {
                     add(&mut place.zero_points, groups, dtype);
                 }
             }
-            if start != part.file.bytes {
-                return Err(defect(&format!("{} has {} bytes, expected {start}", path.display(), part.file.bytes)));
+            if start != part.bytes {
+                return Err(defect(&format!("{} has {} bytes, expected {start}", path.display(), part.bytes)));
             }
             files.push(file);
         }

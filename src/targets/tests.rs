@@ -10,7 +10,7 @@ use arrow::datatypes::Int32Type;
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FileEntry, Manifest};
 
-use super::{Layout, PartWriter, Target, TargetName, WrittenPart};
+use super::{Layout, PartWriter, Target, TargetName};
 use crate::plan::{Allowed, ModelPlan, Request};
 use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 
@@ -58,12 +58,12 @@ impl Layout for LinesLayout {
         &self.requests
     }
 
-    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, _: &ModelPlan) -> Result<Vec<FileEntry>> {
+    fn assemble(&self, output: &Path, parts: Vec<FileEntry>, _: &ModelPlan) -> Result<Vec<FileEntry>> {
         let path = output.join(FILE);
         let io = |e| QuantError::io(&path, e);
         let mut text = Vec::new();
         for part in parts {
-            text.extend(fs::read(output.join(part.file.path)).map_err(io)?);
+            text.extend(fs::read(output.join(part.path)).map_err(io)?);
         }
         File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all())).map_err(io)?;
         Ok(vec![FileEntry { path: FILE.to_string(), bytes: text.len() as u64, sha256: ContentHash::of(&text) }])

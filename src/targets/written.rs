@@ -1,7 +1,6 @@
 //! What is measured of a part while it is written, whatever the target: bytes and error sums of each tensor.
 
 use arrow::array::{Array, AsArray, BinaryViewArray, RecordBatch};
-use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::PairSums;
 use arrow_quant_udfs::error_sums;
 use serde::{Deserialize, Serialize};
@@ -24,14 +23,6 @@ pub(crate) struct Written {
     pub weights: u64,
     /// The last tensor.
     pub tensor: String,
-}
-
-/// A part that was written.
-#[derive(Debug, Clone)]
-pub(crate) struct WrittenPart {
-    pub file: FileEntry,
-    /// Its tensors, in the order of their bytes.
-    pub tensors: Vec<WrittenTensor>,
 }
 
 /// What was written of one tensor in one part.

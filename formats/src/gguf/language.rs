@@ -15,13 +15,13 @@ mod tokenizer;
 
 use std::collections::BTreeMap;
 
-use super::Value;
+use super::{Extra, Place, SourceTensor, Value};
 use crate::manifest::Omission;
 use config::{Config, object};
 
 pub use architectures::Architecture;
 pub use error::LanguageError;
-pub use layout::{Extra, Place, SourceTensor, is_computed};
+pub use layout::is_computed;
 pub use mixes::Mix;
 pub use tokenizer::PRE_TOKENIZERS;
 

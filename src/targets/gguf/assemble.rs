@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use arrow_quant_formats::gguf::language::{Extra, Place};
-use arrow_quant_formats::gguf::{ALIGNMENT, NewTensor, TensorType, Written, write_header};
+use arrow_quant_formats::gguf::{
+    ALIGNMENT, Extra, Holds, NewTensor, Place, Rows, TensorType, Written, write_header,
+};
 use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::{Dtype, Isa, Weights, to_f32};
 
-use super::{FILE, LanguageFile};
+use super::{FILE, GgufFile};
 use crate::plan::{Choice, ModelPlan};
 use crate::targets::hashed::HashedFile;
-use crate::targets::stored::{Stop, Stored, cast};
-use crate::targets::{WrittenPart, defect};
+use crate::targets::stored::{Extent, Stop, Stored, cast};
+use crate::targets::defect;
 use crate::{QuantError, Result};
 
 /// Bytes that are copied at once; a head whose rows are reordered is held as a whole.
@@ -27,14 +28,14 @@ enum Item<'a> {
 
 /// Writes the file of a model whose parts are written.
 pub(super) fn write(
-    layout: &LanguageFile,
+    layout: &GgufFile,
     output: &Path,
-    parts: Vec<WrittenPart>,
+    parts: Vec<FileEntry>,
     plan: &ModelPlan,
 ) -> Result<FileEntry> {
     let stored = Source { stored: Stored::open(output, &parts, plan)?, cast: layout.cast };
-    let mut items: Vec<_> = layout.language.places.iter().map(Item::Place).collect();
-    items.extend(layout.language.extra.iter().map(Item::Extra));
+    let mut items: Vec<_> = layout.places.iter().map(Item::Place).collect();
+    items.extend(layout.extra.iter().map(Item::Extra));
     // Those of no block come first, by their names.
     items.sort_by_key(|item| {
         match item {
@@ -55,7 +56,7 @@ pub(super) fn write(
     for ((item, tensor), bytes) in items.iter().zip(&tensors).zip(bytes) {
         let start = file.bytes();
         match item {
-            Item::Place(place) => stored.copy(place, tensor.kind, &mut file).map_err(|e| e.at(&path))?,
+            Item::Place(place) => stored.copy(place, &mut file).map_err(|e| e.at(&path))?,
             Item::Extra(extra) => {
                 let values: Vec<u8> = extra.values.iter().flat_map(|value| value.to_le_bytes()).collect();
                 file.write_all(&values).map_err(io)?;
@@ -120,51 +121,90 @@ impl Source<'_> {
         match self.stored.choice(source) {
             Some(Choice::Block(block_type)) => Ok(block_type.into()),
             Some(Choice::Grouped { .. }) => Err(defect(&format!("{} is of grouped integers", place.name))),
-            None if place.is_f32 => Ok(TensorType::F32),
-            None if self.cast.is_some() => Ok(self.cast.unwrap_or(Dtype::F32).into()),
-            None => match self.stored.dtype(self.stored.first(source))? {
-                // llama.cpp does not compute with it.
-                Dtype::F64 => Ok(TensorType::F32),
-                dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16) => Ok(dtype.into()),
-            },
+            None => Ok(self.float(place, self.stored.dtype(self.stored.first(source))?).into()),
+        }
+    }
+
+    /// The type that floats have in a place.
+    fn float(&self, place: &Place, dtype: Dtype) -> Dtype {
+        match (place.holds, self.cast.unwrap_or(dtype)) {
+            (Holds::F32, _) => Dtype::F32,
+            (Holds::F16OrF32, Dtype::F16) => Dtype::F16,
+            (Holds::F16OrF32, Dtype::F64 | Dtype::F32 | Dtype::BF16) => Dtype::F32,
+            // No reader computes with it.
+            (Holds::Blocks | Holds::Floats, Dtype::F64) => Dtype::F32,
+            (Holds::Blocks | Holds::Floats, dtype) => dtype,
         }
     }
 
     /// Writes the tensors of a place.
-    fn copy(&self, place: &Place, kind: TensorType, out: &mut HashedFile) -> Result<(), Stop> {
+    fn copy(&self, place: &Place, out: &mut HashedFile) -> Result<(), Stop> {
         for source in &place.sources {
             let first = self.stored.first(*source);
             let extents = &self.stored.places(first).codes;
             let length: u64 = extents.iter().map(|extent| extent.length).sum();
-            let rows = self.stored.tensor(first).shape.first().map_or(1, |rows| rows.unsigned_abs());
-            let mut bytes = self.stored.read(extents);
-            let kept = match self.stored.choice(first) {
-                Some(_) => None,
-                None => Some(self.stored.dtype(first)?),
-            };
-            // Of cast elements a piece ends between two.
-            let piece = place.turned_heads.map_or(PIECE, |heads| length / u64::from(heads));
-            let mut left = length;
-            let mut buffer = Vec::new();
-            while left > 0 {
-                let taken = piece.min(left).max(1);
-                buffer.resize(taken as usize, 0);
-                bytes.read_exact(&mut buffer)?;
-                left -= taken;
-                if let Some(heads) = place.turned_heads {
-                    buffer = turned(&buffer, (length / rows) as usize, (rows / u64::from(heads)) as usize);
-                }
-                match kept {
-                    Some(dtype) if place.adds_one => out.write_all(&add_one(&buffer, dtype)?)?,
-                    Some(dtype) if TensorType::from(dtype) != kind => {
-                        out.write_all(&cast(&buffer, dtype, self.cast.filter(|_| !place.is_f32).unwrap_or(Dtype::F32))?)?;
-                    }
-                    Some(_) | None => out.write_all(&buffer)?,
+            match place.rows {
+                Rows::AsTheyAre => self.copy_extents(place, first, extents, PIECE, out)?,
+                Rows::Turned { heads } => self.copy_extents(place, first, extents, length / u64::from(heads), out)?,
+                Rows::HalvesSwapped => {
+                    let (before, after) = split(extents, length / 2);
+                    self.copy_extents(place, first, &after, PIECE, out)?;
+                    self.copy_extents(place, first, &before, PIECE, out)?;
                 }
             }
         }
         Ok(())
     }
+
+    /// Writes what is in some extents, of a tensor in a place, in pieces of so many bytes.
+    fn copy_extents(
+        &self,
+        place: &Place,
+        tensor: usize,
+        extents: &[Extent],
+        piece: u64,
+        out: &mut HashedFile,
+    ) -> Result<(), Stop> {
+        let mut left: u64 = extents.iter().map(|extent| extent.length).sum();
+        let mut bytes = self.stored.read(extents);
+        let kept = match self.stored.choice(tensor) {
+            Some(_) => None,
+            None => Some(self.stored.dtype(tensor)?),
+        };
+        let mut buffer = Vec::new();
+        while left > 0 {
+            // Of elements that are cast a piece ends between two.
+            let taken = piece.min(left).max(1);
+            buffer.resize(taken as usize, 0);
+            bytes.read_exact(&mut buffer)?;
+            left -= taken;
+            if let Rows::Turned { heads } = place.rows {
+                let rows = self.stored.tensor(tensor).shape.first().map_or(1, |rows| rows.unsigned_abs());
+                let of_head = (rows / u64::from(heads)) as usize;
+                buffer = turned(&buffer, buffer.len() / of_head.max(1), of_head);
+            }
+            match kept {
+                Some(dtype) if place.adds_one => out.write_all(&add_one(&buffer, dtype)?)?,
+                Some(dtype) if self.float(place, dtype) != dtype => {
+                    out.write_all(&cast(&buffer, dtype, self.float(place, dtype))?)?;
+                }
+                Some(_) | None => out.write_all(&buffer)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Extents up to so many bytes, and those after them.
+fn split(extents: &[Extent], at: u64) -> (Vec<Extent>, Vec<Extent>) {
+    let (mut before, mut after, mut start) = (Vec::new(), Vec::new(), 0);
+    for extent in extents {
+        let (first, second) = extent.split(at.saturating_sub(start).min(extent.length));
+        before.push(first);
+        after.push(second);
+        start += extent.length;
+    }
+    (before, after)
 }
 
 /// The rows of a head in GGUF's order: one of the first half, then the one as far into the second half.

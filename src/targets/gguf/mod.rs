@@ -1,4 +1,4 @@
-//! GGUF: one file of a language model, as llama.cpp loads it.
+//! GGUF: one file, of a language model as llama.cpp loads it, or of a diffusion model as ComfyUI-GGUF does.
 //!
 //! Parts hold blocks and kept elements as they come. When all are there, the file is assembled from them: header, then each
 //! tensor, its rows in GGUF's order. So a round can change the type of a tensor, and a run can be resumed, as with any target.
@@ -11,14 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_quant_formats::full_name;
-use arrow_quant_formats::gguf::Value;
-use arrow_quant_formats::gguf::language::{Asked, FILES, Files, LanguageModel, SourceTensor, is_computed};
-use arrow_quant_formats::manifest::{FileEntry, Manifest};
+use arrow_quant_formats::gguf::diffusion::{DiffusionModel, names as diffusion_names};
+use arrow_quant_formats::gguf::language::{Asked, CONFIG, FILES, Files, LanguageModel, Mix};
+use arrow_quant_formats::gguf::{Extra, Place, SourceTensor, Value};
+use arrow_quant_formats::manifest::{FileEntry, Manifest, Omission};
 use arrow_quant_kernels::{BlockType, Dtype};
 use datafusion::catalog::TableProvider;
 
 use super::raw::RawPart;
-use super::{Layout, PartWriter, Target, WrittenPart, write_manifest};
+use super::{Layout, PartWriter, Target, write_manifest};
 use crate::config::WeightType;
 use crate::plan::{Allowed, ModelPlan, Request, repeated};
 use crate::tables::default_name;
@@ -64,7 +65,7 @@ impl Target for Gguf {
     }
 
     fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {
-        Ok(Arc::new(LanguageFile::new(model, config)?))
+        Ok(Arc::new(GgufFile::new(model, config)?))
     }
 
     fn restored(
@@ -73,7 +74,7 @@ impl Target for Gguf {
         model: &Arc<Model>,
         config: &DiffusionQuantConfig,
     ) -> Result<Arc<dyn TableProvider>> {
-        restored::table(&LanguageFile::new(model, config)?, model, file)
+        restored::table(&GgufFile::new(model, config)?, model, file)
     }
 
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>> {
@@ -85,10 +86,15 @@ impl Target for Gguf {
     }
 }
 
-/// The file of a language model.
+/// What the file of a model has.
 #[derive(Debug)]
-struct LanguageFile {
-    language: LanguageModel,
+struct GgufFile {
+    kind: Kind,
+    places: Vec<Place>,
+    /// Tensors that the model does not have.
+    extra: Vec<Extra>,
+    /// Tensors that are not written, by index, and why.
+    left_out: Vec<(usize, Omission)>,
     /// What the model is called.
     name: String,
     /// What each tensor of the model may become.
@@ -99,31 +105,22 @@ struct LanguageFile {
     cast: Option<Dtype>,
 }
 
-impl LanguageFile {
+/// What a model is.
+#[derive(Debug)]
+enum Kind {
+    Language(Box<LanguageModel>),
+    Diffusion(DiffusionModel),
+}
+
+impl GgufFile {
     fn new(model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Self> {
-        let wrong = |problem| QuantError::Language { path: model.path().to_path_buf(), problem: Box::new(problem) };
         if let Some(tensor) = model.tensors().iter().find(|tensor| !tensor.component.is_empty()) {
             let message = format!(
-                "`{}` is a pipeline of several models, and a GGUF file of a language model holds one: give the directory of one, \
-                 such as `{}`",
+                "`{}` is a pipeline of several models, and a GGUF file holds one: give the directory of one, such as `{}`",
                 model.path().display(),
                 model.path().join(&tensor.component).display()
             );
             return Err(QuantError::configuration(message).at(model.path()));
-        }
-        if let Some(tensor) = model.tensors().iter().find(|t| t.float_dtype().is_none() && !is_computed(&t.name)) {
-            let message = format!(
-                "{}: {} has no place in a GGUF file, which holds floats and blocks",
-                full_name(&tensor.component, &tensor.name),
-                tensor.dtype()
-            );
-            return Err(QuantError::configuration(message).at(model.path()));
-        }
-        let mut files = Files::new();
-        for &name in FILES {
-            if let Some(bytes) = model.beside(Path::new(name))? {
-                files.insert(name, bytes);
-            }
         }
         let same = repeated(model.tensors())?;
         let tensors: Vec<_> = model
@@ -132,10 +129,28 @@ impl LanguageFile {
             .zip(&same)
             .map(|(tensor, same_as)| SourceTensor { name: &tensor.name, shape: &tensor.shape, same_as: *same_as })
             .collect();
-        let asked =
-            Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
-        let language = LanguageModel::new(&files, &tensors, asked).map_err(wrong)?;
-        let requests = types::requests(&language, &same, config.weight_type);
+        let (kind, places, extra, left_out) = match diffusion(model, &tensors, config)? {
+            Some(diffusion) => {
+                let (places, left_out) = (diffusion.places.clone(), diffusion.left_out.clone());
+                (Kind::Diffusion(diffusion), places, Vec::new(), left_out)
+            }
+            None => {
+                let language = language(model, &tensors, config)?;
+                let (places, extra, left_out) =
+                    (language.places.clone(), language.extra.clone(), language.left_out.clone());
+                (Kind::Language(Box::new(language)), places, extra, left_out)
+            }
+        };
+        if let Some(tensor) = places.iter().flat_map(|place| &place.sources).map(|index| &model.tensors()[*index]).find(
+            |tensor| tensor.float_dtype().is_none(),
+        ) {
+            let message = format!(
+                "{}: {} has no place in a GGUF file, which holds floats and blocks",
+                full_name(&tensor.component, &tensor.name),
+                tensor.dtype()
+            );
+            return Err(QuantError::configuration(message).at(model.path()));
+        }
         let file_type = match config.weight_type {
             WeightType::Mix(mix) => Some(mix.file_type()),
             WeightType::Int(_) | WeightType::Block(_) | WeightType::Float(_) => None,
@@ -144,12 +159,36 @@ impl LanguageFile {
             WeightType::Float(dtype) => Some(dtype),
             WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) => None,
         };
-        Ok(Self { requests, file_type, cast, language, name: default_name(model.path()) })
+        let mut file = Self {
+            kind,
+            places,
+            extra,
+            left_out,
+            name: default_name(model.path()),
+            requests: Vec::new(),
+            file_type,
+            cast,
+        };
+        file.requests = types::requests(&file, &same, config.weight_type);
+        Ok(file)
+    }
+
+    /// The type that a tensor of the file gets in a mix.
+    fn block_type(&self, mix: Mix, place: &Place) -> BlockType {
+        match &self.kind {
+            Kind::Language(language) => mix.block_type(language, place),
+            Kind::Diffusion(diffusion) => diffusion.block_type(mix, place),
+        }
     }
 
     /// The keys of the file.
     fn metadata(&self, file_type: u32) -> Vec<(String, Value)> {
-        let mut metadata = self.language.metadata.clone();
+        let mut metadata = match &self.kind {
+            Kind::Language(language) => language.metadata.clone(),
+            Kind::Diffusion(diffusion) => {
+                vec![("general.architecture".to_string(), diffusion.architecture.name.into())]
+            }
+        };
         let mut general = |key: &str, value: Value| metadata.push((format!("general.{key}"), value));
         general("name", self.name.as_str().into());
         general("quantized_by", concat!("arrow-quant ", env!("CARGO_PKG_VERSION")).into());
@@ -159,12 +198,54 @@ impl LanguageFile {
     }
 }
 
-impl Layout for LanguageFile {
+/// The file of a model, if it is a diffusion model that is known.
+fn diffusion(
+    model: &Arc<Model>,
+    tensors: &[SourceTensor<'_>],
+    config: &DiffusionQuantConfig,
+) -> Result<Option<DiffusionModel>> {
+    let beside: Option<serde_json::Map<String, serde_json::Value>> = model.json(Path::new(CONFIG), "a JSON object")?;
+    let class = beside.as_ref().and_then(|config| config.get("_class_name")?.as_str());
+    let found = DiffusionModel::new(tensors, class, config.architecture.as_deref());
+    let found = found.map_err(|error| QuantError::configuration(error.to_string()).at(model.path()))?;
+    // A class of diffusers is no language model, whatever it is.
+    match (found, class) {
+        (None, Some(class)) => {
+            let message = format!(
+                "`{}` is a {class}, which is not known as GGUF; known are {}: choose one with --architecture, or another format",
+                model.path().display(),
+                diffusion_names().join(", ")
+            );
+            Err(QuantError::configuration(message).at(model.path()))
+        }
+        (found, _) => Ok(found),
+    }
+}
+
+/// The file of a language model.
+fn language(
+    model: &Arc<Model>,
+    tensors: &[SourceTensor<'_>],
+    config: &DiffusionQuantConfig,
+) -> Result<LanguageModel> {
+    let wrong = |problem| QuantError::Language { path: model.path().to_path_buf(), problem: Box::new(problem) };
+    let mut files = Files::new();
+    for &name in FILES {
+        if let Some(bytes) = model.beside(Path::new(name))? {
+            files.insert(name, bytes);
+        }
+    }
+    let asked =
+        Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
+    LanguageModel::new(&files, tensors, asked).map_err(wrong)
+}
+
+impl Layout for GgufFile {
     fn requests(&self) -> &[Request] {
         &self.requests
     }
 
-    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {
+    fn assemble(&self, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {
         assemble::write(self, output, parts, plan).map(|file| vec![file])
     }
 }

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BinaryViewBuilder, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
-use arrow_quant_formats::gguf::language::Place;
-use arrow_quant_formats::gguf::{self, Header, MAX_HEADER, Tensor as Stored, TensorType};
+use arrow_quant_formats::gguf::{self, Header, MAX_HEADER, Place, Rows, TensorType};
 use arrow_quant_formats::manifest::Omission;
 use arrow_quant_kernels::{Encoding, Isa, Weights, to_f32};
 use arrow_quant_udfs::tensor_value;
@@ -22,10 +21,10 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 
-use super::LanguageFile;
+use super::GgufFile;
 use crate::tables::{Chunk, ModelParts, weights_schema};
 use crate::workers::blocking;
-use crate::{Model, QuantError, Result};
+use crate::{Model, QuantError, Result, Tensor};
 
 /// Chunks of a batch.
 const BATCH: usize = 16;
@@ -47,10 +46,12 @@ struct Source {
 struct Piece {
     kind: TensorType,
     range: Range<u64>,
-    /// Weights of a row.
+    /// Weights of a row: of all that is under one index of the first axis.
     row: u64,
-    /// Rows of a head, if the rows of heads are reordered.
-    head: Option<u64>,
+    /// Rows.
+    rows: u64,
+    /// Their order in the file.
+    order: Rows,
     /// Whether 1 was added to the weights.
     adds_one: bool,
 }
@@ -59,22 +60,26 @@ struct Piece {
 ///
 /// # Errors
 /// If the file cannot be read, or does not hold the model's tensors.
-pub(super) fn table(layout: &LanguageFile, model: &Arc<Model>, path: &Path) -> Result<Arc<dyn TableProvider>> {
+pub(super) fn table(layout: &GgufFile, model: &Arc<Model>, path: &Path) -> Result<Arc<dyn TableProvider>> {
     let header = header(path)?;
     let mut pieces = vec![None; model.tensors().len()];
-    for place in &layout.language.places {
+    for place in &layout.places {
         let found = header.tensors.iter().find(|tensor| tensor.name == place.name && tensor.shape == place.shape);
         let found = found.ok_or_else(|| {
             let message =
                 format!("{}: there is no tensor {} of the shape {:?}", path.display(), place.name, place.shape);
             QuantError::configuration(message).at(path)
         })?;
-        for (at, source) in place.sources.iter().enumerate() {
-            pieces[*source] = Some(piece(place, found, at as u64));
+        let mut start = found.range.start;
+        for source in &place.sources {
+            let tensor = &model.tensors()[*source];
+            let piece = piece(place, found.kind, start, tensor);
+            start = piece.range.end;
+            pieces[*source] = Some(piece);
         }
     }
-    let embedding = layout.language.places.iter().find(|place| place.name == "token_embd.weight");
-    for (tied, _) in layout.language.left_out.iter().filter(|(_, why)| *why == Omission::Tied) {
+    let embedding = layout.places.iter().find(|place| place.name == "token_embd.weight");
+    for (tied, _) in layout.left_out.iter().filter(|(_, why)| *why == Omission::Tied) {
         pieces[*tied] = embedding.and_then(|place| pieces[place.sources[0]].clone());
     }
     let parts = ModelParts::new(model, |tensor| pieces[tensor].is_some());
@@ -88,21 +93,16 @@ pub(super) fn table(layout: &LanguageFile, model: &Arc<Model>, path: &Path) -> R
     Ok(Arc::new(StreamingTable::try_new(Arc::clone(&schema), streams.collect())?))
 }
 
-/// The part of a tensor of the file that one of the tensors in it is.
-fn piece(place: &Place, found: &Stored, at: u64) -> Piece {
-    let length = (found.range.end - found.range.start) / place.sources.len() as u64;
-    let start = found.range.start + at * length;
-    let rows = if place.shape.len() > 1 {
-        place.shape[place.shape.len() - 2].unsigned_abs()
-    } else {
-        place.shape[0].unsigned_abs()
-    };
-    let row = if place.shape.len() > 1 { place.shape.last().map_or(1, |row| row.unsigned_abs()) } else { 1 };
+/// The part of a tensor of the file that a tensor of the model is, and where it begins.
+fn piece(place: &Place, kind: TensorType, start: u64, tensor: &Tensor) -> Piece {
+    let rows = tensor.shape.first().map_or(1, |rows| rows.unsigned_abs()).max(1);
+    let (weights, bytes) = kind.block();
     Piece {
-        kind: found.kind,
-        range: start..start + length,
-        row,
-        head: place.turned_heads.map(|heads| rows / u64::from(heads)),
+        kind,
+        range: start..start + tensor.elements() / weights * bytes,
+        row: tensor.elements() / rows,
+        rows,
+        order: place.rows,
         adds_one: place.adds_one,
     }
 }
@@ -191,6 +191,19 @@ impl Source {
 }
 
 impl Piece {
+    /// Where a row of the model is in the file.
+    fn row_in_file(&self, row: u64) -> u64 {
+        match self.order {
+            Rows::AsTheyAre => row,
+            Rows::HalvesSwapped => (row + self.rows / 2) % self.rows,
+            Rows::Turned { heads } => {
+                let head = self.rows / u64::from(heads);
+                let (first, within) = (row / head * head, row % head);
+                first + if within < head / 2 { 2 * within } else { 2 * (within - head / 2) + 1 }
+            }
+        }
+    }
+
     /// The bytes of a chunk, its rows in the order of the model.
     fn read(&self, file: &mut File, chunk: &Chunk) -> std::io::Result<Vec<u8>> {
         let (weights, bytes) = self.kind.block();
@@ -202,14 +215,17 @@ impl Piece {
             file.read_exact(&mut out[from..])
         };
         let mut out = Vec::with_capacity(bytes_of(chunk.elements) as usize);
-        let Some(head) = self.head else {
+        if self.order == Rows::AsTheyAre {
             read(chunk.start, chunk.elements, &mut out)?;
             return Ok(out);
-        };
-        for row in chunk.start / self.row..(chunk.start + chunk.elements) / self.row {
-            let (first, within) = (row / head * head, row % head);
-            let at = if within < head / 2 { 2 * within } else { 2 * (within - head / 2) + 1 };
-            read((first + at) * self.row, self.row, &mut out)?;
+        }
+        // Of a row that is cut into chunks, the part that is in this one.
+        let (mut start, end) = (chunk.start, chunk.start + chunk.elements);
+        while start < end {
+            let (row, within) = (start / self.row.max(1), start % self.row.max(1));
+            let taken = (self.row - within).min(end - start);
+            read(self.row_in_file(row) * self.row + within, taken, &mut out)?;
+            start += taken;
         }
         Ok(out)
     }

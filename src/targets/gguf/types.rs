@@ -1,9 +1,11 @@
 //! Which type each tensor of a GGUF file is asked to have.
 
-use arrow_quant_formats::gguf::language::{LanguageModel, Mix};
+use arrow_quant_formats::gguf::Holds;
+use arrow_quant_formats::gguf::language::Mix;
 use arrow_quant_formats::manifest::Omission;
 use arrow_quant_kernels::{Bits, BlockType};
 
+use super::GgufFile;
 use crate::config::WeightType;
 use crate::plan::Request;
 
@@ -21,15 +23,15 @@ pub(super) fn of_bits(asked: WeightType) -> WeightType {
 }
 
 /// What each tensor of a model may become. `same` has the first of tensors that are equal.
-pub(super) fn requests(language: &LanguageModel, same: &[Option<usize>], asked: WeightType) -> Vec<Request> {
+pub(super) fn requests(file: &GgufFile, same: &[Option<usize>], asked: WeightType) -> Vec<Request> {
     let mut requests = vec![Request::Free; same.len()];
-    for (index, why) in &language.left_out {
+    for (index, why) in &file.left_out {
         requests[*index] = Request::LeftOut(*why);
     }
-    for place in &language.places {
+    for place in &file.places {
         let request = match asked {
-            _ if place.is_f32 => Request::Stay,
-            WeightType::Mix(mix) => Request::Type(mix.block_type(language, place)),
+            _ if place.holds != Holds::Blocks => Request::Stay,
+            WeightType::Mix(mix) => Request::Type(file.block_type(mix, place)),
             WeightType::Int(_) | WeightType::Block(_) | WeightType::Float(_) => Request::Free,
         };
         place.sources.iter().for_each(|source| requests[*source] = request);

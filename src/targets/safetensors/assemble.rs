@@ -13,7 +13,7 @@ use super::{CONFIG, Component, Content, FILE, GroupedTensor, Layer, NewTensor, S
 use crate::plan::{Choice, ModelPlan};
 use crate::targets::hashed::HashedFile;
 use crate::targets::stored::{Extent, Stop, Stored, cast};
-use crate::targets::{WrittenPart, defect};
+use crate::targets::defect;
 use crate::{QuantError, Result, disk};
 
 /// Bytes that are copied at once, a multiple of the size of every element.
@@ -26,7 +26,7 @@ const ALIGNMENT: usize = 64;
 pub(super) fn write(
     layout: &SafetensorsLayout,
     output: &Path,
-    parts: &[WrittenPart],
+    parts: &[FileEntry],
     plan: &ModelPlan,
 ) -> Result<Vec<FileEntry>> {
     layout.dialect.check(plan)?;

@@ -19,7 +19,7 @@ use datafusion::catalog::TableProvider;
 use serde_json::{Map, Value};
 
 use super::raw::RawPart;
-use super::{Layout, PartWriter, Target, WrittenPart, write_manifest};
+use super::{Layout, PartWriter, Target, write_manifest};
 use crate::config::WeightType;
 use crate::plan::{Allowed, ModelPlan, Request};
 use crate::tables::WeightsTable;
@@ -302,7 +302,7 @@ impl Layout for SafetensorsLayout {
         self.dialect.check(plan)
     }
 
-    fn assemble(&self, output: &Path, parts: Vec<WrittenPart>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {
+    fn assemble(&self, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {
         assemble::write(self, output, &parts, plan)
     }
 }

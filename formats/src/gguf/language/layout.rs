@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LanguageError;
 use super::architectures::Architecture;
 use super::config::Config;
-use crate::gguf::NAME_BYTES;
+use crate::gguf::{Holds, NAME_BYTES, Place, Rows, SourceTensor};
 use crate::manifest::Omission;
 
 type Result<T, E = LanguageError> = std::result::Result<T, E>;
@@ -72,44 +72,6 @@ const OTHER_PARTS: [&str; 6] =
 
 /// What buffers are called that the loader computes itself.
 const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"];
-
-/// A tensor of a model.
-#[derive(Debug, Clone, Copy)]
-pub struct SourceTensor<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its dimensions.
-    pub shape: &'a [i64],
-    /// The index of a tensor before it that has the same bytes, if there is one.
-    pub same_as: Option<usize>,
-}
-
-/// A tensor of the file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Place {
-    /// Its name.
-    pub name: String,
-    /// Its dimensions.
-    pub shape: Vec<i64>,
-    /// The tensors that it holds, one after the other, by index: one, or those of all experts.
-    pub sources: Vec<usize>,
-    /// Heads whose rows are reordered, if they are: of the rows of a head, each of the first half comes before the one that
-    /// is as far into the second half.
-    pub turned_heads: Option<u32>,
-    /// Whether 1 is added to its weights.
-    pub adds_one: bool,
-    /// Whether it is F32 whatever it was.
-    pub is_f32: bool,
-}
-
-/// A tensor that the model does not have.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Extra {
-    /// Its name.
-    pub name: String,
-    /// Its weights: a list.
-    pub values: Vec<f32>,
-}
 
 /// Whether a tensor is a buffer that the loader computes, by its name.
 pub fn is_computed(name: &str) -> bool {
@@ -274,7 +236,9 @@ fn place(
     let is_norm = name.ends_with("norm.weight");
     let is_router = module(&name).starts_with("ffn_gate_inp");
     let is_f32 = shape.len() < 2 || is_norm || is_router || !name.ends_with(".weight");
-    Ok(Place { adds_one: architecture.adds_one && is_norm, name, shape, sources, turned_heads: heads, is_f32 })
+    let rows = heads.map_or(Rows::AsTheyAre, |heads| Rows::Turned { heads });
+    let holds = if is_f32 { Holds::F32 } else { Holds::Blocks };
+    Ok(Place { adds_one: architecture.adds_one && is_norm, name, shape, sources, rows, holds })
 }
 
 /// The module of a tensor of the file.

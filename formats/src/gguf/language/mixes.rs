@@ -5,7 +5,8 @@
 use arrow_quant_kernels::BlockType;
 
 use super::LanguageModel;
-use super::layout::{EMBEDDING, HEAD, Place, block, module};
+use super::layout::{EMBEDDING, HEAD, block, module};
+use crate::gguf::Place;
 
 /// One row a mix: variant, name, the number of its kind of file, and the type of most tensors.
 macro_rules! mixes {

@@ -5,7 +5,7 @@ use super::LanguageError;
 use super::architectures::Architecture;
 use super::config::Config;
 use super::keys::Keys;
-use super::layout::Extra;
+use crate::gguf::Extra;
 
 type Result<T, E = LanguageError> = std::result::Result<T, E>;
 

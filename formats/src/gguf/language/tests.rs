@@ -1,6 +1,7 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::gguf::{Holds, Rows};
 use crate::gguf::Array;
 
 /// The configuration of a llama of two blocks, with these keys changed; null takes one away.
@@ -131,10 +132,10 @@ fn tensors_of_a_llama_have_names_and_order_of_one() {
     assert_eq!(names[..4], ["output.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]);
     assert_eq!(names.len(), 21);
     let place = |name: &str| model.places.iter().find(|place| place.name == name).unwrap();
-    assert_eq!(place("blk.1.attn_q.weight").turned_heads, Some(2));
-    assert_eq!(place("blk.1.attn_k.weight").turned_heads, Some(1));
-    assert_eq!(place("blk.1.attn_v.weight").turned_heads, None);
-    assert!(place("blk.1.ffn_norm.weight").is_f32 && !place("blk.1.ffn_up.weight").is_f32);
+    assert_eq!(place("blk.1.attn_q.weight").rows, Rows::Turned { heads: 2 });
+    assert_eq!(place("blk.1.attn_k.weight").rows, Rows::Turned { heads: 1 });
+    assert_eq!(place("blk.1.attn_v.weight").rows, Rows::AsTheyAre);
+    assert_eq!([place("blk.1.ffn_norm.weight").holds, place("blk.1.ffn_up.weight").holds], [Holds::F32, Holds::Blocks]);
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn experts_are_stacked() {
     let place = |name: &str| moe.places.iter().find(|place| place.name == name).unwrap();
     let down = place("blk.0.ffn_down_exps.weight");
     assert_eq!((down.shape.as_slice(), down.sources.as_slice()), (&[2, 8, 4][..], &[first + 6, first + 3][..]));
-    assert!(place("blk.1.ffn_gate_inp.weight").is_f32);
+    assert_eq!(place("blk.1.ffn_gate_inp.weight").holds, Holds::F32);
     assert_eq!(value(&moe, "qwen3moe.expert_count"), Some(&Value::U32(2)));
     assert_eq!(value(&moe, "qwen3moe.attention.key_length"), Some(&Value::U32(4)));
     all.pop();
