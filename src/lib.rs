@@ -61,6 +61,6 @@ pub use report::{
 };
 pub use session::{model_name, plan_statement, register, register_model, service_session, session};
 pub use tables::AnyModel;
-pub use targets::TargetName;
+pub use targets::{FormatReport, Runtime, TargetName, formats};
 pub use threads::{Started, start_runtime};
 pub use workers::blocking;

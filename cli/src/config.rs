@@ -4,8 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use arrow_quant_v2::config::{Configuration, Field};
-use arrow_quant_v2::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig};
+use arrow_quant_v2::{ConfigLayers, DeploymentProfile, DiffusionQuantConfig, FIELDS, LayeredConfig, Runtime};
 use clap::ArgGroup;
+use clap::builder::PossibleValuesParser;
 
 use crate::failure::Failure;
 use crate::flags::{Flagged, Flags, in_words};
@@ -27,6 +28,14 @@ pub(crate) struct ConfigArguments {
     /// As --target-model-size-mb, with a unit: 1.9GB, 700MB, 650MiB
     #[arg(long, value_name = "SIZE", value_parser = megabytes)]
     target_size: Option<f64>,
+    /// The program that is to load the model: gives --format, and --type and --group-size where nothing else sets them
+    #[arg(
+        long = "for",
+        value_name = "RUNTIME",
+        conflicts_with = "format",
+        value_parser = PossibleValuesParser::new(Runtime::ALL.iter().map(|runtime| runtime.name()))
+    )]
+    runtime: Option<String>,
     #[command(flatten)]
     fields: Flags<DiffusionQuantConfig>,
 }
@@ -55,6 +64,9 @@ impl Flagged for DiffusionQuantConfig {
     }
 }
 
+/// Fields that say what weights become.
+const SAY_TYPES: &[&str] = &["bit_width", "type", "group_size", "target_bpw", "target_model_size_mb", "deployment_profile"];
+
 impl ConfigArguments {
     /// The file, the environment and the flags together.
     pub(crate) fn load(&self, threads: Option<u16>) -> arrow_quant_v2::Result<LayeredConfig> {
@@ -62,8 +74,19 @@ impl ConfigArguments {
         if let Some(path) = &self.config {
             layers = layers.file(path);
         }
+        let given = self.fields.given()?;
+        // What a program suits is a default, which anything else goes before.
+        let is_open = self.config.is_none()
+            && self.target_size.is_none()
+            && !given.iter().any(|(field, _)| SAY_TYPES.contains(field));
+        let runtime = Runtime::ALL.iter().find(|runtime| Some(runtime.name()) == self.runtime.as_deref());
+        for (field, value) in runtime.iter().flat_map(|runtime| runtime.settings()) {
+            if field == "format" || is_open {
+                layers = layers.another_flag("--for", field, value);
+            }
+        }
         let threads = threads.map(|threads| ("num_threads", threads.into()));
-        for (field, value) in self.fields.given()?.into_iter().chain(threads) {
+        for (field, value) in given.into_iter().chain(threads) {
             layers = layers.flag(field, value);
         }
         if let Some(size) = self.target_size {

@@ -31,6 +31,7 @@ mod source;
 mod sql;
 mod statements;
 mod table;
+mod targets;
 mod validate;
 
 use std::io::{self, Write};
@@ -110,6 +111,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Show what a quantized model says of itself, as text or as a page of HTML
     Report(report::Arguments),
+    /// List what a model can be written as, and which programs load it
+    Targets(targets::Arguments),
     /// Show or check a configuration
     Config(Box<config::Arguments>),
     /// Run SQL over models; without a query, at a prompt
@@ -132,6 +135,7 @@ impl Command {
             Self::Validate(arguments) => arguments.shown.json,
             Self::Inspect(arguments) => arguments.json,
             Self::Report(arguments) => arguments.json,
+            Self::Targets(arguments) => arguments.json,
             Self::Config(_) | Self::Sql(_) | Self::Completions(_) | Self::Man(_) => false,
             #[cfg(feature = "service")]
             Self::Serve(_) => false,
@@ -196,6 +200,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Plan(arguments) => plan::run(arguments, cli.threads),
         Command::Config(arguments) => config::run(arguments, cli.threads),
         Command::Report(arguments) => report::run(arguments),
+        Command::Targets(arguments) => targets::run(arguments),
         Command::Completions(arguments) => manual::complete(arguments),
         Command::Man(arguments) => manual::man(arguments),
         Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),

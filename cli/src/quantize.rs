@@ -24,6 +24,7 @@ Examples:
   arrow-quant quantize dream-7b dream-7b-int4                     4 bits in groups of 128
   arrow-quant quantize dream-7b dream-7b-3bpw --target-bpw 3.5    the least error at a size
   arrow-quant quantize smollm2 smollm2.gguf --type q4_k_m         one file for llama.cpp
+  arrow-quant quantize smollm2 smollm2-mlx --for mlx              a directory for mlx-lm
   arrow-quant quantize dream-7b dream-7b-int2 --profile edge --min-accuracy 0.9
   arrow-quant quantize dream-7b dream-7b-int4 --resume            goes on after an interruption
   arrow-quant quantize --query \"SELECT * FROM weights('dream-7b') WHERE tensor LIKE 'model.%'\" part";
@@ -35,7 +36,7 @@ pub(crate) struct Arguments {
     /// The model: a safetensors file, a model directory or a diffusers pipeline; none with --query
     #[arg(required_unless_present = "query")]
     model: Option<PathBuf>,
-    /// The directory to write, which must not exist, or be empty; or a file, if it ends in .gguf
+    /// The directory to write, which must not exist, or be empty; or a file, if the format is one (see arrow-quant targets)
     #[arg(required_unless_present_any = ["dry_run", "query"])]
     out: Option<PathBuf>,
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights

@@ -52,9 +52,9 @@ pub(super) async fn plan(
     options: &JobOptions,
     target: TargetName,
 ) -> Result<Planned> {
-    let allowed = target.target().allowed();
     config.validate()?;
     let (config, adaptations) = &adapted(config, target.target())?;
+    let allowed = target.target().allowed_with(config);
     Isa::active()?;
     let Decided { mut plan, layout, parts, in_flight, detected, mut notes } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
@@ -134,7 +134,7 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, targ
         detected.require(model.path())?;
     }
     let layout = target.target().layout(&model, config)?;
-    let allowed = (target.target().allowed(), layout.requests());
+    let allowed = (target.target().allowed_with(config), layout.requests());
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;

@@ -6,6 +6,7 @@ mod gguf;
 mod hashed;
 mod part;
 mod raw;
+mod runtimes;
 mod safetensors;
 mod stored;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 use arrow_quant_kernels::GroupSize;
 use datafusion::catalog::TableProvider;
 
+pub use runtimes::{FormatReport, Runtime, formats};
 pub(crate) use written::{Written, WrittenTensor, add_written};
 
 use crate::config::{Format, WeightType};
@@ -53,6 +55,11 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 pub(crate) trait Target: fmt::Debug + Send + Sync {
     /// What it can hold: asked when the plan is made, so that what does not fit is a reason in the plan.
     fn allowed(&self) -> Allowed;
+
+    /// The same for a configuration, whose settings may leave it less.
+    fn allowed_with(&self, _config: &DiffusionQuantConfig) -> Allowed {
+        self.allowed()
+    }
 
     /// What weights become where a type is asked for that the target may not hold, but has its own of as many bits.
     fn weight_type(&self, asked: WeightType) -> WeightType {

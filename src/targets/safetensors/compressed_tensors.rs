@@ -9,7 +9,7 @@ use arrow_quant_formats::full_name;
 use arrow_quant_kernels::{Bits, GroupSize, Scheme};
 use serde_json::{Map, Value, json};
 
-use super::{Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear, module};
+use super::{Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear, module, tied_head};
 use crate::plan::{Allowed, Choice, ModelPlan};
 use crate::{QuantError, Result};
 
@@ -76,7 +76,7 @@ impl Dialect for CompressedTensors {
             "format": if is_mixed { "mixed-precision" } else { PACKED },
             "quantization_status": "compressed",
             "config_groups": described,
-            "ignore": ignored.map(|layer| &layer.module).collect::<Vec<_>>(),
+            "ignore": ignored.map(|layer| layer.module.as_str()).chain(tied_head(config, layers)).collect::<Vec<_>>(),
         });
         config.insert("quantization_config".to_string(), description);
     }

@@ -66,10 +66,19 @@ impl Dialect for Mlx {
         }
         config.insert("quantization".to_string(), Value::Object(description.clone()));
         config.insert("quantization_config".to_string(), Value::Object(description));
-        // mlx-lm reads it at the top level alone; transformers from version 5 on writes it below.
-        let theta = config.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).cloned();
-        if let (None, Some(theta)) = (config.get("rope_theta"), theta) {
-            config.insert("rope_theta".to_string(), theta);
-        }
+        tell_of_positions(config);
+    }
+}
+
+/// Writes how positions are scaled where mlx-lm looks for it: transformers from version 5 on has it in `rope_parameters`.
+fn tell_of_positions(config: &mut Map<String, Value>) {
+    let Some(rope) = config.get("rope_parameters").and_then(Value::as_object).cloned() else { return };
+    if let (false, Some(theta)) = (config.contains_key("rope_theta"), rope.get("rope_theta")) {
+        config.insert("rope_theta".to_string(), theta.clone());
+    }
+    let is_scaled = rope.get("rope_type").and_then(Value::as_str).is_some_and(|kind| kind != "default");
+    if is_scaled && config.get("rope_scaling").is_none_or(Value::is_null) {
+        let scaling = rope.into_iter().filter(|(key, _)| key != "rope_theta").collect();
+        config.insert("rope_scaling".to_string(), Value::Object(scaling));
     }
 }

@@ -60,6 +60,11 @@ trait Dialect: fmt::Debug + Send + Sync {
     /// What it can hold.
     fn allowed(&self) -> Allowed;
 
+    /// Whether all groups of a model must be of one size.
+    fn has_one_group_size(&self) -> bool {
+        false
+    }
+
     /// The type of the scales and minima of a tensor. `F16` if all of them are F16, and `F32` if some cannot be.
     fn parameters(&self, needed: ParameterDtype) -> ParameterDtype {
         needed
@@ -163,6 +168,15 @@ struct Layer {
     is_linear: bool,
 }
 
+/// The head of a model whose head is its embedding: a layer that runtimes have, and that has no tensor.
+fn tied_head<'a>(config: &Map<String, Value>, layers: &[Layer]) -> Option<&'a str> {
+    let is_tied = config.get("tie_word_embeddings").is_some_and(|tied| *tied == Value::Bool(true));
+    (is_tied && !layers.iter().any(|layer| layer.module == HEAD)).then_some(HEAD)
+}
+
+/// The head of a language model.
+const HEAD: &str = "lm_head";
+
 /// Whether a tensor is the matrix of a layer that multiplies with it, by its shape and name; that of an embedding is not.
 fn is_linear(tensor: &Tensor) -> bool {
     tensor.shape.len() == 2 && tensor.name.ends_with(".weight") && !is_embedding(&tensor.name)
@@ -204,6 +218,15 @@ pub(super) struct Safetensors {
 impl Target for Safetensors {
     fn allowed(&self) -> Allowed {
         self.dialect.allowed()
+    }
+
+    fn allowed_with(&self, config: &DiffusionQuantConfig) -> Allowed {
+        let allowed = self.allowed();
+        let at = allowed.group_sizes.iter().position(|size| *size == config.group_size);
+        match at.filter(|_| self.dialect.has_one_group_size()) {
+            Some(at) => Allowed { group_sizes: &allowed.group_sizes[at..=at], ..allowed },
+            None => allowed,
+        }
     }
 
     fn layout(&self, model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Arc<dyn Layout>> {

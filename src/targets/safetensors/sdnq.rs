@@ -7,7 +7,7 @@ use arrow_quant_formats::StoredType;
 use arrow_quant_kernels::{Bits, GroupSize, ParameterDtype};
 use serde_json::{Map, Value, json};
 
-use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear};
+use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear, tied_head};
 use crate::plan::Allowed;
 
 #[derive(Debug)]
@@ -21,6 +21,10 @@ impl Dialect for Sdnq {
             schemes: AFFINE,
             ..allowed("sdnq", |tensor| !is_linear(tensor))
         }
+    }
+
+    fn has_one_group_size(&self) -> bool {
+        true
     }
 
     fn parameters(&self, _: ParameterDtype) -> ParameterDtype {
@@ -60,7 +64,8 @@ impl Dialect for Sdnq {
                 dtypes.insert(of_type(other), json!(modules));
             }
         }
-        let kept: Vec<_> = layers.iter().filter(|layer| layer.grouped.is_none()).map(|layer| &layer.module).collect();
+        let kept = layers.iter().filter(|layer| layer.grouped.is_none()).map(|layer| layer.module.as_str());
+        let kept: Vec<_> = kept.chain(tied_head(config, layers)).collect();
         let description = json!({
             "quant_method": "sdnq",
             "weights_dtype": of_type(bits),
