@@ -53,7 +53,7 @@ def mlx(found, config, module):
 
 def sdnq(found, config, module):
     about, scale = config["quantization_config"], found[f"{module}.scale"][..., 0]
-    dtype = next((d for d, modules in about["modules_dtype_dict"].items() if module in modules), about["weights_dtype"])
+    dtype = next((d for d, modules in about["modules_dtype_dict"].items() if f"{module}.weight" in modules), about["weights_dtype"])
     bits, scale = int(dtype.removeprefix("uint")), scale.reshape(len(scale), -1)
     columns = scale.shape[1] * about["group_size"]
     codes = unpack(found[f"{module}.weight"].reshape(len(scale), -1), bits, columns)
@@ -123,10 +123,10 @@ def test_codes_are_those_of_our_own_directory(model, tmp_path, target, decode, a
 
 
 def test_runtimes_are_told_of_what_stays(model, tmp_path):
-    for target, key in [("sdnq", "modules_to_not_convert"), ("compressed-tensors", "ignore")]:
-        assert quantize(model, tmp_path / target, "--format", target, "--sensitive-layer-names", "model.layers.3.mlp.up_proj").returncode == 0
+    for target, key, end in [("sdnq", "modules_to_not_convert", ".weight"), ("compressed-tensors", "ignore", "")]:
+        assert quantize(model, tmp_path / target, "--format", target, "--sensitive-layer-names", "model.layers.3.mlp.down_proj").returncode == 0
         config = json.loads((tmp_path / target / "config.json").read_text())
-        assert "model.layers.3.mlp.up_proj" in config["quantization_config"][key]
+        assert f"model.layers.3.mlp.down_proj{end}" in config["quantization_config"][key]
     assert "lm_head" in config["quantization_config"]["ignore"] and config["hidden_size"] == 256
     tied = write_model(tmp_path / "tied", tie_word_embeddings=True, rope_theta=None, rope_parameters={"rope_theta": 7.0, "rope_type": "linear", "factor": 2})
     assert quantize(tied, tmp_path / "out", "--for", "mlx").returncode == 0

@@ -55,17 +55,19 @@ impl Dialect for Sdnq {
     fn configure(&self, config: &mut Map<String, Value>, layers: &[Layer]) {
         let quantized = || layers.iter().filter_map(|layer| Some((layer, layer.grouped?)));
         let Some((bits, group_size)) = most_frequent(quantized().map(|(_, grouped)| grouped)) else { return };
+        // Layers are named by their tensors.
+        let tensor = |module: &str| format!("{module}.weight");
         let of_type = |bits: Bits| format!("uint{}", bits.get());
         let mut dtypes = Map::new();
         for &other in Bits::ALL.iter().filter(|other| **other != bits) {
             let modules: Vec<_> =
-                quantized().filter(|(_, grouped)| grouped.0 == other).map(|(layer, _)| &layer.module).collect();
+                quantized().filter(|(_, grouped)| grouped.0 == other).map(|(layer, _)| tensor(&layer.module)).collect();
             if !modules.is_empty() {
                 dtypes.insert(of_type(other), json!(modules));
             }
         }
         let kept = layers.iter().filter(|layer| layer.grouped.is_none()).map(|layer| layer.module.as_str());
-        let kept: Vec<_> = kept.chain(tied_head(config, layers)).collect();
+        let kept: Vec<_> = kept.chain(tied_head(config, layers)).map(tensor).collect();
         let description = json!({
             "quant_method": "sdnq",
             "weights_dtype": of_type(bits),
