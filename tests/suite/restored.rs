@@ -91,7 +91,7 @@ fn a_quantized_checkpoint_is_read_as_the_model_that_it_was_made_of() {
     let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config, json!({"model_type": "llama"}));
     // The same without a mapping of the file.
-    let (other, _) = quantized(text(&model), directory.path(), "other", &["--no-streaming"]);
+    let (other, _) = quantized(text(&model), directory.path(), "other", &["--enable-streaming=false"]);
     assert_eq!(manifest(&other)["files"], manifest(&out)["files"]);
 }
 

@@ -223,6 +223,13 @@ fn unpack(bytes: &[u8], bit: u64, bits: u64, count: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&bytes[start..bytes.len().min(start + count as usize)]);
         return;
     }
+    if bits == 4 && bit.is_multiple_of(8) {
+        let before = out.len();
+        let pairs = bytes.iter().skip((bit / 8) as usize).take(count.div_ceil(2) as usize);
+        out.extend(pairs.flat_map(|byte| [byte & 15, byte >> 4]));
+        out.truncate(before + count as usize);
+        return;
+    }
     let byte = |at: u64| u16::from(bytes.get(at as usize).copied().unwrap_or(0));
     out.extend((0..count).map(|i| {
         let at = bit + i * bits;

@@ -124,12 +124,12 @@ fn packed_zeros<P: Parts>(
 ) -> Result<Parameters, P::Error> {
     checkpoint.expect(name, zero, &[I32], "I32")?;
     let (groups, words) = (scales.columns, rows.saturating_mul(bits).div_ceil(32));
-    if checkpoint.matrix(zero)? != [words, groups] || scales.block[0] != 1 {
+    if checkpoint.matrix(zero)? != [words, groups] || scales.block[0] != 1 && rows > 1 {
         return Err(checkpoint.shape(name, zero, format!("[{words}, {groups}]")));
     }
     let codes = Codes { part: zero, bits, place: Place::ColumnsDown { words: groups } };
     let levels = (0..1_u32 << bits).map(|code| code as f32).collect();
-    Ok(Parameters { values: Values::Codes { codes, levels }, ..scales.clone() })
+    Ok(Parameters { values: Values::Codes { codes, levels }, ..*scales })
 }
 
 /// The shape of packed weights, from a tensor of its own.
@@ -167,7 +167,7 @@ fn signed_bytes<P: Parts>(checkpoint: &mut Checkpoint<'_, P>, index: usize, modu
                 return Err(checkpoint.shape(name, zero, "that of the scales"));
             }
             let values = Values::Numbers { part: zero, number: Number::I8, order: Order::Rows };
-            Some(Parameters { values, ..scales.clone() })
+            Some(Parameters { values, ..scales })
         }
         None => None,
     };

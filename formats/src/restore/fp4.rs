@@ -29,7 +29,7 @@ pub(super) fn pairs<P: Parts>(
     let [rows, bytes] = checkpoint.matrix(index)?;
     let columns = bytes.saturating_mul(2);
     let scales = checkpoint.scales(own, scale, [rows, columns], None)?;
-    if scales.block[0] != 1 {
+    if scales.block[0] != 1 && rows > 1 {
         return Err(checkpoint.shape(own, scale, format!("[{rows}, runs of {columns} columns]")));
     }
     let codes = checkpoint.row_codes(index, 4)?;

@@ -172,6 +172,11 @@ fn restore<P: Parts>(
         return Ok(());
     }
     let (encoding, factor) = stored(header, parts, tensor)?;
+    // What is moved or cut must be whole blocks.
+    let unit = if head.is_some() { row(&shape) } else { crate::elements(&shape) };
+    if !unit.is_multiple_of(encoding.block_length() as u64) {
+        return Err(wrong(format!("rows of whole blocks of {}", encoding.name())));
+    }
     let bytes = (tensor.range.end - tensor.range.start).checked_div(count).unwrap_or(0);
     for (expert, name) in original.names.into_iter().enumerate() {
         let start = expert as u64 * bytes;

@@ -67,9 +67,9 @@ fn matrix<P: Parts>(checkpoint: &mut Checkpoint<'_, P>, index: usize, module: &s
     let scale = checkpoint.need(name, &part("scale"))?;
     checkpoint.expect(name, scale, FLOATS, "floats")?;
     // [rows, groups, 1], or [rows, 1] where a row is one group.
-    let [rows, groups] = match checkpoint.tensor(scale).shape {
-        &[rows, groups, 1] => [rows.unsigned_abs(), groups.unsigned_abs()],
-        &[rows, 1] => [rows.unsigned_abs(), 1],
+    let [rows, groups] = match *checkpoint.tensor(scale).shape {
+        [rows, groups, 1] => [rows.unsigned_abs(), groups.unsigned_abs()],
+        [rows, 1] => [rows.unsigned_abs(), 1],
         _ => return Err(checkpoint.shape(name, scale, "[rows, groups, 1] or [rows, 1]")),
     };
     let bytes = checkpoint.bytes(index);
