@@ -33,12 +33,7 @@ pub struct GgmlTensor {
 /// If a type is not read, the file does not say how rows are ordered, or a part cannot be read.
 pub fn tensors<P: Parts>(header: &Header, parts: &P) -> Result<Vec<GgmlTensor>, P::Error> {
     if let Some(count) = header.value("split.count").and_then(Value::number).filter(|count| *count > 1) {
-        return Err(super::checkpoint::setting(
-            "",
-            "split.count",
-            count,
-            "1: merge the parts with `llama-gguf-split --merge`",
-        ));
+        return Err(super::checkpoint::setting("", "split.count", count, "1: merge the parts with llama-gguf-split"));
     }
     let originals = Originals::new(header);
     let mut all = Vec::new();
