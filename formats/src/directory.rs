@@ -22,6 +22,7 @@ mod tests;
 pub use adapters::is_adapter;
 pub use elsewhere::not_there;
 pub use error::{DirectoryError, FileProblem, Missing};
+pub use files::is_gguf;
 use files::{is_configuration, is_of_other_format, is_pickle, is_weights, name};
 pub use left_out::{LeftOut, Why};
 
@@ -117,7 +118,8 @@ pub struct Layout {
 /// - with a `*.safetensors.index.json`: the files that it names, each holding the tensors it says;
 /// - without: all its `*.safetensors`, of which no shard may be missing;
 /// - a diffusers pipeline, which has a `model_index.json`: each subdirectory that it names as a component, read as above.
-///   None with weights may be missing.
+///   None with weights may be missing;
+/// - without any of them: its only GGUF file.
 ///
 /// Of weights that are there more than once, one copy is read: the `variant` that is asked for (`fp16` of
 /// `model.fp16.safetensors`), else the one without a variant; the names of transformers before `consolidated`; a whole file
@@ -137,7 +139,23 @@ pub fn layout<D: Directory>(directory: &D, variant: Option<&str>) -> Result<Layo
             Ok(Layout { components: vec![chosen.component], left_out: chosen.left_out })
         }
         None if has(MANIFEST) => Err(DirectoryError::Missing(Missing::AlreadyQuantized)),
+        None if entries.iter().any(|entry| !entry.is_directory() && is_gguf(&entry.path)) => only_gguf(&entries),
         None => Err(DirectoryError::Missing(elsewhere::without_weights(directory, &entries)?)),
+    }
+}
+
+/// The only GGUF file of a directory that has no other weights.
+fn only_gguf<E>(entries: &[Entry]) -> Result<Layout, E> {
+    let files: Vec<_> = entries.iter().filter(|entry| !entry.is_directory() && is_gguf(&entry.path)).collect();
+    match files.as_slice() {
+        [file] => {
+            let component = Component { name: String::new(), files: vec![file.path.clone()], index: None };
+            Ok(Layout { components: vec![component], left_out: Vec::new() })
+        }
+        _ => {
+            let files = files.into_iter().map(|file| file.path.clone()).collect();
+            Err(DirectoryError::Missing(Missing::SeveralGguf { files }))
+        }
     }
 }
 
@@ -146,7 +164,7 @@ pub fn layout<D: Directory>(directory: &D, variant: Option<&str>) -> Result<Layo
 /// # Errors
 /// What it is instead.
 pub fn check_file(path: &Path) -> std::result::Result<(), Missing> {
-    if is_weights(path) {
+    if is_weights(path) || is_gguf(path) {
         Ok(())
     } else if is_pickle(path) {
         Err(Missing::Pickle)

@@ -10,7 +10,8 @@
 //! | [`safetensors`] | one file of tensors |
 //! | [`gguf`] | one file of tensors, keys and a tokenizer |
 //! | [`directory`] | the layouts of transformers and diffusers |
-//! | [`schemes`] | checkpoints that other programs quantized |
+//! | [`schemes`] | how other programs quantize checkpoints, and what tells |
+//! | [`restore`] | the weights of such checkpoints |
 //! | [`manifest`] | `arrow_quant.json`, what a quantized model directory says of itself |
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod gguf;
 mod hash;
 pub mod manifest;
 mod names;
+pub mod restore;
 pub mod safetensors;
 pub mod schemes;
 mod stored;

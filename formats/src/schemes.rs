@@ -15,7 +15,7 @@ mod claims;
 mod rules;
 
 use claims::CLAIMING_FILES;
-pub use claims::{Claim, claim_of_config, claim_of_metadata};
+pub use claims::{Claim, claim_of_config, claim_of_metadata, is_only_claim, without_claims};
 
 /// One row a scheme: variant, its name for people, and what configurations call it.
 macro_rules! schemes {
@@ -142,6 +142,13 @@ pub enum Sign {
         /// The other tensor; empty if it needs none.
         beside: String,
     },
+    /// A tensor of a GGUF file.
+    Blocks {
+        /// Its name.
+        name: String,
+        /// The type of its blocks.
+        kind: &'static str,
+    },
 }
 
 impl fmt::Display for Sign {
@@ -149,6 +156,7 @@ impl fmt::Display for Sign {
         match self {
             Self::Config { file, key } => write!(f, "{} has {}", shown(&file.to_string_lossy()), shown(key)),
             Self::Metadata { key } => write!(f, "the metadata of the weights has {}", shown(key)),
+            Self::Blocks { name, kind } => write!(f, "tensor '{}' is {kind}", shown(name)),
             Self::Tensor { name, stored, beside } if beside.is_empty() => {
                 write!(f, "tensor '{}' is {stored}", shown(name))
             }
@@ -207,6 +215,15 @@ pub fn recognize(claims: &[Claim], tensors: &[SchemeTensor<'_>]) -> Option<Quant
     };
     let signs = std::iter::once(claim.sign.clone()).chain(shown_by.map(|(_, sign)| sign)).collect();
     Some(QuantizedSource { scheme, signs, is_in_tensors })
+}
+
+/// The first tensor that shows a quantization, by its name, and what shows it.
+pub fn first_sign(tensors: &[SchemeTensor<'_>]) -> Option<(String, Sign)> {
+    let (_, sign) = rules::first_match(tensors)?;
+    match &sign {
+        Sign::Tensor { name, .. } => Some((name.clone(), sign)),
+        Sign::Config { .. } | Sign::Metadata { .. } | Sign::Blocks { .. } => None,
+    }
 }
 
 /// Whether a tensor may hold codes, if a configuration says that there are some: a matrix at least of small elements.

@@ -7,7 +7,7 @@ use arrow::json::ArrayWriter;
 
 use crate::report::{InspectedTensor, Inspection};
 use crate::session::{register, session};
-use crate::{AnyModel, QuantError, Result, blocking};
+use crate::{AnyModel, Model, QuantError, Result, blocking};
 
 /// What is told of the table `tensors`.
 const QUERY: &str = "SELECT component, tensor, dtype, shape, elements, bytes FROM m.tensors";
@@ -27,7 +27,7 @@ pub async fn inspect_model(path: &Path, variant: Option<&str>, threads: usize) -
         AnyModel::Weights(model) => (
             model.files().map(|(name, _)| name.to_string()).collect(),
             model.left_out().iter().map(ToString::to_string).collect(),
-            model.quantized_source()?.filter(|source| source.is_in_tensors).map(|source| source.to_string()),
+            quantized_by(model),
         ),
         AnyModel::Quantized(_) => (Vec::new(), Vec::new(), None),
     };
@@ -40,6 +40,13 @@ pub async fn inspect_model(path: &Path, variant: Option<&str>, threads: usize) -
         bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
         tensors,
     })
+}
+
+/// How another program quantized the weights, and whether they are restored.
+fn quantized_by(model: &Model) -> Option<String> {
+    let restored = model.restored_from().next().map(|source| format!("{source}; the tensors are restored to F32"));
+    let stored = model.quantized_source().filter(|source| source.is_in_tensors);
+    stored.map(ToString::to_string).or(restored)
 }
 
 /// The rows, by way of JSON: whatever encodings Arrow has for them.

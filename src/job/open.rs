@@ -13,15 +13,13 @@ use crate::{DiffusionQuantConfig, Model, QuantError, Result};
 /// memory, of which `held` bytes are taken. It waits for the disk.
 ///
 /// # Errors
-/// If there is no readable model, another program quantized it, or it does not fit the limit.
+/// If there is no readable model, another program quantized it in a way that is not read, or it does not fit the limit.
 pub(super) fn open(path: &Path, config: &DiffusionQuantConfig, held: u64) -> Result<(Arc<Model>, usize)> {
     // Not mapped where the weights are not streamed, for there are file systems that refuse it. Headers alone are read to know
     // what the model is and how large.
     let residence = if config.enable_streaming { Residence::File } else { Residence::Ranges };
     let mut model = Model::load(path, residence, config.variant.as_deref())?;
-    if let Some(source) = model.quantized_source()?.filter(|source| source.is_in_tensors) {
-        return Err(QuantError::missing(path, Missing::Quantized(Box::new(source))));
-    }
+    model.refuse_quantized()?;
     let in_flight = if config.enable_streaming {
         memory::in_flight(config, held)?
     } else {

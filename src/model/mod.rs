@@ -1,8 +1,12 @@
-//! Models as they lie in a store: a safetensors file, a directory of them, or a diffusers pipeline. Opening one reads and
-//! checks headers only; the weights stay in their stores until they are looked at.
+//! Models as they lie in a store: a safetensors or GGUF file, a directory of them, or a diffusers pipeline. Opening one reads and
+//! checks headers only; the weights stay in their stores until they are looked at. Weights that another program quantized are
+//! restored when they are read.
 
 mod directory;
+mod opened;
+mod origins;
 mod quantized;
+mod restored;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -15,21 +19,20 @@ use std::sync::Arc;
 use arrow_quant_formats::directory::{
     Component, FoundTensor, LeftOut, Why, check_file, config_files, is_adapter, layout, not_there,
 };
-use arrow_quant_formats::safetensors::Header;
+use arrow_quant_formats::gguf::Value;
 use arrow_quant_formats::schemes::{
-    Claim, QuantizedSource, SchemeTensor, claim_of_config, claim_of_metadata, claiming_files, recognize,
+    Claim, QuantizedSource, claim_of_config, claim_of_metadata, claiming_files, is_only_claim, without_claims,
 };
-use arrow_quant_formats::{ContentHash, StoredType, full_name, row_length, safetensors};
+use arrow_quant_formats::{ContentHash, StoredType, full_name, row_length};
 use arrow_quant_kernels::Dtype;
 use arrow_quant_stores::{Location, Residence, Store};
 use bytes::Bytes;
 
 use crate::error::{QuantError, Result, SettingProblem};
 use directory::ModelDirectory;
+use opened::{Header, WeightFile};
+use origins::{Origin, State};
 pub(crate) use quantized::{QuantizedDirectory, hash_of, manifest_at, manifest_path, verify_file};
-
-/// Bytes of a file that tell whether it can be one of weights, and how long its header is.
-const START: u64 = 64;
 
 /// The tensors of a model, and the files they are in. The files must not be modified while the model is open;
 /// [`check`](Self::check) tells whether they were.
@@ -41,6 +44,7 @@ pub struct Model {
     metadata: BTreeMap<String, String>,
     left_out: Vec<LeftOut>,
     is_pipeline: bool,
+    origins: Vec<Origin>,
 }
 
 /// One tensor of a model, its data in a store.
@@ -60,24 +64,18 @@ pub struct Tensor {
     offset: u64,
 }
 
-/// A file of weights.
-#[derive(Debug, Clone)]
-struct WeightFile {
-    /// Relative to the model's directory, with `/` between a component and the file.
-    name: Arc<str>,
-    store: Arc<dyn Store>,
-    /// Bytes of its header.
-    header: u64,
-}
-
 impl Model {
     /// Opens the model at `path`:
     ///
-    /// - a `.safetensors` file;
+    /// - a `.safetensors` or `.gguf` file;
     /// - a directory with a `*.safetensors.index.json`: the files that it names, each holding the tensors it says;
     /// - a directory without: all its `*.safetensors`, of which no shard may be missing;
     /// - a diffusers pipeline, a directory with a `model_index.json`: each subdirectory that it names as a component, read as
-    ///   above.
+    ///   above;
+    /// - a directory without any of them: its only `*.gguf`.
+    ///
+    /// Tensors that another program quantized are those of the original model, restored to F32, where the scheme is one that is
+    /// read; else they are what is stored, and [`quantized_source`](Self::quantized_source) tells how.
     ///
     /// Of weights that are there more than once one copy is read, and [`left_out`](Self::left_out) tells of the others: those
     /// without a variant (`model.safetensors` beside `model.fp16.safetensors`), the names of transformers (`model.safetensors`
@@ -124,7 +122,7 @@ impl Model {
         };
         let is_pipeline = components.iter().any(|component| !component.name.is_empty());
         let (tensors, files, metadata) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut model = Self { location, tensors, files, metadata, left_out, is_pipeline };
+        let mut model = Self { location, tensors, files, metadata, left_out, is_pipeline, origins: Vec::new() };
         for component in components {
             model.read(&component, residence)?;
         }
@@ -163,25 +161,33 @@ impl Model {
         &self.left_out
     }
 
-    /// What another program made of the weights, if it quantized them: of the first component that is quantized. Of a claim
-    /// that the tensors do not bear out, that is told, too.
+    /// What another program made of the weights, if they are stored as it quantized them: of the first component that cannot be
+    /// restored. Of a claim that the tensors do not bear out, that is told, too.
+    pub fn quantized_source(&self) -> Option<&QuantizedSource> {
+        let of = |is: fn(&State) -> bool| self.origins.iter().find(|origin| is(&origin.state));
+        let found =
+            of(|state| matches!(state, State::Refused(_))).or_else(|| of(|state| matches!(state, State::Claimed)));
+        found.map(|origin| &origin.source)
+    }
+
+    /// What another program made of the weights, of each component whose tensors are restored.
+    pub fn restored_from(&self) -> impl Iterator<Item = &QuantizedSource> {
+        self.origins.iter().filter(|origin| matches!(origin.state, State::Restored)).map(|origin| &origin.source)
+    }
+
+    /// Refuses a model with weights that are quantized and cannot be restored.
     ///
     /// # Errors
-    /// [`Io`](QuantError::Io) if a configuration cannot be read.
-    pub fn quantized_source(&self) -> Result<Option<QuantizedSource>> {
-        let mut claimed = None;
-        for tensors in self.tensors.chunk_by(|a, b| a.component == b.component) {
-            let claims = self.claims(&tensors[0].component)?;
-            let looked_at: Vec<_> = tensors
-                .iter()
-                .map(|tensor| SchemeTensor { name: &tensor.name, stored: tensor.stored, shape: &tensor.shape })
-                .collect();
-            match recognize(&claims, &looked_at) {
-                Some(found) if found.is_in_tensors => return Ok(Some(found)),
-                found => claimed = claimed.or(found),
-            }
-        }
-        Ok(claimed)
+    /// Naming the scheme, or the tensor that is not understood.
+    pub(crate) fn refuse_quantized(&self) -> Result<()> {
+        self.origins.iter().find_map(|origin| origin.refusal(self.path())).map_or(Ok(()), Err)
+    }
+
+    /// Whether a file of the directory says how weights are quantized that are restored.
+    fn is_outdated(&self, file: &Path) -> bool {
+        let restored = self.origins.iter().filter(|origin| matches!(origin.state, State::Restored));
+        let mut claiming = restored.flat_map(|origin| claiming_files(&origin.component));
+        claiming.any(|claiming| claiming == file)
     }
 
     /// What configurations and metadata say of the quantization of a component.
@@ -196,13 +202,17 @@ impl Model {
 
     /// The files of the model's directory that it needs beside its weights, such as `config.json`, tokenizers and licences, as
     /// paths relative to it, in order; of a pipeline those of its subdirectories too. Empty for a model that is a single
-    /// file.
+    /// file. Files that say how restored weights were quantized are left out.
     ///
     /// # Errors
     /// [`Io`](QuantError::Io) if a directory cannot be listed.
     pub fn config_files(&self) -> Result<Vec<PathBuf>> {
         match self.location.is_directory()? {
-            Some(true) => Ok(config_files(&ModelDirectory(&self.location), self.is_pipeline)?),
+            Some(true) => {
+                let mut files = config_files(&ModelDirectory(&self.location), self.is_pipeline)?;
+                files.retain(|file| !(is_only_claim(file) && self.is_outdated(file)));
+                Ok(files)
+            }
             Some(false) | None => Ok(Vec::new()),
         }
     }
@@ -215,11 +225,17 @@ impl Model {
         if self.location.has_file(file) { Ok(Some(self.location.read(file)?)) } else { Ok(None) }
     }
 
-    /// Copies a file of the model's directory to a path of this machine.
+    /// Copies a file of the model's directory to a path of this machine, without what it says of the quantization of weights that
+    /// are restored.
     ///
     /// # Errors
     /// [`Io`](QuantError::Io) if it cannot be read, or not be written there.
     pub(crate) fn copy_file(&self, file: &Path, to: &Path) -> Result<()> {
+        if self.is_outdated(file)
+            && let Some(text) = without_claims(file, &self.location.read(file)?)
+        {
+            return std::fs::write(to, text).map_err(|error| QuantError::io(to, error));
+        }
         Ok(self.location.copy(file, to)?)
     }
 
@@ -271,24 +287,37 @@ impl Model {
         let first = self.tensors.len();
         let mut opened = Vec::with_capacity(component.files.len());
         for path in &component.files {
-            opened.push((path.clone(), self.open_file(component, path, residence)?));
+            opened.push((path.clone(), opened::open(&self.location, &component.name, path, residence)?));
         }
         if component.index.is_none() {
             self.leave_out_adapters(&mut opened);
         }
         for (_, (file, header)) in opened {
-            for (key, value) in header.metadata {
-                self.metadata.entry(key).or_insert(value);
+            match header {
+                Header::Safetensors(header) => {
+                    for (key, value) in header.metadata {
+                        self.metadata.entry(key).or_insert(value);
+                    }
+                    self.tensors.extend(header.tensors.into_iter().map(|entry| Tensor {
+                        component: component.name.clone(),
+                        bytes: entry.range.end - entry.range.start,
+                        offset: entry.range.start,
+                        name: entry.name,
+                        stored: entry.stored,
+                        shape: entry.shape,
+                        file: file.clone(),
+                    }));
+                }
+                Header::Gguf(header) => {
+                    let (tensors, origin) = origins::of_gguf(&component.name, &file, &header)?;
+                    self.tensors.extend(tensors);
+                    self.origins.extend(origin);
+                    self.metadata.extend(header.metadata.into_iter().filter_map(|(key, value)| match value {
+                        Value::Text(text) => Some((key, text)),
+                        _ => None,
+                    }));
+                }
             }
-            self.tensors.extend(header.tensors.into_iter().map(|entry| Tensor {
-                component: component.name.clone(),
-                bytes: entry.range.end - entry.range.start,
-                offset: entry.range.start,
-                name: entry.name,
-                stored: entry.stored,
-                shape: entry.shape,
-                file: file.clone(),
-            }));
             self.files.push(file);
         }
         let tensors = &mut self.tensors[first..];
@@ -297,24 +326,24 @@ impl Model {
             .iter()
             .map(|tensor| FoundTensor { name: &tensor.name, file: &tensor.file.store.identity().path })
             .collect();
-        component.check(&found).map_err(|error| ModelDirectory(&self.location).explain(error))
-    }
-
-    /// Opens a file of weights, and reads its header.
-    fn open_file(&self, component: &Component, path: &Path, residence: Residence) -> Result<(WeightFile, Header)> {
-        let store = self.location.open(path, residence)?;
-        let length = store.identity().length;
-        let format = |error| QuantError::format(&store.identity().path, error);
-        let start = store.read_now(0..length.min(START))?;
-        let header = safetensors::header_length(&start, length).map_err(format)?;
-        let parsed = safetensors::parse(&store.read_now(0..header)?, length).map_err(format)?;
-        let own_name = store.identity().path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((WeightFile { name: full_name(&component.name, &own_name).into(), store, header }, parsed))
+        component.check(&found).map_err(|error| ModelDirectory(&self.location).explain(error))?;
+        let is_gguf = self.origins.iter().any(|origin| origin.component == component.name);
+        if !is_gguf {
+            let claims = self.claims(&component.name)?;
+            let stored = self.tensors.split_off(first);
+            let (tensors, origin) = origins::restored(&component.name, &claims, &self.metadata, stored)?;
+            self.tensors.extend(tensors);
+            self.origins.extend(origin);
+        }
+        Ok(())
     }
 
     /// Takes away files of adapters beside those of a model.
     fn leave_out_adapters(&mut self, opened: &mut Vec<(PathBuf, (WeightFile, Header))>) {
-        let is_one = |header: &Header| is_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str()));
+        let is_one = |header: &Header| match header {
+            Header::Safetensors(header) => is_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str())),
+            Header::Gguf(_) => false,
+        };
         if opened.iter().all(|(_, (_, header))| is_one(header)) {
             return;
         }

@@ -228,6 +228,7 @@ fn no_model() {
         ("quantized/arrow_quant.json", vec![]),
         ("m.ckpt", vec![]),
         ("m.gguf", vec![]),
+        ("m.onnx", vec![]),
         ("m.safetensors", vec![]),
     ]);
     let path = |name: &str| dir.path().join(name);
@@ -237,7 +238,8 @@ fn no_model() {
     contains(&not_found(&path("pickle")), &["`pytorch_model.bin`", "can run code", "convert them to safetensors"]);
     contains(&not_found(&path("quantized")), &["is a quantized model already"]);
     contains(&not_found(&path("m.ckpt")), &["m.ckpt` is a pickle checkpoint", "convert it to safetensors"]);
-    contains(&not_found(&path("m.gguf")), &["m.gguf`", "allowed: a .safetensors file"]);
+    contains(&not_found(&path("m.onnx")), &["m.onnx`", "allowed: a .safetensors or .gguf file"]);
+    contains(&metadata(&path("m.gguf")), &["m.gguf: file is truncated"]);
     contains(&metadata(&path("m.safetensors")), &["m.safetensors: file has 0 bytes"]);
 }
 

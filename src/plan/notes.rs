@@ -22,7 +22,8 @@ pub(crate) fn notes(
     let model = &plan.model;
     let has_target_size = config.target_model_size_mb.is_some() || config.target_bpw.is_some();
     let mut notes: Vec<String> = model.left_out().iter().map(ToString::to_string).collect();
-    notes.extend(claimed(model)?);
+    notes.extend(claimed(model));
+    notes.extend(restored(model));
     notes.extend(zeros(plan));
     if let (None, Some(modality)) = (config.modality, detected.modality) {
         notes.push(format!("the model makes {modality}, by {}", detected.from));
@@ -64,11 +65,18 @@ pub(crate) fn notes(
 }
 
 /// That a configuration says of plain weights that they are quantized.
-fn claimed(model: &Model) -> Result<Option<String>> {
-    let claimed = model.quantized_source()?.filter(|source| !source.is_in_tensors);
-    Ok(claimed.map(|source| {
-        format!("the weights are said to be quantized with {source}, but are plain numbers: they are taken as they are")
-    }))
+fn claimed(model: &Model) -> Option<String> {
+    let claimed = model.quantized_source().filter(|source| !source.is_in_tensors)?;
+    Some(format!(
+        "the weights are said to be quantized with {claimed}, but are plain numbers: they are taken as they are"
+    ))
+}
+
+/// That weights are those that another program's codes stand for.
+fn restored(model: &Model) -> impl Iterator<Item = String> + '_ {
+    model.restored_from().map(|source| {
+        format!("the weights were quantized with {source}: what its codes stand for is taken as the original, F32")
+    })
 }
 
 /// That tensors hold nothing but zeros, as files do that a download made room for and did not fill.

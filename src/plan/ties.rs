@@ -4,8 +4,11 @@ use std::collections::HashMap;
 
 use crate::{Result, Tensor};
 
-/// Bytes looked at in a few places of every tensor, before all are compared.
-const GLANCE: usize = 64;
+/// Elements looked at in a few places of every tensor, before all are compared.
+const GLANCE: u64 = 64;
+
+/// Elements that are compared at once.
+const PIECE: u64 = 1 << 20;
 
 /// For each tensor the first one that is the same, if that is another. Tensors are the same that have dtype, shape and
 /// all bytes in common and are matrices at least: vectors are often all ones, and too small to be worth it.
@@ -16,29 +19,47 @@ pub(crate) fn repeated(tensors: &[Tensor]) -> Result<Vec<Option<usize>>> {
     let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
     let mut same = vec![None; tensors.len()];
     for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.shape.len() > 1 && tensor.bytes > 0) {
-        let data = tensor.data()?;
-        let first = alike.entry((tensor.stored, tensor.shape.as_slice(), glance(&data))).or_default();
+        let first = alike.entry((tensor.stored, tensor.shape.as_slice(), glance(tensor)?)).or_default();
         let mut equal = None;
         for &other in first.iter() {
-            if tensors[other].data()? == data {
+            if are_equal(&tensors[other], tensor)? {
                 equal = Some(other);
                 break;
             }
         }
         match equal {
-            Some(other) => {
-                same[index] = Some(other);
-                tensors[other].release(0..tensors[other].elements());
-            }
+            Some(other) => same[index] = Some(other),
             None => first.push(index),
         }
-        tensor.release(0..tensor.elements());
     }
     Ok(same)
 }
 
-/// Bytes from the start, the middle and the end.
-fn glance(data: &[u8]) -> Vec<u8> {
-    let last = data.len().saturating_sub(GLANCE);
-    [0, last / 2, last].iter().flat_map(|&at| &data[at..(at + GLANCE).min(data.len())]).copied().collect()
+/// Elements from the start, the middle and the end.
+fn glance(tensor: &Tensor) -> Result<Vec<u8>> {
+    let elements = tensor.elements();
+    // Elements of less than a byte begin and end with bytes at multiples of eight.
+    let last = elements.saturating_sub(GLANCE) / 8 * 8;
+    let mut seen = Vec::new();
+    for start in [0, last / 16 * 8, last] {
+        let range = start..(start + GLANCE).min(elements);
+        seen.extend_from_slice(&tensor.read(range.clone())?);
+        tensor.release(range);
+    }
+    Ok(seen)
+}
+
+/// Whether two tensors of the same type and shape have the same bytes.
+fn are_equal(one: &Tensor, other: &Tensor) -> Result<bool> {
+    let elements = one.elements();
+    for start in (0..elements).step_by(PIECE as usize) {
+        let range = start..(start + PIECE).min(elements);
+        let is_equal = one.read(range.clone())? == other.read(range.clone())?;
+        one.release(range.clone());
+        other.release(range);
+        if !is_equal {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -79,12 +79,17 @@ impl Store for LocalMapping {
     }
 
     fn read<'a>(&'a self, ranges: &'a [Range<u64>]) -> BoxFuture<'a, Result<Vec<Bytes>, StoreError>> {
-        future::ready(self.check().and_then(|()| slices(&self.identity, &self.bytes, ranges))).boxed()
+        future::ready(self.read_each_now(ranges)).boxed()
     }
 
     fn read_now(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         self.check()?;
         Ok(self.bytes.slice(self.identity.indexes(&range)?))
+    }
+
+    fn read_each_now(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        self.check()?;
+        slices(&self.identity, &self.bytes, ranges)
     }
 
     /// Gives the pages of a range back, so that they no longer count as this process's memory.

@@ -37,6 +37,14 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(read.pop().unwrap_or_default())
     }
 
+    /// Ranges of bytes, for threads that compute, in the order asked for.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn read_each_now(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        ranges.iter().map(|range| self.read_now(range.clone())).collect()
+    }
+
     /// Says that a range will not be looked at again soon, so that it need not stay in memory.
     fn release(&self, range: Range<u64>);
 

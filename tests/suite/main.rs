@@ -20,6 +20,7 @@ mod readme;
 mod reference;
 mod relation;
 mod report;
+mod restored;
 mod resume;
 mod screen;
 mod service;

@@ -37,34 +37,34 @@ fn notes(report: &Value) -> String {
 }
 
 #[test]
-fn a_quantized_checkpoint_is_refused_by_name_and_can_be_looked_at() {
+fn a_scheme_that_is_not_read_is_refused_by_name_and_can_be_looked_at() {
     let directory = TempDir::new().unwrap();
-    let gptq = directory.path().join("gptq");
+    let hqq = directory.path().join("hqq");
     let tensors = [
-        codes("m.qweight", "I32", &[16, 64]),
-        codes("m.qzeros", "I32", &[1, 8]),
-        Tensor::gaussian("m.scales", "F16", &[1, 64], 1),
+        codes("m.W_q", "U8", &[16, 64]),
+        Tensor::gaussian("m.scale", "F16", &[1, 64], 1),
+        Tensor::gaussian("m.zero", "F16", &[1, 64], 2),
         matrix("lm_head.weight"),
     ];
-    write_model(&gptq.join("model.safetensors"), &tensors);
-    write(&gptq.join("config.json"), r#"{"quantization_config": {"quant_method": "gptq", "bits": 4}}"#);
-    let message = refused(text(&gptq), &directory.path().join("out"), &[]);
+    write_model(&hqq.join("model.safetensors"), &tensors);
+    write(&hqq.join("config.json"), r#"{"quantization_config": {"quant_method": "hqq", "bits": 4}}"#);
+    let message = refused(text(&hqq), &directory.path().join("out"), &[]);
     let parts = [
-        "is quantized already: GPTQ",
-        "config.json has quantization_config with quant_method gptq",
-        "'m.qweight' is I32 and has 'm.scales' beside it",
+        "is quantized already: HQQ",
+        "config.json has quantization_config with quant_method hqq",
+        "'m.W_q' is U8",
         "get the original weights",
     ];
     contains(&message, &parts);
-    let planned = run(arrow_quant(&["plan", text(&gptq)])).error();
-    contains(&planned, &["is quantized already: GPTQ"]);
+    let planned = run(arrow_quant(&["plan", text(&hqq)])).error();
+    contains(&planned, &["is quantized already: HQQ"]);
     // A file alone, without its configuration, is known by its tensors.
-    let message = refused(text(&gptq.join("model.safetensors")), &directory.path().join("out"), &[]);
-    contains(&message, &["is quantized already: GPTQ"]);
+    let message = refused(text(&hqq.join("model.safetensors")), &directory.path().join("out"), &[]);
+    contains(&message, &["is quantized already: HQQ"]);
 
-    let inspection = inspected(&gptq, &[]);
-    contains(inspection["quantized_by"].as_str().unwrap(), &["GPTQ"]);
-    let query = format!("SELECT count(*) AS tensors FROM tensors('{}')", text(&gptq));
+    let inspection = inspected(&hqq, &[]);
+    contains(inspection["quantized_by"].as_str().unwrap(), &["HQQ"]);
+    let query = format!("SELECT count(*) AS tensors FROM tensors('{}')", text(&hqq));
     assert_eq!(run(arrow_quant(&["sql", "--format", "json", &query])).json(), json!({"tensors": 4}));
 }
 
@@ -74,9 +74,9 @@ fn a_quantized_component_is_refused_and_a_claim_of_plain_weights_is_noted() {
     let pipeline = directory.path().join("pipeline");
     write(&pipeline.join("model_index.json"), r#"{"unet":["d","U"],"transformer":["d","T"]}"#);
     write_model(&pipeline.join("unet/m.safetensors"), &[matrix("w")]);
-    let scaled = [codes("w.weight", "F8_E4M3", &[64, 128]), Tensor::gaussian("w.weight_scale", "F32", &[1], 1)];
+    let scaled = [codes("w.weight", "U8", &[64, 128]), Tensor::gaussian("w.scales", "F32", &[1], 1)];
     write_model(&pipeline.join("transformer/m.safetensors"), &scaled);
-    contains(&refused(text(&pipeline), &directory.path().join("out"), &[]), &["FP8 with scales", "'w.weight_scale'"]);
+    contains(&refused(text(&pipeline), &directory.path().join("out"), &[]), &["integers with scales", "'w.scales'"]);
 
     let restored = directory.path().join("restored");
     write_model(&restored.join("model.safetensors"), &[matrix("w")]);
@@ -89,8 +89,10 @@ fn a_quantized_component_is_refused_and_a_claim_of_plain_weights_is_noted() {
 fn models_with_eight_bit_floats_and_scales_of_their_own_are_quantized() {
     let directory = TempDir::new().unwrap();
     let model = directory.path().join("m.safetensors");
+    // Without 127, which is no number.
+    let cast = (0..64 * 128).map(|i| (i % 120) as f64).collect();
     let tensors = [
-        codes("cast.weight", "F8_E4M3", &[64, 128]),
+        Tensor { name: "cast.weight", dtype: "F8_E4M3", shape: vec![64, 128], values: cast },
         codes("cast.scale", "F8_E4M3", &[64]),
         Tensor::gaussian("ls.scale", "F32", &[64], 2),
         Tensor::gaussian("quantizer.codebook", "F32", &[64, 128], 3),
@@ -100,7 +102,9 @@ fn models_with_eight_bit_floats_and_scales_of_their_own_are_quantized() {
     write_model(&model, &tensors);
     let (_, report) = quantized(text(&model), directory.path(), "out", &[]);
     assert_eq!(tensor(&report, "quantizer.codebook")["bits"], 4);
-    assert_eq!(tensor(&report, "cast.weight")["bits"], Value::Null);
+    // FP8 without scales is a cast.
+    assert_eq!(tensor(&report, "cast.weight")["bits"], 4);
+    assert_eq!(tensor(&report, "cast.weight")["dtype"], "F32");
 }
 
 #[test]

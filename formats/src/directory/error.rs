@@ -59,6 +59,11 @@ pub enum Missing {
         /// One of the pickles.
         example: String,
     },
+    /// A directory of several GGUF files, which are other precisions of one model, or parts of it.
+    SeveralGguf {
+        /// The files, relative to the directory.
+        files: Vec<PathBuf>,
+    },
     /// A directory without weights of its own, with others below it that have some.
     InDirectories {
         /// Directories with weights, relative to the model's.
@@ -116,8 +121,8 @@ impl Missing {
                 "no model at `{shown}`: no such file or directory; give a .safetensors file or a directory that holds some"
             ),
             Self::NotWeights => format!(
-                "`{shown}` is not a file of weights that can be read, allowed: a .safetensors file, or a directory that \
-                 holds some"
+                "`{shown}` is not a file of weights that can be read, allowed: a .safetensors or .gguf file, or a directory \
+                 that holds some"
             ),
             Self::Pickle => format!(
                 "`{shown}` is a pickle checkpoint: it can run code when it is loaded and is not read; convert it to \
@@ -132,6 +137,9 @@ impl Missing {
                  convert them to safetensors first",
                 joined(path, directory).display()
             ),
+            Self::SeveralGguf { files } => {
+                format!("`{shown}` has several GGUF files ({}): give one of them", listed(files))
+            }
             Self::InDirectories { directories } => format!(
                 "`{shown}` has no weights itself, but there are some in {}: give one of these directories",
                 listed(&joined_all(path, directories))

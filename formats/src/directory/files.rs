@@ -8,7 +8,7 @@ const WEIGHTS: &[&str] = &["safetensors", "sft"];
 /// Endings of checkpoints that are Python pickles.
 const PICKLES: &[&str] = &["bin", "pt", "pth", "ckpt", "pkl"];
 
-/// Endings of weights in formats that are not read either.
+/// Endings of weights in other formats; of these, GGUF is read where there are no others.
 const OTHER_WEIGHTS: &[&str] = &["gguf", "onnx", "onnx_data", "msgpack", "h5"];
 
 /// Endings that programs give to a file until it is complete.
@@ -52,6 +52,11 @@ pub(super) fn name(path: &Path) -> String {
 
 pub(super) fn is_weights(path: &Path) -> bool {
     has_ending(path, WEIGHTS)
+}
+
+/// True for the name of a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    has_ending(path, &["gguf"])
 }
 
 pub(super) fn is_pickle(path: &Path) -> bool {

@@ -10,6 +10,7 @@ mod error;
 mod keys;
 mod layout;
 mod mixes;
+mod originals;
 mod sizes;
 mod tokenizer;
 
@@ -23,6 +24,7 @@ pub use architectures::Architecture;
 pub use error::LanguageError;
 pub use layout::is_computed;
 pub use mixes::Mix;
+pub use originals::{Original, Originals};
 pub use tokenizer::PRE_TOKENIZERS;
 
 /// The file that says what a model is.

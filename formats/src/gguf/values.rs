@@ -121,6 +121,23 @@ values! {
 /// The number of arrays.
 const ARRAY: u32 = 9;
 
+impl Value {
+    /// The number that it is, if it is a whole one that is not negative.
+    pub fn number(&self) -> Option<u64> {
+        match *self {
+            Self::U8(number) => Some(number.into()),
+            Self::U16(number) => Some(number.into()),
+            Self::U32(number) => Some(number.into()),
+            Self::U64(number) => Some(number),
+            Self::I8(number) => number.try_into().ok(),
+            Self::I16(number) => number.try_into().ok(),
+            Self::I32(number) => number.try_into().ok(),
+            Self::I64(number) => number.try_into().ok(),
+            Self::F32(_) | Self::F64(_) | Self::Bool(_) | Self::Text(_) | Self::Array(_) => None,
+        }
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::Text(text.to_string())

@@ -34,6 +34,8 @@ pub struct Claim {
     pub scheme: QuantizationScheme,
     /// Where it stands.
     pub sign: Sign,
+    /// What it says of the quantization, key by key.
+    pub config: Map<String, Value>,
 }
 
 /// What a file of [`CLAIMING_FILES`] claims. A text that is not JSON claims nothing; the code that
@@ -44,27 +46,56 @@ pub fn claim_of_config(file: &Path, text: &[u8]) -> Option<Claim> {
     let is_config = file.file_name() == Some("config.json".as_ref());
     let parts = PARTS.iter().filter_map(|part| json.get(*part)?.as_object());
     let mut holders = std::iter::once(&json).chain(parts);
-    let found =
-        holders.find_map(|holder| KEYS.iter().find_map(|key| Some((*key, scheme_of(holder.get(*key)?.as_object()?)?))));
+    let found = holders.find_map(|holder| KEYS.iter().find_map(|key| claimed(key, holder.get(*key)?.as_object()?)));
     // The other files are such a configuration themselves.
-    let (key, (scheme, method)) = match found {
+    let (key, (scheme, method), config) = match found {
         Some(found) => found,
         None if is_config => return None,
-        None => ("", scheme_of(&json)?),
+        None => claimed("", &json)?,
     };
     let key = [key, &method].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" with ");
-    Some(Claim { scheme, sign: Sign::Config { file: file.to_path_buf(), key } })
+    Some(Claim { scheme, sign: Sign::Config { file: file.to_path_buf(), key }, config: config.clone() })
+}
+
+/// A key whose value says that weights are quantized.
+type Claimed<'a> = (&'static str, (QuantizationScheme, String), &'a Map<String, Value>);
+
+fn claimed<'a>(key: &'static str, config: &'a Map<String, Value>) -> Option<Claimed<'a>> {
+    Some((key, scheme_of(config)?, config))
+}
+
+/// A configuration without what it claims. `None` if it claims nothing, or says nothing else.
+pub fn without_claims(file: &Path, text: &[u8]) -> Option<Vec<u8>> {
+    claim_of_config(file, text)?;
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut json: Map<String, Value> = serde_json::from_slice(text).ok()?;
+    let mut remove = |json: &mut Map<String, Value>| KEYS.iter().for_each(|key| drop(json.remove(*key)));
+    remove(&mut json);
+    for part in PARTS {
+        json.get_mut(*part).and_then(Value::as_object_mut).into_iter().for_each(&mut remove);
+    }
+    serde_json::to_vec_pretty(&json).ok()
+}
+
+/// Whether a file says nothing but how weights are quantized.
+pub fn is_only_claim(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default();
+    name != "config.json" && CLAIMING_FILES.iter().any(|claiming| name == *claiming)
 }
 
 /// What the metadata of files of weights claims.
 pub fn claim_of_metadata(metadata: &BTreeMap<String, String>) -> Option<Claim> {
     METADATA.iter().find_map(|(key, scheme)| {
         let text = metadata.get(*key)?;
+        let config = match serde_json::from_str(text) {
+            Ok(Value::Object(config)) => config,
+            Ok(_) | Err(_) => Map::new(),
+        };
         let scheme = match scheme {
             Some(scheme) => scheme.clone(),
-            None => scheme_of(serde_json::from_str::<Value>(text).ok()?.as_object()?)?.0,
+            None => scheme_of(&config)?.0,
         };
-        Some(Claim { scheme, sign: Sign::Metadata { key: key.to_string() } })
+        Some(Claim { scheme, sign: Sign::Metadata { key: key.to_string() }, config })
     })
 }
 

@@ -15,7 +15,7 @@ named! {
 
 impl Fp8 {
     /// What each byte stands for.
-    pub(crate) fn values(self) -> [f32; 256] {
+    pub fn values(self) -> [f32; 256] {
         std::array::from_fn(|byte| {
             let byte = byte as u8;
             match self {

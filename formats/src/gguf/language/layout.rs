@@ -20,7 +20,7 @@ pub(super) const HEAD: &str = "output.weight";
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 
 /// Modules that are not in a block.
-const OUTER: &[(&str, &str)] = &[
+pub(super) const OUTER: &[(&str, &str)] = &[
     ("embed_tokens", "token_embd"),
     ("norm", "output_norm"),
     ("lm_head", "output"),
@@ -30,7 +30,7 @@ const OUTER: &[(&str, &str)] = &[
 ];
 
 /// Modules of a block, as most architectures call them.
-const INNER: &[(&str, &str)] = &[
+pub(super) const INNER: &[(&str, &str)] = &[
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -53,8 +53,8 @@ const INNER: &[(&str, &str)] = &[
 ];
 
 /// Modules that lists of experts are in, and those of an expert.
-const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
-const OF_EXPERT: &[(&str, &str)] = &[
+pub(super) const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
+pub(super) const OF_EXPERT: &[(&str, &str)] = &[
     ("gate_proj", "ffn_gate_exps"),
     ("up_proj", "ffn_up_exps"),
     ("down_proj", "ffn_down_exps"),
