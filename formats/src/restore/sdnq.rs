@@ -66,28 +66,8 @@ fn matrix<P: Parts>(checkpoint: &mut Checkpoint<'_, P>, index: usize, module: &s
     let (is_signed, bits) = width(checkpoint, index, module)?;
     let scale = checkpoint.need(name, &part("scale"))?;
     checkpoint.expect(name, scale, FLOATS, "floats")?;
-    // [rows, groups, 1], or [rows, 1] where a row is one group.
-    let [rows, groups] = match *checkpoint.tensor(scale).shape {
-        [rows, groups, 1] => [rows.unsigned_abs(), groups.unsigned_abs()],
-        [rows, 1] => [rows.unsigned_abs(), 1],
-        _ => return Err(checkpoint.shape(name, scale, "[rows, groups, 1] or [rows, 1]")),
-    };
-    let bytes = checkpoint.bytes(index);
-    let elements = bytes.saturating_mul(8) / bits;
-    let group = elements.checked_div(rows.saturating_mul(groups)).unwrap_or(0);
-    let columns = group.saturating_mul(groups);
-    if group == 0 || rows.saturating_mul(columns) != elements {
-        return Err(checkpoint.shape(name, index, format!("whole groups, {groups} for each of {rows} rows")));
-    }
-    // Widths of less than a byte are flat; bytes are rows, or groups of rows.
-    let of_rows: Option<u64> = match checkpoint.tensor(index).shape {
-        [_] => (bits < 8).then_some(rows),
-        [of_rows, ..] => (bits == 8).then_some(of_rows.unsigned_abs()),
-        [] => None,
-    };
-    if of_rows != Some(rows) {
-        return Err(checkpoint.shape(name, index, format!("{rows} rows of {columns} codes of {bits} bits")));
-    }
+    let [rows, groups, group] = sizes(checkpoint, index, scale, bits)?;
+    let (columns, bytes) = (group * groups, checkpoint.bytes(index));
     let parameters = |part: usize| {
         let number = Number::of(checkpoint.tensor(part).stored).unwrap_or(Number::U8);
         let values = Values::Numbers { part, number, order: Order::Rows };
@@ -114,4 +94,37 @@ fn matrix<P: Parts>(checkpoint: &mut Checkpoint<'_, P>, index: usize, module: &s
     let grid = Grid { minima, ..Grid::scaled(columns, codes, levels, Some(parameters(scale))) };
     checkpoint.make(part("weight"), vec![rows as i64, columns as i64], index, grid);
     Ok(())
+}
+
+/// Rows, groups of a row, and columns of a group, as the shapes of scales and codes tell them.
+fn sizes<P: Parts>(
+    checkpoint: &Checkpoint<'_, P>,
+    index: usize,
+    scale: usize,
+    bits: u64,
+) -> Result<[u64; 3], P::Error> {
+    let name = checkpoint.tensor(index).name;
+    // [rows, groups, 1], or [rows, 1] where a row is one group.
+    let [rows, groups] = match *checkpoint.tensor(scale).shape {
+        [rows, groups, 1] => [rows.unsigned_abs(), groups.unsigned_abs()],
+        [rows, 1] => [rows.unsigned_abs(), 1],
+        _ => return Err(checkpoint.shape(name, scale, "[rows, groups, 1] or [rows, 1]")),
+    };
+    let bytes = checkpoint.bytes(index);
+    let elements = bytes.saturating_mul(8) / bits;
+    let group = elements.checked_div(rows.saturating_mul(groups)).unwrap_or(0);
+    let columns = group.saturating_mul(groups);
+    if group == 0 || rows.saturating_mul(columns) != elements {
+        return Err(checkpoint.shape(name, index, format!("whole groups, {groups} for each of {rows} rows")));
+    }
+    // Widths of less than a byte are flat; bytes are rows, or groups of rows.
+    let of_rows: Option<u64> = match checkpoint.tensor(index).shape {
+        [_] => (bits < 8).then_some(rows),
+        [of_rows, ..] => (bits == 8).then_some(of_rows.unsigned_abs()),
+        [] => None,
+    };
+    if of_rows != Some(rows) {
+        return Err(checkpoint.shape(name, index, format!("{rows} rows of {columns} codes of {bits} bits")));
+    }
+    Ok([rows, groups, group])
 }
