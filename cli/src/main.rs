@@ -7,6 +7,7 @@
 mod calibration;
 mod completion;
 mod config;
+mod export;
 mod failure;
 mod flags;
 mod inspect;
@@ -111,6 +112,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Show what a quantized model says of itself, as text or as a page of HTML
     Report(report::Arguments),
+    /// Write a quantized model for another program, with the codes that it has
+    Export(export::Arguments),
     /// List what a model can be written as, and which programs load it
     Targets(targets::Arguments),
     /// Show or check a configuration
@@ -136,6 +139,7 @@ impl Command {
             Self::Inspect(arguments) => arguments.json,
             Self::Report(arguments) => arguments.json,
             Self::Targets(arguments) => arguments.json,
+            Self::Export(arguments) => arguments.shown.json,
             Self::Config(_) | Self::Sql(_) | Self::Completions(_) | Self::Man(_) => false,
             #[cfg(feature = "service")]
             Self::Serve(_) => false,
@@ -203,6 +207,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Targets(arguments) => targets::run(arguments),
         Command::Completions(arguments) => manual::complete(arguments),
         Command::Man(arguments) => manual::man(arguments),
+        Command::Export(arguments) => export::run(arguments, cores(cli.threads)?),
         Command::Validate(arguments) => validate::run(arguments, cores(cli.threads)?),
         Command::Inspect(arguments) => inspect::run(arguments, cores(cli.threads)?),
         Command::Sql(arguments) => sql::run(arguments, cores(cli.threads)?),

@@ -179,10 +179,12 @@ class DiffusionQuantConfig:
     @variant.setter
     def variant(self, value: str | None) -> None: ...
     @property
-    def format(self) -> Literal["arrow-quant", "gguf"] | None:
-        """What the quantized model is written as: arrow-quant is a directory, gguf one file, as llama.cpp loads it.
-        Allowed: arrow-quant or gguf, or None for what the output's name says: gguf if it ends in .gguf, else
-        arrow-quant."""
+    def format(self) -> str | None:
+        """What the quantized model is written as. arrow-quant is our own directory; gguf is one file for llama.cpp;
+        sdnq a directory for diffusers, compressed-tensors one for vLLM and transformers, mlx one for mlx-lm; comfyui is
+        one file for ComfyUI; safetensors holds floats, in a directory, or in one file if the output's name ends in
+        .safetensors. Allowed: arrow-quant, gguf, sdnq, compressed-tensors, mlx, comfyui or safetensors, or None for
+        what the output's name says: gguf if it ends in .gguf, else arrow-quant."""
     @format.setter
     def format(self, value: str | None) -> None: ...
     @property
@@ -205,11 +207,11 @@ class DiffusionQuantConfig:
     def bit_width(self, value: int) -> None: ...
     @property
     def type(self) -> str:
-        """What weights become: int2 to int8 are integers of ``bit_width`` in groups; the others are the block types of
-        ggml and llama-quantize's mixes of them, where the format holds them. With a target size, a type of the same
-        kind is chosen for each tensor. Allowed: int2, int3, int4, int5, int6, int8, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k,
-        q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s or
-        q5_k_m."""
+        """What weights become, where the format holds it: int2 to int8 are integers of ``bit_width`` in groups; f32,
+        f16 and bf16 are floats; the others are the block types of ggml and llama-quantize's mixes of them. With a
+        target size, a type of the same kind is chosen for each tensor. Allowed: int2, int3, int4, int5, int6, int8,
+        q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, q3_k_s, q3_k_m,
+        q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, f32, f16 or bf16."""
     @type.setter
     def type(self, value: str) -> None: ...
     @property

@@ -166,7 +166,7 @@ pub enum WeightType {
 
 impl WeightType {
     /// The floats that weights can become.
-    pub const FLOATS: &'static [Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+    pub const FLOATS: &'static [Dtype] = &[listed::FLOATS[0].0, listed::FLOATS[1].0, listed::FLOATS[2].0];
 
     /// The name as users type it: `int4`, `q4_k`, `q4_k_m`, `f16`.
     pub const fn name(self) -> &'static str {
@@ -234,7 +234,12 @@ impl Choice for WeightType {
         let blocks = BlockType::FILLED.iter().copied().map(Self::Block);
         let mixes = Mix::ALL.iter().copied().map(Self::Mix);
         let floats = Self::FLOATS.iter().copied().map(Self::Float);
-        integers.chain(blocks).chain(mixes).chain(floats).map(|weight_type| (weight_type, weight_type.name().into())).collect()
+        integers
+            .chain(blocks)
+            .chain(mixes)
+            .chain(floats)
+            .map(|weight_type| (weight_type, weight_type.name().into()))
+            .collect()
     }
 }
 

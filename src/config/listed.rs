@@ -1,9 +1,10 @@
 //! Choices in words, put together when the program is compiled, so that a new choice is in every text.
 
 use arrow_quant_formats::gguf::language::Mix;
-use arrow_quant_kernels::{Bits, BlockType, GroupSize};
+use arrow_quant_kernels::{Bits, BlockType, Dtype, GroupSize};
 
-use super::WeightType;
+/// The floats that weights can become, with their names.
+pub(super) const FLOATS: [(Dtype, &str); 3] = [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::BF16, "bf16")];
 
 /// Every width: `2, 3, 4, 5, 6 or 8`.
 pub(crate) const BITS: &str = {
@@ -116,11 +117,11 @@ impl Text {
             at += 1;
         }
         let mut at = 0;
-        while at < WeightType::FLOATS.len() {
+        while at < FLOATS.len() {
             if at > 0 {
-                self = self.push(if at + 1 == WeightType::FLOATS.len() { " or " } else { ", " });
+                self = self.push(if at + 1 == FLOATS.len() { " or " } else { ", " });
             }
-            self = self.push(WeightType::Float(WeightType::FLOATS[at]).name());
+            self = self.push(FLOATS[at].1);
             at += 1;
         }
         self
@@ -147,7 +148,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Choice;
+    use crate::config::{Choice, WeightType};
 
     #[test]
     fn choices_are_listed_in_order() {

@@ -99,6 +99,13 @@ pub enum SettingProblem {
         /// The types that it holds.
         held: String,
     },
+    /// A class of diffusers that is not known as GGUF.
+    UnknownClass {
+        /// The class.
+        class: String,
+        /// Architectures that are known.
+        known: String,
+    },
     /// A size that is asked for by the weight, of a model without weights.
     NoWeights,
     /// A path or URL that cannot be allowed.
@@ -179,6 +186,12 @@ impl SettingProblem {
             Self::Variant { path, asked, there } => write_variant((field, words), path, asked.as_deref(), there, f),
             Self::TypeNotHeld { name, target, held } => {
                 write!(f, "{setting} is '{name}', which the target {target} cannot hold; allowed for it: {held}")
+            }
+            Self::UnknownClass { class, known } => {
+                write!(
+                    f,
+                    "the model is a {class}, which is not known as GGUF: choose another format, or one of these as {setting}: {known}"
+                )
             }
             Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::FallsBack { tensor, reason, others } => {

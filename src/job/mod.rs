@@ -1,5 +1,6 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
+mod export;
 mod figures;
 mod finished;
 mod inspect;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
+pub use export::export_model;
 pub use inspect::inspect_model;
 pub use planned::plan_model;
 pub use source::{plan_query, quantize_query};

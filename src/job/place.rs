@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::directory::is_weights_of_any_format;
 
-use crate::targets::{TargetName, UNFINISHED};
+use crate::targets::UNFINISHED;
 use crate::{OutputProblem, QuantError, Result};
 
 /// What is in a directory; nothing where it cannot be read.
@@ -49,13 +49,12 @@ pub(super) fn refuse_existing(out: &Path) -> Result<()> {
 }
 
 /// Refuses the name of a file of weights for a new directory: who gives it wants another kind of output.
-pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
+pub(super) fn refuse_file_name(out: &Path, target: &str) -> Result<()> {
     let Some(extension) = out.extension().filter(|_| is_weights_of_any_format(out)) else { return Ok(()) };
     let message = format!(
-        "`{}` is the name of a .{} file, and what is written is a directory ({}): choose a name without the extension",
+        "`{}` is the name of a .{} file, and what is written is a directory ({target}): choose a name without the extension",
         out.display(),
-        extension.display(),
-        TargetName::directories().collect::<Vec<_>>().join(", ")
+        extension.display()
     );
     Err(QuantError::configuration(message).at(out))
 }

@@ -9,12 +9,12 @@ use arrow_quant_kernels::Isa;
 use super::JobOptions;
 use super::open::open;
 use crate::calibration::{Calibrated, calibrate, expected_bytes};
+use crate::config::WeightType;
 use crate::plan::{Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes};
 use crate::report::PlanReport;
 use crate::tables::ModelParts;
 use crate::targets::{Layout, Target, TargetName};
 use crate::workers::blocking;
-use crate::config::WeightType;
 use crate::{Calibration, DiffusionQuantConfig, Modality, QuantError, Result, SettingProblem};
 
 /// What is decided before the first weight is written.
@@ -105,11 +105,8 @@ fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(Diffus
         config.scheme = first;
     } else if !allowed.schemes.is_empty() {
         let names: Vec<_> = allowed.schemes.iter().map(|scheme| scheme.name()).collect();
-        let problem = SettingProblem::TypeNotHeld {
-            name: config.scheme.name(),
-            target: allowed.target,
-            held: names.join(", "),
-        };
+        let problem =
+            SettingProblem::TypeNotHeld { name: config.scheme.name(), target: allowed.target, held: names.join(", ") };
         return Err(QuantError::setting("scheme", problem));
     }
     if matches!(config.weight_type, WeightType::Int(_)) && !allowed.group_sizes.contains(&config.group_size) {

@@ -151,7 +151,7 @@ impl Staging {
             if is_directory {
                 return Ok(Found::Free(out));
             }
-            refuse_file_name(&out)?;
+            refuse_file_name(&out, target.allowed().target)?;
         }
         Ok(Found::Free(partial(&out)))
     }

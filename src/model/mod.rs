@@ -45,6 +45,8 @@ pub struct Model {
     left_out: Vec<LeftOut>,
     is_pipeline: bool,
     origins: Vec<Origin>,
+    /// For each tensor the first one that is the same, where that is known without looking at the weights.
+    ties: Option<Vec<Option<usize>>>,
 }
 
 /// One tensor of a model, its data in a store.
@@ -122,13 +124,19 @@ impl Model {
         };
         let is_pipeline = components.iter().any(|component| !component.name.is_empty());
         let (tensors, files, metadata) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut model = Self { location, tensors, files, metadata, left_out, is_pipeline, origins: Vec::new() };
+        let mut model =
+            Self { location, tensors, files, metadata, left_out, is_pipeline, origins: Vec::new(), ties: None };
         for component in components {
             model.read(&component, residence)?;
         }
         model.tensors.sort_by(|a, b| (&a.component, &a.name).cmp(&(&b.component, &b.name)));
         model.files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(model)
+    }
+
+    /// For each tensor the first one that is the same, where that is known without looking at the weights.
+    pub(crate) fn ties(&self) -> Option<&[Option<usize>]> {
+        self.ties.as_deref()
     }
 
     /// The file or directory it was opened at.

@@ -1,16 +1,19 @@
 //! Quantized model directories: the manifest, and whether the files are those it tells of.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::directory::Missing;
-use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
-use arrow_quant_stores::{Location, Residence, Store};
+use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest, TensorReport};
+use arrow_quant_formats::{ContentHash, StoredType, full_name};
+use arrow_quant_stores::{Location, Memory, Residence, Store};
 use url::Url;
 
+use super::opened::WeightFile;
+use super::{Model, Tensor};
 use crate::workers::blocking;
 use crate::{QuantError, Result};
 
@@ -172,4 +175,63 @@ async fn hash_in_steps(store: Arc<dyn Store>) -> Result<String> {
         .await?;
     }
     Ok(hash.finish())
+}
+
+impl Model {
+    /// The tensors of a quantized model directory as those of the model that it was made of, with the files beside them. There are
+    /// no weights to read.
+    ///
+    /// # Errors
+    /// If the manifest contradicts itself.
+    pub(crate) fn of_quantized(directory: &QuantizedDirectory) -> Result<Arc<Self>> {
+        let wrong = |report: &TensorReport, problem: &str| {
+            QuantError::defect(
+                directory.path(),
+                Some(full_name(&report.component, &report.tensor)),
+                problem.to_string(),
+            )
+        };
+        let store: Arc<dyn Store> = Arc::new(Memory::without_bytes(directory.path().to_path_buf()));
+        let file = WeightFile { name: "".into(), store, header: 0 };
+        let reports = &directory.manifest.tensors;
+        let names: HashMap<_, _> =
+            reports.iter().enumerate().map(|(at, report)| (full_name(&report.component, &report.tensor), at)).collect();
+        let (mut tensors, mut ties) = (Vec::with_capacity(reports.len()), Vec::with_capacity(reports.len()));
+        for report in reports {
+            let stored: StoredType = report.dtype.parse().map_err(|_| wrong(report, "its dtype is not known"))?;
+            let bytes = report
+                .shape
+                .iter()
+                .try_fold(1_u64, |product, axis| u64::try_from(*axis).ok().and_then(|axis| product.checked_mul(axis)));
+            let bytes = bytes.and_then(|elements| stored.bytes(elements));
+            let bytes = bytes.ok_or_else(|| wrong(report, "it has no shape that can be"))?;
+            let tie = report.same_as.as_ref().map(|name| names.get(name).copied());
+            if tie == Some(None) {
+                return Err(wrong(report, "what it is stored as is not there"));
+            }
+            ties.push(tie.flatten());
+            tensors.push(Tensor {
+                component: report.component.clone(),
+                name: report.tensor.clone(),
+                stored,
+                shape: report.shape.clone(),
+                bytes,
+                file: file.clone(),
+                offset: 0,
+            });
+        }
+        if !tensors.is_sorted_by(|a, b| (&a.component, &a.name) < (&b.component, &b.name)) {
+            return Err(QuantError::defect(directory.path(), None, "its tensors are in no order".to_string()));
+        }
+        Ok(Arc::new(Self {
+            location: directory.location.clone(),
+            is_pipeline: tensors.iter().any(|tensor| !tensor.component.is_empty()),
+            tensors,
+            files: Vec::new(),
+            metadata: BTreeMap::new(),
+            left_out: Vec::new(),
+            origins: Vec::new(),
+            ties: Some(ties),
+        }))
+    }
 }

@@ -100,7 +100,9 @@ impl Allowed {
     pub(crate) fn for_rows(&self, tensor: &Tensor, choice: Choice) -> (Option<Choice>, Option<Reason>) {
         let asked = match choice {
             Choice::Block(asked) => asked,
-            Choice::Grouped { group_size: asked, .. } if self.has_whole_groups(tensor, asked) => return (Some(choice), None),
+            Choice::Grouped { group_size: asked, .. } if self.has_whole_groups(tensor, asked) => {
+                return (Some(choice), None);
+            }
             Choice::Grouped { bits, group_size: asked } => {
                 let mut smaller = self.group_sizes.iter().rev().copied().filter(|size| *size < asked);
                 let fitting = smaller.find(|size| self.has_whole_groups(tensor, *size));

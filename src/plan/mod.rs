@@ -27,6 +27,7 @@ pub(crate) use allowed::Allowed;
 pub(crate) use channels::Channels;
 pub(crate) use choice::{Choice, JobSettings};
 pub(crate) use choose_sizes::choose_sizes;
+pub(crate) use contents::Contents;
 pub(crate) use estimate::{Estimate, measured};
 pub(crate) use family::{Detected, Evidence, detect};
 pub(crate) use floor::Floor;

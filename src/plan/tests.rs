@@ -55,7 +55,8 @@ fn reasons(plan: &ModelPlan) -> Vec<String> {
 fn what_the_target_cannot_hold_is_kept_and_the_plan_says_why() {
     let of = |bits, group_size, scheme| reasons(&planned(&config(bits, group_size, scheme), None).unwrap());
     assert_eq!(of(8, 64, "symmetric"), ["None narrow keeps it", "None 1-D", "Some(8) bit_width"]);
-    assert_eq!(of(4, 64, "symmetric")[2], "None narrow has no 4-bit codes");
+    let message = planned(&config(4, 64, "symmetric"), None).unwrap_err().to_string();
+    assert_eq!(message, "type is 'int4', which the target narrow cannot hold; allowed for it: int8, q4_k, q5_0, q8_0");
     assert_eq!(of(8, 128, "symmetric")[2], "None narrow has no groups of 128");
     assert_eq!(of(8, 64, "affine")[2], "None narrow has no affine scheme");
 }

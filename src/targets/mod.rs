@@ -171,11 +171,6 @@ impl TargetName {
         TARGETS.iter().map(|target| target.allowed().target)
     }
 
-    /// The names of the targets whose outputs are directories.
-    pub(crate) fn directories() -> impl Iterator<Item = &'static str> {
-        TARGETS.iter().filter(|target| target.file().is_none()).map(|target| target.allowed().target)
-    }
-
     pub(crate) fn target(self) -> &'static dyn Target {
         self.0
     }

@@ -116,13 +116,13 @@ fn about(format: Format) -> (&'static str, &'static str, &'static str) {
             "a directory like the model's",
             "linear layers but for the head; groups must divide rows; vLLM on a CPU has no int8",
         ),
-        Format::Mlx => (
-            "mlx-lm",
-            "a directory like the model's",
-            "linear layers and the embedding; groups must divide rows",
-        ),
+        Format::Mlx => {
+            ("mlx-lm", "a directory like the model's", "linear layers and the embedding; groups must divide rows")
+        }
         Format::ComfyUi => ("ComfyUI", "one file", "linear layers, under the names of the model"),
-        Format::Safetensors => ("all that read safetensors", "a directory, or one file", "floats: nothing is quantized"),
+        Format::Safetensors => {
+            ("all that read safetensors", "a directory, or one file", "floats: nothing is quantized")
+        }
     }
 }
 

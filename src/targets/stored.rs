@@ -8,8 +8,8 @@ use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::{Dtype, Isa, ParameterDtype, Weights, group_count, to_f32};
 use half::{bf16, f16};
 
-use super::raw::tag;
 use super::defect;
+use super::raw::tag;
 use crate::plan::{Choice, ModelPlan};
 use crate::tables::{Chunk, ModelParts};
 use crate::{QuantError, Result, Tensor};
@@ -146,7 +146,8 @@ fn lengths(plan: &ModelPlan, chunk: &Chunk) -> Result<Lengths> {
     match plan.tensors[chunk.tensor].choice {
         None => Ok(Lengths { codes: tensor.stored_bytes(chunk.elements), groups: None }),
         Some(choice @ Choice::Block(_)) => {
-            let bytes = choice.encoding(plan.settings.scheme).stored_bytes(chunk.elements as usize, chunk.row_length as usize);
+            let bytes =
+                choice.encoding(plan.settings.scheme).stored_bytes(chunk.elements as usize, chunk.row_length as usize);
             Ok(Lengths { codes: bytes? as u64, groups: None })
         }
         Some(Choice::Grouped { bits, group_size }) => {

@@ -1,12 +1,14 @@
 //! A file that was read into memory at once, where a mapping would be slow or cannot be had.
 
 use std::ops::Range;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{self, BoxFuture};
 
-use crate::{Identity, Store, StoreError};
+use crate::{Identity, Store, StoreError, Version};
 
 /// A file in memory.
 #[derive(Debug)]
@@ -19,6 +21,12 @@ impl Memory {
     /// The bytes of the file that `identity` tells of.
     pub fn new(identity: Identity, bytes: Bytes) -> Self {
         Self { identity, bytes }
+    }
+
+    /// A file without bytes: of tensors of which only names and shapes are looked at.
+    pub fn without_bytes(path: PathBuf) -> Self {
+        let version = Version::Modified(SystemTime::UNIX_EPOCH);
+        Self { identity: Identity { path, length: 0, version }, bytes: Bytes::new() }
     }
 }
 

@@ -247,7 +247,7 @@ def test_models_that_a_target_has_no_place_for_are_refused(tmp_path):
         assert refused.returncode == 1 and "has no config.json, which a model in the format" in refused.stderr
     (model / "config.json").write_text('{"_class_name": "NoSuchTransformer"}')
     refused = quantize(model, tmp_path / "out.gguf")
-    assert refused.returncode == 1 and "is a NoSuchTransformer, which is not known as GGUF; known are aura, cosmos" in refused.stderr
+    assert refused.returncode == 1 and "the model is a NoSuchTransformer, which is not known as GGUF: choose another format, or one of these as --architecture: aura, cosmos" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -259,3 +259,64 @@ def test_formats_are_listed():
     assert "llama.cpp" in formats["gguf"]["runtimes"] and "q4_k_m" in formats["gguf"]["types"]
     text = subprocess.run([COMMAND, "targets"], capture_output=True, text=True, check=True).stdout
     assert all(name in text for name in formats) and "--for RUNTIME" in text
+
+
+def export(quantized, out, *arguments):
+    return subprocess.run([COMMAND, "export", quantized, out, *arguments], capture_output=True, text=True)
+
+
+EXPORTED = [
+    ("mlx", mlx, ["--type", "int5", "--group-size", "64"]),
+    ("sdnq", sdnq, ["--type", "int4", "--group-size", "128", "--layer-bit-widths", r"\.v_proj\.=8"]),
+    ("compressed-tensors", compressed, ["--type", "int4", "--group-size", "128", "--scheme", "symmetric"]),
+]
+
+
+@pytest.mark.parametrize("target, decode, arguments", EXPORTED, ids=[case[0] for case in EXPORTED])
+def test_an_export_has_the_codes_of_the_directory(model, tmp_path, target, decode, arguments):
+    stay = ["--sensitive-layer-names", "lm_head,model.embed_tokens"]
+    assert quantize(model, tmp_path / "own", *arguments, *stay).returncode == 0
+    done = export(tmp_path / "own", tmp_path / "out", "--format", target, "--json")
+    assert done.returncode == 0, done.stderr
+    expected = read_directory(tmp_path / "own")
+    _, found = read(tmp_path / "out" / "model.safetensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    for name in tensors(512):
+        module = name.removesuffix(".weight")
+        if "_proj" in name:
+            assert np.array_equal(decode(found, config, module), expected[name]), name
+    assert (tmp_path / "out" / "tokenizer.json").is_file() and not (tmp_path / "out" / "parts").exists()
+    report = json.loads(done.stdout)
+    files = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert report["stored_bytes"] == files and report["settings"]["format"] == target
+    validated = subprocess.run([COMMAND, "validate", model, tmp_path / "out"], capture_output=True, text=True)
+    assert validated.returncode == 0, validated.stderr
+    again = export(tmp_path / "own", tmp_path / "out", "--format", target)
+    assert again.returncode == 1 and "exists already" in again.stderr
+
+
+def test_blocks_are_exported_to_gguf_as_they_are(model, tmp_path):
+    assert quantize(model, tmp_path / "own", "--type", "q4_k").returncode == 0
+    assert export(tmp_path / "own", tmp_path / "out.gguf").returncode == 0
+    assert quantize(model, tmp_path / "own.gguf", "--type", "q4_k").returncode == 0
+    exported, direct = (read_gguf(tmp_path / name)[1] for name in ("out.gguf", "own.gguf"))
+    assert exported.keys() == direct.keys()
+    for name, (kind, values) in direct.items():
+        assert exported[name][0] == kind and np.array_equal(exported[name][1], values), name
+
+
+def test_what_cannot_be_exported_is_refused(model, tmp_path):
+    assert quantize(model, tmp_path / "own", "--group-size", "256").returncode == 0
+    left = sorted(path.name for path in tmp_path.iterdir())
+    for target, expected in [
+        ("mlx", "cannot be exported as it is: mlx has no groups of 256; quantize the model for this format instead"),
+        ("compressed-tensors", "cannot be exported as it is: compressed-tensors has no groups of 256"),
+        ("arrow-quant", "has the format arrow-quant already"),
+        ("safetensors", "cannot be exported as it is"),
+        ("zip", "zip"),
+    ]:
+        refused = export(tmp_path / "own", tmp_path / "out", "--format", target)
+        assert refused.returncode in (1, 2) and expected in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+    refused = export(model, tmp_path / "out", "--format", "mlx")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == left

@@ -96,7 +96,15 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "wan",
         has: &["blocks.0.self_attn.norm_q.weight", "head.modulation"],
-        stays: &["modulation", "patch_embedding", "text_embedding", "time_projection", "time_embedding", "img_emb", "head"],
+        stays: &[
+            "modulation",
+            "patch_embedding",
+            "text_embedding",
+            "time_projection",
+            "time_embedding",
+            "img_emb",
+            "head",
+        ],
         is_f32: &[".modulation", "img_emb.emb_pos"],
         classes: &[],
     },
@@ -272,8 +280,8 @@ impl DiffusionModel {
         let has_prefix = tensors.iter().any(|tensor| tensor.name.starts_with(PREFIXES[0]));
         for (index, tensor) in tensors.iter().enumerate() {
             let stripped = PREFIXES.iter().find_map(|prefix| tensor.name.strip_prefix(prefix));
-            let is_other = has_prefix && stripped.is_none()
-                || OTHER_PARTS.iter().any(|part| tensor.name.starts_with(part));
+            let is_other =
+                has_prefix && stripped.is_none() || OTHER_PARTS.iter().any(|part| tensor.name.starts_with(part));
             if is_other {
                 left_out.push((index, Omission::OtherPart));
             } else {

@@ -4,17 +4,15 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use arrow_quant_formats::gguf::{
-    ALIGNMENT, Extra, Holds, NewTensor, Place, Rows, TensorType, Written, write_header,
-};
+use arrow_quant_formats::gguf::{ALIGNMENT, Extra, Holds, NewTensor, Place, Rows, TensorType, Written, write_header};
 use arrow_quant_formats::manifest::FileEntry;
 use arrow_quant_kernels::{Dtype, Isa, Weights, to_f32};
 
 use super::{FILE, GgufFile};
 use crate::plan::{Choice, ModelPlan};
+use crate::targets::defect;
 use crate::targets::hashed::HashedFile;
 use crate::targets::stored::{Extent, Stop, Stored, cast};
-use crate::targets::defect;
 use crate::{QuantError, Result};
 
 /// Bytes that are copied at once; a head whose rows are reordered is held as a whole.
@@ -27,12 +25,7 @@ enum Item<'a> {
 }
 
 /// Writes the file of a model whose parts are written.
-pub(super) fn write(
-    layout: &GgufFile,
-    output: &Path,
-    parts: Vec<FileEntry>,
-    plan: &ModelPlan,
-) -> Result<FileEntry> {
+pub(super) fn write(layout: &GgufFile, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<FileEntry> {
     let stored = Source { stored: Stored::open(output, &parts, plan)?, cast: layout.cast };
     let mut items: Vec<_> = layout.places.iter().map(Item::Place).collect();
     items.extend(layout.extra.iter().map(Item::Extra));

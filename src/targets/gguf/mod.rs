@@ -23,7 +23,7 @@ use super::{Layout, PartWriter, Target, write_manifest};
 use crate::config::WeightType;
 use crate::plan::{Allowed, ModelPlan, Request, repeated};
 use crate::tables::default_name;
-use crate::{DiffusionQuantConfig, Model, QuantError, Result};
+use crate::{DiffusionQuantConfig, Model, QuantError, Result, SettingProblem};
 
 /// The folder of parts.
 const PARTS: &str = "parts";
@@ -114,15 +114,11 @@ enum Kind {
 
 impl GgufFile {
     fn new(model: &Arc<Model>, config: &DiffusionQuantConfig) -> Result<Self> {
-        if let Some(tensor) = model.tensors().iter().find(|tensor| !tensor.component.is_empty()) {
-            let message = format!(
-                "`{}` is a pipeline of several models, and a GGUF file holds one: give the directory of one, such as `{}`",
-                model.path().display(),
-                model.path().join(&tensor.component).display()
-            );
-            return Err(QuantError::configuration(message).at(model.path()));
-        }
-        let same = repeated(model.tensors())?;
+        refuse_pipeline(model)?;
+        let same = match model.ties() {
+            Some(ties) => ties.to_vec(),
+            None => repeated(model.tensors())?,
+        };
         let tensors: Vec<_> = model
             .tensors()
             .iter()
@@ -141,16 +137,7 @@ impl GgufFile {
                 (Kind::Language(Box::new(language)), places, extra, left_out)
             }
         };
-        if let Some(tensor) = places.iter().flat_map(|place| &place.sources).map(|index| &model.tensors()[*index]).find(
-            |tensor| tensor.float_dtype().is_none(),
-        ) {
-            let message = format!(
-                "{}: {} has no place in a GGUF file, which holds floats and blocks",
-                full_name(&tensor.component, &tensor.name),
-                tensor.dtype()
-            );
-            return Err(QuantError::configuration(message).at(model.path()));
-        }
+        refuse_integers(model, &places)?;
         let file_type = match config.weight_type {
             WeightType::Mix(mix) => Some(mix.file_type()),
             WeightType::Int(_) | WeightType::Block(_) | WeightType::Float(_) => None,
@@ -198,6 +185,27 @@ impl GgufFile {
     }
 }
 
+fn refuse_pipeline(model: &Model) -> Result<()> {
+    let Some(tensor) = model.tensors().iter().find(|tensor| !tensor.component.is_empty()) else { return Ok(()) };
+    let message = format!(
+        "`{}` is a pipeline of several models, and a GGUF file holds one: give the directory of one, such as `{}`",
+        model.path().display(),
+        model.path().join(&tensor.component).display()
+    );
+    Err(QuantError::configuration(message).at(model.path()))
+}
+
+fn refuse_integers(model: &Model, places: &[Place]) -> Result<()> {
+    let mut sources = places.iter().flat_map(|place| &place.sources).map(|index| &model.tensors()[*index]);
+    let Some(tensor) = sources.find(|tensor| tensor.float_dtype().is_none()) else { return Ok(()) };
+    let message = format!(
+        "{}: {} has no place in a GGUF file, which holds floats and blocks",
+        full_name(&tensor.component, &tensor.name),
+        tensor.dtype()
+    );
+    Err(QuantError::configuration(message).at(model.path()))
+}
+
 /// The file of a model, if it is a diffusion model that is known.
 fn diffusion(
     model: &Arc<Model>,
@@ -211,23 +219,16 @@ fn diffusion(
     // A class of diffusers is no language model, whatever it is.
     match (found, class) {
         (None, Some(class)) => {
-            let message = format!(
-                "`{}` is a {class}, which is not known as GGUF; known are {}: choose one with --architecture, or another format",
-                model.path().display(),
-                diffusion_names().join(", ")
-            );
-            Err(QuantError::configuration(message).at(model.path()))
+            let problem =
+                SettingProblem::UnknownClass { class: class.to_string(), known: diffusion_names().join(", ") };
+            Err(QuantError::setting("architecture", problem))
         }
         (found, _) => Ok(found),
     }
 }
 
 /// The file of a language model.
-fn language(
-    model: &Arc<Model>,
-    tensors: &[SourceTensor<'_>],
-    config: &DiffusionQuantConfig,
-) -> Result<LanguageModel> {
+fn language(model: &Arc<Model>, tensors: &[SourceTensor<'_>], config: &DiffusionQuantConfig) -> Result<LanguageModel> {
     let wrong = |problem| QuantError::Language { path: model.path().to_path_buf(), problem: Box::new(problem) };
     let mut files = Files::new();
     for &name in FILES {
@@ -235,8 +236,7 @@ fn language(
             files.insert(name, bytes);
         }
     }
-    let asked =
-        Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
+    let asked = Asked { architecture: config.architecture.as_deref(), pre_tokenizer: config.pre_tokenizer.as_deref() };
     LanguageModel::new(&files, tensors, asked).map_err(wrong)
 }
 

@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::{CONFIG, Component, Content, FILE, GroupedTensor, Layer, NewTensor, SafetensorsLayout, is_linear, module};
 use crate::plan::{Choice, ModelPlan};
+use crate::targets::defect;
 use crate::targets::hashed::HashedFile;
 use crate::targets::stored::{Extent, Stop, Stored, cast};
-use crate::targets::defect;
 use crate::{QuantError, Result, disk};
 
 /// Bytes that are copied at once, a multiple of the size of every element.
@@ -211,7 +211,8 @@ fn write_config(
     let layers: Vec<Layer> = tensors.iter().filter_map(|index| layer(stored, *index)).collect();
     layout.dialect.configure(&mut config, &layers);
     let path = output.join(&component.name).join(CONFIG);
-    let json = serde_json::to_string_pretty(&Value::Object(config)).map_err(|e| QuantError::configuration(format!("{CONFIG} cannot be written: {e}")))?;
+    let json = serde_json::to_string_pretty(&Value::Object(config))
+        .map_err(|e| QuantError::configuration(format!("{CONFIG} cannot be written: {e}")))?;
     disk::write_file(&path, (json + "\n").as_bytes())
 }
 

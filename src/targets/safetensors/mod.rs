@@ -187,7 +187,9 @@ fn is_embedding(name: &str) -> bool {
     const MODULES: &[&str] = &["wte", "wpe", "shared", "relative_attention_bias", "class_embedding", "codebook"];
     let last = module(name).rsplit('.').next().unwrap_or_default();
     MODULES.contains(&last)
-        || last.starts_with("embed_") || last.ends_with("_embedding") || last.ends_with("_embeddings")
+        || last.starts_with("embed_")
+        || last.ends_with("_embedding")
+        || last.ends_with("_embeddings")
         || matches!(last, "embedding" | "embeddings" | "embed" | "emb")
 }
 

@@ -20,7 +20,8 @@ enum Role {
 }
 
 /// Parts of the names of the second matrix of a feed-forward network.
-const DOWN: [&str; 7] = [".ffn.2.", ".ff.net.2.", ".mlp.layer2.", ".feed_forward.w2.", "img_mlp.2.", "txt_mlp.2.", ".mlp.fc2."];
+const DOWN: [&str; 7] =
+    [".ffn.2.", ".ff.net.2.", ".mlp.layer2.", ".feed_forward.w2.", "img_mlp.2.", "txt_mlp.2.", ".mlp.fc2."];
 
 fn role(name: &str) -> Role {
     if name.contains("to_v.") || name.contains("attn_v.") || name.contains(".attn.v.") {

@@ -1,8 +1,8 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::gguf::{Holds, Rows};
 use crate::gguf::Array;
+use crate::gguf::{Holds, Rows};
 
 /// The configuration of a llama of two blocks, with these keys changed; null takes one away.
 fn config(changes: Json) -> Json {
