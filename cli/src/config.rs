@@ -65,8 +65,7 @@ impl Flagged for DiffusionQuantConfig {
 }
 
 /// Fields that say what weights become.
-const SAY_TYPES: &[&str] =
-    &["bit_width", "type", "group_size", "target_bpw", "target_model_size_mb", "deployment_profile"];
+const SAY_TYPES: &[&str] = &["bit_width", "type", "group_size", "target_bpw", "target_model_size_mb"];
 
 impl ConfigArguments {
     /// The file, the environment and the flags together.

@@ -97,7 +97,9 @@ pub fn write_header(metadata: &BTreeMap<String, String>, tensors: &[TensorEntry]
             FormatError::tensor(name, Problem::PartOfByte { stored: *stored, shape: shape.clone(), bits })
         })?;
         let member = serde_json::json!({"dtype": stored.name(), "shape": shape, "data_offsets": [begin, end]});
-        members.insert(name.clone(), member);
+        if members.insert(name.clone(), member).is_some() {
+            return Err(FormatError::tensor(name, Problem::Twice));
+        }
         begin = end;
     }
     let mut json = serde_json::Value::Object(members).to_string().into_bytes();

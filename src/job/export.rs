@@ -128,6 +128,7 @@ impl Export {
         let layout = target.layout(&model, &recorded)?;
         let plan = plan(&directory, model, &recorded, target.allowed_with(&recorded))?;
         layout.check(&plan)?;
+        refuse_split(&plan, &layout.units())?;
         refuse_changed(&plan, layout.requests())?;
         let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
         let hash = ContentHash::of(directory.manifest.to_json().unwrap_or_default());
@@ -279,7 +280,7 @@ fn plan(
         });
     }
     let contents = vec![Contents::Weights; tensors.len()];
-    Ok(ModelPlan { model, settings, allowed, tensors, contents, sizing: None })
+    Ok(ModelPlan { model, settings, allowed, tensors, contents, sizing: None, units: Vec::new() })
 }
 
 /// What a tensor became.
@@ -293,6 +294,23 @@ fn choice(report: &TensorReport) -> Result<Option<Choice>> {
         None => DiffusionQuantConfig::default().group_size,
     };
     Ok(Choice::new(weight_type, group_size))
+}
+
+/// Tensors that must be the same, and are not, cannot be made so.
+fn refuse_split(plan: &ModelPlan, units: &[Vec<usize>]) -> Result<()> {
+    for unit in units {
+        let first = &plan.tensors[unit[0]];
+        if let Some(other) = unit.iter().map(|index| &plan.tensors[*index]).find(|other| other.choice != first.choice) {
+            let message = format!(
+                "{} and {} cannot be exported as they are: {} makes one layer of both, and they are stored differently",
+                first.name(),
+                other.name(),
+                plan.allowed.target
+            );
+            return Err(QuantError::configuration(message));
+        }
+    }
+    Ok(())
 }
 
 /// A tensor that the target wants as floats, and that is quantized, cannot be had as such again.

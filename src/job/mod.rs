@@ -186,7 +186,8 @@ async fn write(
     mut manifest: Manifest,
 ) -> Result<Manifest> {
     let Planned { plan, layout, parts, in_flight, modality, notes, mut calibrated, .. } = planned;
-    let (beside, tables) = (calibrated.bytes(), std::mem::take(&mut calibrated.tables));
+    let beside = calibrated.bytes() + layout.overhead(&plan.model);
+    let tables = std::mem::take(&mut calibrated.tables);
     if staging.is_directory() {
         manifest.tables = write_beside(staging, has_files.then(|| Arc::clone(&plan.model)), tables).await?;
     }

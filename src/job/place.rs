@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::directory::is_weights_of_any_format;
 
-use crate::targets::UNFINISHED;
+use crate::targets::{Target, UNFINISHED};
 use crate::{OutputProblem, QuantError, Result};
 
 /// What is in a directory; nothing where it cannot be read.
@@ -55,6 +55,20 @@ pub(super) fn refuse_file_name(out: &Path, target: &str) -> Result<()> {
         "`{}` is the name of a .{} file, and what is written is a directory ({target}): choose a name without the extension",
         out.display(),
         extension.display()
+    );
+    Err(QuantError::configuration(message).at(out))
+}
+
+/// Refuses a name by which no program would know what the file is.
+pub(super) fn refuse_extension(out: &Path, target: &dyn Target) -> Result<()> {
+    let Some(wanted) = target.extension() else { return Ok(()) };
+    if out.extension().is_some_and(|found| found.eq_ignore_ascii_case(wanted)) {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` is to be a file of the format {}: choose a name that ends in .{wanted}",
+        out.display(),
+        target.allowed().target
     );
     Err(QuantError::configuration(message).at(out))
 }

@@ -62,7 +62,9 @@ pub(super) async fn plan(
     };
     notes.extend(adaptations.iter().cloned());
     let calibration = options.calibration.as_ref();
-    let overhead = allowed.overhead(parts.iter()) + calibration.map_or(0, |c| expected_bytes(c, config));
+    let overhead = allowed.overhead(parts.iter())
+        + layout.overhead(&plan.model)
+        + calibration.map_or(0, |c| expected_bytes(c, config));
     let mut sampled = None;
     if let Some((sizing, measured)) = choose_sizes(&plan, config, overhead, options.listener()).await? {
         (plan.sizing, sampled) = (Some(sizing), Some(measured));
@@ -132,7 +134,7 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, targ
     }
     let layout = target.target().layout(&model, config)?;
     let allowed = (target.target().allowed_with(config), layout.requests());
-    let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?;
+    let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?.with_units(layout.units());
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
     Ok(Decided { plan, layout, parts, in_flight, detected, notes })
@@ -148,11 +150,11 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, parts, modality, notes, calibrated, sampled, .. } =
+    let Planned { plan, layout, parts, modality, notes, calibrated, sampled, .. } =
         self::plan(model, config, options, options.target(config, None)).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     plan.model.check()?;
-    let overhead = plan.allowed.overhead(parts.iter()) + calibrated.bytes();
+    let overhead = plan.allowed.overhead(parts.iter()) + layout.overhead(&plan.model) + calibrated.bytes();
     let Estimate { tensors, weights, original_bytes, stored_bytes, sqnr_db, squared_error, time_s } =
         Estimate::new(&plan, &sampled, overhead, config.threads());
     Ok(PlanReport {

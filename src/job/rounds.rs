@@ -78,8 +78,9 @@ impl Rounds {
                     plan.reason.clone_from(reason);
                 }
             }
+            let is_united = self.plan.follow_units();
             self.plan.follow_ties();
-            if below.is_empty() && !is_adjusted {
+            if below.is_empty() && !is_adjusted && !is_united {
                 self.refuse_too_large(files)?;
                 run.complete(&self.plan).await?;
                 return Ok(Done { plan: self.plan, fallbacks: self.fallbacks, sums, records });
@@ -114,11 +115,13 @@ impl Rounds {
         });
         let shortfall = self.floor.shortfall(sums);
         self.fell_because[index] = Some(Reason::Fallback { bits: choice.bits().get() as u8, shortfall });
-        if let Some(sizing) = self.plan.sizing.as_mut().filter(|_| plan.is_open) {
-            if sizing.allocation.forbid(index, choice) {
+        let unit = self.plan.unit(index);
+        let is_open = self.plan.tensors[index].is_open;
+        if let Some(sizing) = self.plan.sizing.as_mut().filter(|_| is_open) {
+            if sizing.allocation.forbid(unit[0], choice) {
                 return;
             }
-            plan.is_open = false;
+            unit.iter().for_each(|index| self.plan.tensors[*index].is_open = false);
         }
         self.plan.widen(index);
     }
@@ -126,14 +129,18 @@ impl Rounds {
     /// Brings the plan nearer to the target size, where what was written, or what a fallback adds to it, is too far from it,
     /// or where what was measured shows a much better way.
     fn meet_target(&mut self, sums: &[TensorSums], files: u64, fell_back: bool) -> Result<bool> {
+        let Some(sizing) = &self.plan.sizing else { return Ok(false) };
+        let units: Vec<_> = sizing.allocation.chosen().map(|(first, _)| self.plan.unit(first)).collect();
         let Some(sizing) = self.plan.sizing.as_mut() else { return Ok(false) };
         let (target, allocation) = (sizing.target.bytes, &mut sizing.allocation);
         let before: Vec<_> = allocation.chosen().map(|(index, cost)| (index, cost.choice)).collect();
         let (mut open, mut is_unlike) = (0, false);
-        for (index, choice) in &before {
-            open += sums[*index].bytes;
-            if *choice == self.plan.tensors[*index].choice {
-                is_unlike |= allocation.measured(*index, sums[*index].bytes, sums[*index].errors.sum_ee);
+        for ((first, choice), unit) in before.iter().zip(units) {
+            let bytes = unit.iter().map(|index| sums[*index].bytes).sum();
+            open += bytes;
+            if *choice == self.plan.tensors[*first].choice {
+                let squared_error = unit.iter().map(|index| sums[*index].errors.sum_ee).sum();
+                is_unlike |= allocation.measured(*first, bytes, squared_error);
             }
         }
         if files > target {

@@ -14,7 +14,7 @@ use arrow_quant_formats::manifest::{FileEntry, MANIFEST, Manifest};
 use super::journal::{self, Journal, LeftJournal, RunIdentity};
 use super::place::{
     absolute, beside, create_error, files, in_the_way, is_unfinished, is_vacant, partial, refuse_existing,
-    refuse_file_name, remove,
+    refuse_extension, refuse_file_name, remove,
 };
 use crate::model::{hash_of, manifest_path};
 use crate::plan::ModelPlan;
@@ -118,6 +118,7 @@ impl Staging {
     /// # Errors
     /// As [`open`](Self::open).
     pub(super) fn look(out: &Path, existing: Existing, target: &dyn Target) -> Result<Found> {
+        refuse_extension(out, target)?;
         let out = absolute(out)?;
         let left = |path: PathBuf| match Journal::find(&path.join(JOURNAL))? {
             Some(journal::Found::Running) => Err(in_the_way(&path, OutputProblem::Running)),

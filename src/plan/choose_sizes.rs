@@ -1,5 +1,7 @@
 //! Bits and group sizes for a target size, from samples of the tensors.
 
+use std::collections::HashMap;
+
 use super::floor::Floor;
 use super::model::ModelPlan;
 use super::sample::{Cost, Sampled};
@@ -32,7 +34,7 @@ pub(crate) async fn choose_sizes(
         let above = costs.iter().filter(|cost| floor.allows(&cost.sums)).copied();
         (*index, above.chain([Cost::kept(&plan.model.tensors()[*index])]).collect())
     };
-    let costs = sampled.costs.iter().map(with_kept).collect();
+    let costs = united(plan, sampled.costs.iter().map(with_kept).collect());
     let mut allocation = Allocation::new(costs, !config.enable_mixed_precision);
     let beside = overhead + plan.fixed_bytes();
     let least = beside + allocation.least_bytes();
@@ -46,4 +48,29 @@ pub(crate) async fn choose_sizes(
     let budget = target.bytes.saturating_sub(beside).max(allocation.least_bytes());
     allocation.choose(budget).map_err(|_| target.refused(least, weights))?;
     Ok(Some((Sizing { target, allocation }, sampled)))
+}
+
+/// Costs by tensor, those of tensors that must become the same added up under the first of them, for the choices that all of
+/// them have.
+fn united(plan: &ModelPlan, costs: Vec<(usize, Vec<Cost>)>) -> Vec<(usize, Vec<Cost>)> {
+    let mut united: Vec<(usize, Vec<Cost>)> = Vec::with_capacity(costs.len());
+    let mut places: HashMap<usize, usize> = HashMap::new();
+    for (index, costs) in costs {
+        let first = plan.unit(index)[0];
+        let Some(&place) = places.get(&first) else {
+            places.insert(first, united.len());
+            united.push((first, costs));
+            continue;
+        };
+        united[place].1.retain_mut(|cost| match costs.iter().find(|other| other.choice == cost.choice) {
+            Some(other) => {
+                cost.bytes += other.bytes;
+                cost.sums = cost.sums + other.sums;
+                cost.squared_error += other.squared_error;
+                true
+            }
+            None => false,
+        });
+    }
+    united
 }

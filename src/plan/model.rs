@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_quant_formats::manifest::Reason;
+
 use super::allowed::Allowed;
 use super::choice::{Choice, JobSettings};
 use super::contents::{Contents, look};
@@ -12,7 +14,7 @@ use super::refusals::{refuse_decisions, refuse_fallbacks, refuse_selection_of_no
 use super::request::Request;
 use super::sample::Sampling;
 use super::size_target::Sizing;
-use super::tensors::{TensorPlan, plan_tensors, quantized_bytes, settled};
+use super::tensors::{TensorPlan, plan_tensors, precision, quantized_bytes, settled};
 use crate::{DiffusionQuantConfig, Model, Result};
 
 /// What becomes of every tensor of a model.
@@ -29,6 +31,8 @@ pub(crate) struct ModelPlan {
     pub contents: Vec<Contents>,
     /// With a target size, what it chose.
     pub sizing: Option<Sizing>,
+    /// Tensors that must become the same, by index.
+    pub units: Vec<Vec<usize>>,
 }
 
 impl ModelPlan {
@@ -57,18 +61,58 @@ impl ModelPlan {
         TensorPlan::settle(&mut tensors, requests, allowed.target);
         refuse_selection_of_nothing(config, &tensors)?;
         refuse_fallbacks(config, &tensors)?;
-        Ok(Self { model, settings, allowed, tensors, contents, sizing: None })
+        Ok(Self { model, settings, allowed, tensors, contents, sizing: None, units: Vec::new() })
+    }
+
+    /// With tensors that must become the same.
+    pub(crate) fn with_units(mut self, units: Vec<Vec<usize>>) -> Self {
+        self.units = units;
+        for unit in &self.units {
+            // What is said of one is said of all.
+            if unit.iter().any(|index| !self.tensors[*index].is_open) {
+                unit.iter().for_each(|index| self.tensors[*index].is_open = false);
+            }
+        }
+        self.follow_units();
+        self
+    }
+
+    /// A tensor, and those that must become the same; the one that stands for all is the first.
+    pub(crate) fn unit(&self, index: usize) -> Vec<usize> {
+        self.units.iter().find(|unit| unit.contains(&index)).map_or_else(|| vec![index], Clone::clone)
+    }
+
+    /// Gives tensors that must become the same what the one has that keeps most of itself. True if that changed one.
+    pub(crate) fn follow_units(&mut self) -> bool {
+        let mut has_changed = false;
+        for unit in &self.units {
+            let Some(&best) = unit.iter().max_by_key(|index| precision(&self.tensors[**index])) else { continue };
+            let (choice, name) = (self.tensors[best].choice, self.tensors[best].name());
+            let reason = self.tensors[best].reason.clone();
+            for &index in unit.iter().filter(|index| **index != best) {
+                let plan = &mut self.tensors[index];
+                if plan.choice != choice {
+                    plan.choice = choice;
+                    plan.reason = Reason::OneLayer { tensor: name.clone(), reason: Box::new(reason.clone()) };
+                    has_changed = true;
+                }
+            }
+        }
+        has_changed
     }
 
     /// Plans what the target size has chosen, if there is one.
     pub(crate) fn follow_sizing(&mut self) {
         let Some(sizing) = &self.sizing else { return };
-        for (index, cost) in sizing.allocation.chosen() {
-            let plan = &mut self.tensors[index];
-            plan.choice = cost.choice;
-            plan.reason = sizing.reason();
-            *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
+        for (first, cost) in sizing.allocation.chosen() {
+            for index in self.units.iter().find(|unit| unit[0] == first).unwrap_or(&vec![first]).iter().copied() {
+                let plan = &mut self.tensors[index];
+                plan.choice = cost.choice;
+                plan.reason = sizing.reason();
+                *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
+            }
         }
+        self.follow_units();
         self.follow_ties();
     }
 

@@ -82,12 +82,6 @@ pub(crate) fn plan_tensors(
 
 /// Gives tensors that are the same the same plan: that of the one which was to keep more of itself.
 pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
-    let precision = |plan: &TensorPlan| match plan.choice {
-        None if plan.reason == Reason::NotSelected => (0, 0),
-        None => (u8::MAX, 0),
-        // Of blocks of as many bits, those of more bytes.
-        Some(choice) => (choice.bits().get() as u8, bytes_of_a_million(choice)),
-    };
     for (index, first) in same.iter().enumerate().filter_map(|(index, first)| Some((index, (*first)?))) {
         if precision(&plans[index]) > precision(&plans[first]) {
             let better = plans[index].clone();
@@ -103,6 +97,16 @@ pub(crate) fn unite(plans: &mut [TensorPlan], same: &[Option<usize>]) {
         plans[index].choice = plans[first].choice;
         plans[index].reason = Reason::SameAs { tensor: plans[first].name() };
         plans[index].same_as = Some(first);
+    }
+}
+
+/// How much of itself a tensor keeps, for comparison.
+pub(super) fn precision(plan: &TensorPlan) -> (u8, usize) {
+    match plan.choice {
+        None if plan.reason == Reason::NotSelected => (0, 0),
+        None => (u8::MAX, 0),
+        // Of blocks of as many bits, those of more bytes.
+        Some(choice) => (choice.bits().get() as u8, bytes_of_a_million(choice)),
     }
 }
 

@@ -89,6 +89,11 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
         None
     }
 
+    /// How the name of an output that is one file must end, for programs to know it. `None` if that does not matter.
+    fn extension(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Creates the file of a part in an output. Parts are written at the same time and in any order, and some of them again
     /// when their tensors become something else.
     ///
@@ -107,6 +112,17 @@ pub(crate) trait Target: fmt::Debug + Send + Sync {
 pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// What the plan of each tensor of the model must follow.
     fn requests(&self) -> &[Request];
+
+    /// Tensors of the model, by index, that must become the same, because they are one in the output or to those who load it.
+    fn units(&self) -> Vec<Vec<usize>> {
+        Vec::new()
+    }
+
+    /// Bytes of an output of a model beyond those of its parts, more or less, and not fewer: headers, and floats that become
+    /// longer.
+    fn overhead(&self, _model: &Model) -> u64 {
+        0
+    }
 
     /// Looks at a plan before any work.
     ///

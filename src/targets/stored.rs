@@ -216,7 +216,7 @@ impl From<QuantError> for Stop {
 ///
 /// # Errors
 /// If one is finite and beyond the range of the type.
-pub(super) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>> {
+pub(super) fn cast(tensor: &str, bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>> {
     let values = to_f32(Isa::active()?, Weights::one_row(from, bytes)?);
     let limit = match to {
         Dtype::F64 | Dtype::F32 => f32::INFINITY,
@@ -225,8 +225,8 @@ pub(super) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>> {
         Dtype::BF16 => f32::from_bits(0x7f7f_8000),
     };
     if let Some(value) = values.iter().find(|value| value.is_finite() && value.abs() >= limit) {
-        let message = format!("a weight is {value}, which {to} cannot hold: choose the type f32 or bf16");
-        return Err(QuantError::Quantization { tensor: None, message });
+        let message = format!("{tensor}: a weight is {value}, which {to} cannot hold: choose the type f32 or bf16");
+        return Err(QuantError::Quantization { tensor: Some(tensor.to_string()), message });
     }
     let values = values.into_iter();
     Ok(match to {

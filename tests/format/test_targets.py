@@ -154,7 +154,7 @@ def test_weight_beyond_half_precision_is_an_error(tmp_path):
     data[-2:] = (0x4780).to_bytes(2, "little")  # 65536
     (model / "model.safetensors").write_bytes(data)
     refused = quantize(model, tmp_path / "out", "--format", "safetensors", "--type", "f16")
-    assert refused.returncode == 1 and "a weight is 65536, which F16 cannot hold" in refused.stderr
+    assert refused.returncode == 1 and "post_attention_layernorm.weight: a weight is 65536, which F16 cannot hold" in refused.stderr and "--resume" not in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -226,8 +226,8 @@ WRONG = [
     (["--format", "mlx", "--type", "f16"], "the target mlx cannot hold"),
     (["--format", "safetensors"], "the target safetensors cannot hold; allowed for it: f32, f16, bf16"),
     (["--type", "f32"], "the target arrow-quant cannot hold"),
-    (["--format", "comfyui", "--type", "int8"], "the target comfyui cannot hold; allowed for it: int4"),
-    (["--format", "compressed-tensors", "--layer-bit-widths", "model.layers.0.self_attn.q_proj=8"], "vLLM makes one layer of both"),
+    (["--format", "comfyui", "--type", "int8", "--dry-run"], "the target comfyui cannot hold; allowed for it: int4"),
+    (["--format", "comfyui"], "is to be a file of the format comfyui: choose a name that ends in .safetensors"),
     (["--for", "vllm", "--format", "mlx"], "cannot be used with"),
     (["--for", "onnx"], "invalid value 'onnx'"),
 ]
@@ -259,6 +259,45 @@ def test_formats_are_listed():
     assert "llama.cpp" in formats["gguf"]["runtimes"] and "q4_k_m" in formats["gguf"]["types"]
     text = subprocess.run([COMMAND, "targets"], capture_output=True, text=True, check=True).stdout
     assert all(name in text for name in formats) and "--for RUNTIME" in text
+
+
+def test_layers_that_runtimes_fuse_become_the_same(model, tmp_path):
+    width = ["--layer-bit-widths", "model.layers.0.self_attn.q_proj=8"]
+    for extra in (width, ["--target-bpw", "8.5"], ["--min-accuracy", "0.9945"]):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        done = quantize(model, out, "--format", "compressed-tensors", *extra, "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert extra[0] != "--target-bpw" or 8.2 < report["bits_per_weight"] <= 8.5
+        found = {t["tensor"]: (t["bits"], t["group_size"]) for t in report["tensors"]}
+        for layer in range(9):
+            for fused in (["self_attn.q", "self_attn.k", "self_attn.v"], ["mlp.gate", "mlp.up"]):
+                assert len({found[f"model.layers.{layer}.{name}_proj.weight"] for name in fused}) == 1
+    because = json.loads(quantize(model, tmp_path / "x", "--format", "compressed-tensors", *width, "--json").stdout)["tensors"]
+    k = next(t for t in because if t["tensor"] == "model.layers.0.self_attn.k_proj.weight")
+    assert k["bits"] == 8 and k["because"].endswith("for model.layers.0.self_attn.q_proj.weight in one layer with it")
+    flux_model = write_flux(tmp_path / "flux", flux())
+    for extra in (["--target-bpw", "7.5"], ["--type", "q4_k", "--layer-bit-widths", "transformer_blocks.0.attn.to_q.weight=q8_0"]):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf"
+        done = quantize(flux_model, out, *extra)
+        assert done.returncode == 0, done.stderr
+    assert read_gguf(out)[1]["double_blocks.0.img_attn.qkv.weight"][0] == "Q8_0"
+
+
+def test_models_that_would_be_misread_are_refused(tmp_path):
+    values = flux()
+    del values["transformer_blocks.0.attn.to_k.weight"]
+    refused = quantize(write_flux(tmp_path / "flux", values), tmp_path / "out.gguf", "--type", "q8_0")
+    assert refused.returncode == 1 and "it joins 3 tensors, of which 2 are there: get the whole model" in refused.stderr
+    model = write_model(tmp_path / "gpt2", model_type="gpt2")
+    refused = quantize(model, tmp_path / "out", "--for", "vllm")
+    assert refused.returncode == 1 and "is a gpt2, whose layers are stored with inputs as rows" in refused.stderr
+    values = {"a.weight": np.ones((64, 64), "f4"), "a.scales": np.ones((3, 3), "f4"), "a.weight_scale": np.ones((3, 3), "f4")}
+    collision = write_flux(tmp_path / "collision", values)
+    for target in ("mlx", "compressed-tensors"):
+        refused = quantize(collision, tmp_path / "out", "--format", target, "--type", "int4", "--group-size", "32")
+        assert refused.returncode == 1 and "which is another tensor of the model" in refused.stderr, refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["collision", "flux", "gpt2"]
 
 
 def export(quantized, out, *arguments):

@@ -296,7 +296,17 @@ impl DiffusionModel {
         let Some(architecture) = found.or_else(by_asked) else { return Ok(None) };
         let is_of_flux = architecture.name == "flux" && named.iter().any(|(_, name)| name.starts_with(flux::DIFFUSERS));
         let joined = if is_of_flux { flux::joined(&named)? } else { named.iter().map(single).collect() };
-        let places = joined.into_iter().map(|joined| architecture.place(joined, tensors)).collect::<Result<_, _>>()?;
+        let places: Vec<Place> =
+            joined.into_iter().map(|joined| architecture.place(joined, tensors)).collect::<Result<_, _>>()?;
+        let mut names: Vec<_> = places.iter().map(|place| place.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(DiffusionError::Tensor {
+                tensor: twice[0].to_string(),
+                architecture: architecture.name,
+                problem: "two tensors have this name".to_string(),
+            });
+        }
         // Qwen-Image has the names of diffusers in every file.
         let is_original =
             is_of_flux || architecture.name == "qwen_image" || !named.iter().any(|(_, name)| is_of_diffusers(name));
@@ -344,6 +354,13 @@ impl Architecture {
                 });
             }
             shape[0] += tensor.shape[0];
+        }
+        if rows == Rows::HalvesSwapped && shape.first().is_none_or(|rows| rows % 2 != 0) {
+            return Err(DiffusionError::Tensor {
+                tensor: name,
+                architecture: self.name,
+                problem: format!("its shape is {shape:?}, expected an even number of rows"),
+            });
         }
         let is_matrix = shape.len() == 2 && name.ends_with(".weight");
         let is_in = |parts: &[&str]| parts.iter().any(|part| name.contains(part));

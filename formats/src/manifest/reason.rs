@@ -104,6 +104,13 @@ pub enum Reason {
         /// The other tensor.
         tensor: String,
     },
+    /// It is of one layer with another tensor, to those who load it, which asked for more precision.
+    OneLayer {
+        /// Why the other tensor asked.
+        reason: Box<Reason>,
+        /// The other tensor.
+        tensor: String,
+    },
     /// It was below the floor with fewer bits.
     Fallback {
         /// The bits it had.
@@ -233,6 +240,9 @@ impl Reason {
             Self::Plan => "plan".to_string(),
             Self::SameAs { tensor } => format!("the same as {tensor}"),
             Self::ForEqual { reason, tensor } => format!("{}, for {tensor} which is the same", reason.worded(called)),
+            Self::OneLayer { reason, tensor } => {
+                format!("{}, for {tensor} in one layer with it", reason.worded(called))
+            }
             Self::Fallback { bits, shortfall } => format!("fallback: {bits} bits have {}", shortfall.worded(called)),
             Self::Recorded { sentence } => sentence.clone(),
         }

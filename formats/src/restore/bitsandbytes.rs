@@ -18,6 +18,9 @@ const STATE: &str = ".quant_state.bitsandbytes__";
 /// What a scale of a row is of: codes are at most 127.
 const MOST: f32 = 127.0;
 
+/// The most weights of a block; the library has 4,096 at most.
+const MOST_OF_BLOCK: u64 = 65_536;
+
 /// The state of a weight of four bits.
 #[derive(Deserialize)]
 struct State {
@@ -51,8 +54,8 @@ fn four_bits<P: Parts>(checkpoint: &mut Checkpoint<'_, P>, state_index: usize, n
     let Some(elements) = elements else {
         return Err(checkpoint.shape(name, index, format!("half as many bytes as {shape:?} has elements")));
     };
-    if blocksize == 0 {
-        return Err(setting(name, "blocksize", blocksize, "1 or more"));
+    if !(1..=MOST_OF_BLOCK).contains(&blocksize) {
+        return Err(setting(name, "blocksize", blocksize, "1 to 65536"));
     }
     let blocks = elements.div_ceil(blocksize);
     let map = checkpoint.need(name, &format!("{name}.quant_map"))?;

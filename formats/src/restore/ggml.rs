@@ -155,8 +155,8 @@ fn restore<P: Parts>(
     let shape = if original.is_of_experts { tensor.shape[1..].to_vec() } else { tensor.shape.clone() };
     let rows = if shape.len() > 1 { crate::elements(&shape) / row(&shape).max(1) } else { crate::elements(&shape) };
     let head = match original.heads {
-        Some(heads) if rows > 0 && rows.is_multiple_of(2 * u64::from(heads.max(1))) => {
-            Some(rows / u64::from(heads.max(1)))
+        Some(heads) if heads > 0 && rows > 0 && rows.is_multiple_of(2 * u64::from(heads)) => {
+            Some(rows / u64::from(heads))
         }
         Some(heads) => return Err(wrong(format!("rows of {heads} heads, an even number each"))),
         None => None,

@@ -72,14 +72,24 @@ impl Grid {
         if let Last::Transposed { rows } = self.last {
             return self.transposed(parts, elements, rows);
         }
-        let (first, last) = (elements.start / self.columns, (elements.end - 1) / self.columns);
-        let within = elements.start - first * self.columns;
-        let length = elements.end - elements.start;
-        let columns = if first == last { self.whole_runs(within..within + length) } else { 0..self.columns };
-        let skipped = (within - columns.start) as usize;
-        let mut values = self.window(parts, &Window { rows: first..last + 1, columns })?;
-        values.truncate(skipped + length as usize);
-        values.drain(..skipped);
+        // Parts of a row at the ends, and whole rows between, so that no more is computed than is asked for.
+        let (mut start, mut values) = (elements.start, Vec::with_capacity((elements.end - elements.start) as usize));
+        while start < elements.end {
+            let (row, within) = (start / self.columns, start % self.columns);
+            let left = elements.end - start;
+            let whole = if within == 0 { left / self.columns } else { 0 };
+            let (rows, columns, taken) = if whole > 0 {
+                (row..row + whole, 0..self.columns, whole * self.columns)
+            } else {
+                let taken = left.min(self.columns - within);
+                (row..row + 1, within..within + taken, taken)
+            };
+            let computed = self.whole_runs(columns.clone());
+            let skipped = (columns.start - computed.start) as usize;
+            let found = self.window(parts, &Window { rows, columns: computed })?;
+            values.extend(found.into_iter().skip(skipped).take(taken as usize));
+            start += taken;
+        }
         Ok(values)
     }
 

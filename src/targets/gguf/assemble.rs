@@ -96,12 +96,8 @@ impl Source<'_> {
                 for source in &place.sources {
                     let other = self.kind(place, *source)?;
                     if other != kind {
-                        let message = format!(
-                            "{} would be of {kind} and {other}: of experts all must become the same, and some fell back; set \
-                             min_accuracy lower, or choose another type",
-                            place.name
-                        );
-                        return Err(QuantError::Quantization { tensor: Some(place.name.clone()), message });
+                        let message = format!("{} would be of {kind} and {other}", place.name);
+                        return Err(defect(&message));
                     }
                 }
                 Ok(NewTensor { name: place.name.clone(), shape: place.shape.clone(), kind })
@@ -179,7 +175,7 @@ impl Source<'_> {
             match kept {
                 Some(dtype) if place.adds_one => out.write_all(&add_one(&buffer, dtype)?)?,
                 Some(dtype) if self.float(place, dtype) != dtype => {
-                    out.write_all(&cast(&buffer, dtype, self.float(place, dtype))?)?;
+                    out.write_all(&cast(&place.name, &buffer, dtype, self.float(place, dtype))?)?;
                 }
                 Some(_) | None => out.write_all(&buffer)?,
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use arrow_quant_formats::full_name;
 use arrow_quant_formats::gguf::diffusion::{DiffusionModel, names as diffusion_names};
 use arrow_quant_formats::gguf::language::{Asked, CONFIG, FILES, Files, LanguageModel, Mix};
-use arrow_quant_formats::gguf::{Extra, Place, SourceTensor, Value};
+use arrow_quant_formats::gguf::{Extra, Holds, Place, SourceTensor, Value, write_header};
 use arrow_quant_formats::manifest::{FileEntry, Manifest, Omission};
 use arrow_quant_kernels::{BlockType, Dtype};
 use datafusion::catalog::TableProvider;
@@ -243,6 +243,24 @@ fn language(model: &Arc<Model>, tensors: &[SourceTensor<'_>], config: &Diffusion
 impl Layout for GgufFile {
     fn requests(&self) -> &[Request] {
         &self.requests
+    }
+
+    fn overhead(&self, model: &Model) -> u64 {
+        /// Of a tensor in the header beside its name, and what its data are padded with.
+        const OF_TENSOR: u64 = 64 + 32;
+        let metadata = write_header(&self.metadata(0), &[]).map_or(0, |written| written.length);
+        let names = self.places.iter().map(|place| place.name.len() as u64 + OF_TENSOR);
+        let extra = self.extra.iter().map(|extra| extra.name.len() as u64 + 4 * extra.values.len() as u64 + OF_TENSOR);
+        let is_f32 = |place: &&Place| matches!(place.holds, Holds::F32 | Holds::F16OrF32);
+        let sources =
+            self.places.iter().filter(is_f32).flat_map(|place| &place.sources).map(|index| &model.tensors()[*index]);
+        let longer = sources.map(|tensor| (4 * tensor.elements()).saturating_sub(tensor.bytes));
+        metadata + names.sum::<u64>() + extra.sum::<u64>() + longer.sum::<u64>()
+    }
+
+    fn units(&self) -> Vec<Vec<usize>> {
+        let joined = self.places.iter().filter(|place| place.sources.len() > 1 && place.holds == Holds::Blocks);
+        joined.map(|place| place.sources.clone()).collect()
     }
 
     fn assemble(&self, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {

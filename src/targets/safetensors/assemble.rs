@@ -29,7 +29,6 @@ pub(super) fn write(
     parts: &[FileEntry],
     plan: &ModelPlan,
 ) -> Result<Vec<FileEntry>> {
-    layout.dialect.check(plan)?;
     let stored = Stored::open(output, parts, plan)?;
     let written = layout.components.iter().map(|component| {
         let mine = |index: &usize| plan.tensors[*index].component == component.name;
@@ -115,7 +114,7 @@ fn copy(stored: &Stored<'_>, index: usize, tensor: &NewTensor, out: &mut HashedF
         Content::Elements | Content::Codes => io::copy(&mut stored.read(&places.codes), out).map(drop)?,
         Content::Cast(dtype) => {
             let from = stored.dtype(stored.first(index))?;
-            in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(&cast(bytes, from, *dtype)?)?))?;
+            in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(&cast(&tensor.name, bytes, from, *dtype)?)?))?;
         }
         Content::Scales => parameters(stored, &places.scales, tensor, out)?,
         Content::Minima => parameters(stored, &places.minima, tensor, out)?,
@@ -155,7 +154,12 @@ fn parameters(stored: &Stored<'_>, extents: &[Extent], tensor: &NewTensor, out: 
             io::copy(&mut stored.read(run), out)?;
         } else {
             in_pieces(stored, run, |bytes| {
-                Ok(out.write_all(&cast(bytes, of(run[0].dtype), tensor.stored.float().unwrap_or(Dtype::F32))?)?)
+                Ok(out.write_all(&cast(
+                    &tensor.name,
+                    bytes,
+                    of(run[0].dtype),
+                    tensor.stored.float().unwrap_or(Dtype::F32),
+                )?)?)
             })?;
         }
     }

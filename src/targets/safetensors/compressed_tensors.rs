@@ -5,13 +5,11 @@
 use std::collections::BTreeMap;
 
 use arrow_quant_formats::StoredType;
-use arrow_quant_formats::full_name;
 use arrow_quant_kernels::{Bits, GroupSize, Scheme};
 use serde_json::{Map, Value, json};
 
-use super::{Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear, module, tied_head};
-use crate::plan::{Allowed, Choice, ModelPlan};
-use crate::{QuantError, Result};
+use super::{Content, Dialect, GroupedTensor, Layer, NewTensor, absent_head, allowed, is_linear};
+use crate::plan::Allowed;
 
 /// The name of the format in the configuration.
 const PACKED: &str = "pack-quantized";
@@ -70,40 +68,19 @@ impl Dialect for CompressedTensors {
         if described.is_empty() {
             return;
         }
-        let ignored = layers.iter().filter(|layer| layer.is_linear && layer.grouped.is_none());
+        // Embeddings too: of some architectures the head is called as if it were one.
+        let ignored = layers.iter().filter(|layer| layer.grouped.is_none());
         let description = json!({
             "quant_method": "compressed-tensors",
             "format": if is_mixed { "mixed-precision" } else { PACKED },
             "quantization_status": "compressed",
             "config_groups": described,
-            "ignore": ignored.map(|layer| layer.module.as_str()).chain(tied_head(config, layers)).collect::<Vec<_>>(),
+            "ignore": ignored.map(|layer| layer.module.as_str()).chain(absent_head(layers)).collect::<Vec<_>>(),
         });
         config.insert("quantization_config".to_string(), description);
     }
 
-    fn check(&self, plan: &ModelPlan) -> Result<()> {
-        let mut fused: BTreeMap<(&str, &str, usize), (&str, Option<Choice>)> = BTreeMap::new();
-        for tensor in &plan.tensors {
-            let Some((parent, last)) = module(&tensor.tensor).rsplit_once('.') else { continue };
-            let Some(at) = FUSED.iter().position(|modules| modules.contains(&last)) else { continue };
-            if !tensor.tensor.ends_with(".weight") {
-                continue;
-            }
-            let found = (tensor.tensor.as_str(), tensor.choice);
-            let (first, choice) = *fused.entry((&tensor.component, parent, at)).or_insert(found);
-            if choice != tensor.choice {
-                let shown = |choice: Option<Choice>| choice.map_or("kept", |choice| choice.weight_type().name());
-                let message = format!(
-                    "{} would be {} and {} {}: vLLM makes one layer of both, so they must become the same; set layer_bit_widths \
-                     for both",
-                    full_name(&tensor.component, first),
-                    shown(choice),
-                    full_name(&tensor.component, &tensor.tensor),
-                    shown(tensor.choice)
-                );
-                return Err(QuantError::configuration(message));
-            }
-        }
-        Ok(())
+    fn fused(&self) -> &'static [&'static [&'static str]] {
+        FUSED
     }
 }

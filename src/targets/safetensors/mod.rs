@@ -8,6 +8,7 @@ mod mlx;
 mod restored;
 mod sdnq;
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use serde_json::{Map, Value};
 use super::raw::RawPart;
 use super::{Layout, PartWriter, Target, write_manifest};
 use crate::config::WeightType;
-use crate::plan::{Allowed, ModelPlan, Request};
+use crate::plan::{Allowed, Choice, ModelPlan, Request};
 use crate::tables::WeightsTable;
 use crate::{DiffusionQuantConfig, Model, QuantError, Result, Tensor};
 
@@ -39,12 +40,13 @@ pub(super) static MLX: Safetensors = Safetensors { dialect: &mlx::Mlx, is_file: 
 pub(super) static COMFYUI: Safetensors = Safetensors { dialect: &comfyui::ComfyUi, is_file: true };
 
 /// Floats, in a directory.
-pub(super) static RESTORED: Safetensors =
-    Safetensors { dialect: &restored::Restored { target: "safetensors" }, is_file: false };
+pub(super) static RESTORED: Safetensors = Safetensors { dialect: &restored::Restored, is_file: false };
 
 /// Floats, in one file.
-pub(super) static RESTORED_FILE: Safetensors =
-    Safetensors { dialect: &restored::Restored { target: "safetensors-file" }, is_file: true };
+pub(super) static RESTORED_FILE: Safetensors = Safetensors { dialect: &restored::Restored, is_file: true };
+
+/// Models whose linear layers are stored the other way round, by the type in their configuration.
+const TRANSPOSED: &[&str] = &["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
 
 /// The folder of parts, which does not stay.
 const PARTS: &str = "parts";
@@ -86,12 +88,9 @@ trait Dialect: fmt::Debug + Send + Sync {
     /// Puts into `config.json` what a runtime needs to know of the tensors of a component.
     fn configure(&self, config: &mut Map<String, Value>, layers: &[Layer]);
 
-    /// Refuses what no runtime would load.
-    ///
-    /// # Errors
-    /// If there is such a thing.
-    fn check(&self, _plan: &ModelPlan) -> Result<()> {
-        Ok(())
+    /// Layers that runtimes make one of, by the last part of their names.
+    fn fused(&self) -> &'static [&'static [&'static str]] {
+        &[]
     }
 }
 
@@ -168,10 +167,22 @@ struct Layer {
     is_linear: bool,
 }
 
-/// The head of a model whose head is its embedding: a layer that runtimes have, and that has no tensor.
-fn tied_head<'a>(config: &Map<String, Value>, layers: &[Layer]) -> Option<&'a str> {
-    let is_tied = config.get("tie_word_embeddings").is_some_and(|tied| *tied == Value::Bool(true));
-    (is_tied && !layers.iter().any(|layer| layer.module == HEAD)).then_some(HEAD)
+/// Tensors of layers that runtimes make one of.
+fn fused(model: &Model, layers: &[&[&str]]) -> Vec<Vec<usize>> {
+    let mut units: BTreeMap<(&str, &str, usize), Vec<usize>> = BTreeMap::new();
+    for (index, tensor) in model.tensors().iter().enumerate().filter(|(_, tensor)| is_linear(tensor)) {
+        let Some((parent, last)) = module(&tensor.name).rsplit_once('.') else { continue };
+        if let Some(at) = layers.iter().position(|layers| layers.contains(&last)) {
+            units.entry((&tensor.component, parent, at)).or_default().push(index);
+        }
+    }
+    units.into_values().filter(|unit| unit.len() > 1).collect()
+}
+
+/// The head of a language model, where it has no tensor of this name: it is the embedding, or has another name in the file than in
+/// the runtime.
+fn absent_head(layers: &[Layer]) -> Option<&'static str> {
+    (!layers.iter().any(|layer| layer.module == HEAD)).then_some(HEAD)
 }
 
 /// The head of a language model.
@@ -247,6 +258,10 @@ impl Target for Safetensors {
         self.is_file.then_some(FILE)
     }
 
+    fn extension(&self) -> Option<&'static str> {
+        self.is_file.then_some("safetensors")
+    }
+
     fn part_writer(&self, output: &Path, part: usize) -> Result<Box<dyn PartWriter>> {
         let widens = self.dialect.parameters(ParameterDtype::F16) == ParameterDtype::F32;
         Ok(Box::new(RawPart::create(output, format!("{PARTS}/part-{part:05}.bin"), widens)?))
@@ -266,6 +281,8 @@ struct SafetensorsLayout {
     dialect: &'static dyn Dialect,
     requests: Vec<Request>,
     components: Vec<Component>,
+    /// Tensors that must become the same.
+    units: Vec<Vec<usize>>,
     /// The type that all floats become.
     cast: Option<Dtype>,
     is_file: bool,
@@ -305,6 +322,17 @@ impl SafetensorsLayout {
                 );
                 return Err(QuantError::configuration(message).at(model.path()));
             }
+            if let Some(kind) = config.as_ref().and_then(|config| config.get("model_type")?.as_str())
+                && dialect.needs_config()
+                && TRANSPOSED.contains(&kind)
+            {
+                let message = format!(
+                    "`{}` is a {kind}, whose layers are stored with inputs as rows, which {} does not read: choose another format",
+                    model.path().join(&name).display(),
+                    dialect.allowed().target
+                );
+                return Err(QuantError::configuration(message).at(model.path()));
+            }
             let is_of_diffusers = config.as_ref().is_some_and(|config| config.contains_key("_class_name"));
             let file = if is_of_diffusers { "diffusion_pytorch_model.safetensors" } else { FILE };
             components.push(Component { file: Path::new(&name).join(file), name, config });
@@ -314,7 +342,39 @@ impl SafetensorsLayout {
             WeightType::Float(dtype) => Some(dtype),
             WeightType::Int(_) | WeightType::Block(_) | WeightType::Mix(_) => None,
         };
-        Ok(Self { dialect, requests, components, cast, is_file: target.is_file })
+        let units = fused(model, dialect.fused());
+        Ok(Self { dialect, requests, components, units, cast, is_file: target.is_file })
+    }
+
+    /// Refuses a model in which a tensor has the name of one that stands for another.
+    fn refuse_names(&self, plan: &ModelPlan) -> Result<()> {
+        let tensors = || plan.tensors.iter().zip(plan.model.tensors());
+        let names: HashSet<_> = tensors().map(|(plan, _)| plan.key()).collect();
+        for (planned, tensor) in tensors() {
+            let Some(Choice::Grouped { bits, group_size }) = planned.choice else { continue };
+            let columns = tensor.row_length() as i64;
+            let grouped = GroupedTensor {
+                name: &tensor.name,
+                rows: tensor.elements() as i64 / columns.max(1),
+                columns,
+                bits,
+                group_size,
+                parameters: ParameterDtype::F32,
+            };
+            let new = self.dialect.tensors(&grouped);
+            let taken =
+                new.iter().find(|new| new.name != tensor.name && names.contains(&(&*tensor.component, &*new.name)));
+            if let Some(taken) = taken {
+                let message = format!(
+                    "a parameter of {} would be called {}, which is another tensor of the model: keep the first, or choose \
+                     another format",
+                    planned.name(),
+                    taken.name
+                );
+                return Err(QuantError::configuration(message).at(plan.model.path()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -323,8 +383,19 @@ impl Layout for SafetensorsLayout {
         &self.requests
     }
 
+    fn overhead(&self, model: &Model) -> u64 {
+        /// Of a tensor in the header beside its name; each may become as many as four.
+        const OF_TENSOR: usize = 110;
+        let of_quantized = |tensor: &Tensor| if tensor.shape.len() > 1 { 4 } else { 1 };
+        model.tensors().iter().map(|tensor| (of_quantized(tensor) * (tensor.name.len() + OF_TENSOR)) as u64).sum()
+    }
+
+    fn units(&self) -> Vec<Vec<usize>> {
+        self.units.clone()
+    }
+
     fn check(&self, plan: &ModelPlan) -> Result<()> {
-        self.dialect.check(plan)
+        self.refuse_names(plan)
     }
 
     fn assemble(&self, output: &Path, parts: Vec<FileEntry>, plan: &ModelPlan) -> Result<Vec<FileEntry>> {

@@ -7,13 +7,11 @@ use super::{Dialect, GroupedTensor, Layer, NewTensor, allowed};
 use crate::plan::Allowed;
 
 #[derive(Debug)]
-pub(super) struct Restored {
-    pub target: &'static str,
-}
+pub(super) struct Restored;
 
 impl Dialect for Restored {
     fn allowed(&self) -> Allowed {
-        Allowed { floats: &[Dtype::F32, Dtype::F16, Dtype::BF16], ..allowed(self.target, |_| true) }
+        Allowed { floats: &[Dtype::F32, Dtype::F16, Dtype::BF16], ..allowed("safetensors", |_| true) }
     }
 
     /// None: it holds no codes.

@@ -7,7 +7,7 @@ use arrow_quant_formats::StoredType;
 use arrow_quant_kernels::{Bits, GroupSize, ParameterDtype};
 use serde_json::{Map, Value, json};
 
-use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_linear, tied_head};
+use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, absent_head, allowed, is_linear};
 use crate::plan::Allowed;
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Dialect for Sdnq {
             }
         }
         let kept = layers.iter().filter(|layer| layer.grouped.is_none()).map(|layer| layer.module.as_str());
-        let kept: Vec<_> = kept.chain(tied_head(config, layers)).map(tensor).collect();
+        let kept: Vec<_> = kept.chain(absent_head(layers)).map(tensor).collect();
         let description = json!({
             "quant_method": "sdnq",
             "weights_dtype": of_type(bits),

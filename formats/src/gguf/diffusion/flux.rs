@@ -72,10 +72,30 @@ pub(super) fn joined(named: &[(usize, &str)]) -> Result<Vec<Joined>, DiffusionEr
     }
     let joined = all.into_iter().map(|(name, mut sources)| {
         sources.sort_unstable();
+        let own = layer(&name);
+        let wanted =
+            [DOUBLE, SINGLE, OUTER].iter().flat_map(|table| table.iter()).filter(|(_, known)| *known == own).count();
+        if sources.len() != wanted {
+            return Err(DiffusionError::Tensor {
+                tensor: name.clone(),
+                architecture: "flux",
+                problem: format!(
+                    "it joins {wanted} tensors, of which {} are there: get the whole model",
+                    sources.len()
+                ),
+            });
+        }
         let rows = if name.starts_with(TURNED) { Rows::HalvesSwapped } else { Rows::AsTheyAre };
-        Joined { name, sources: sources.into_iter().map(|(_, index)| index).collect(), rows }
+        Ok(Joined { name, sources: sources.into_iter().map(|(_, index)| index).collect(), rows })
     });
-    Ok(joined.collect())
+    joined.collect()
+}
+
+/// The name of the layer that an original tensor is of, without that of its block.
+fn layer(name: &str) -> &str {
+    let layer = name.rsplit_once('.').map_or(name, |(layer, _)| layer);
+    let of_block = layer.strip_prefix("double_blocks.").or_else(|| layer.strip_prefix("single_blocks."));
+    of_block.and_then(|rest| rest.split_once('.')).map_or(layer, |(_, own)| own)
 }
 
 /// The original name, and the place among the tensors that are joined to it.
