@@ -289,7 +289,7 @@ impl DiffusionModel {
             }
         }
         let has = |name: &&str| named.iter().any(|(_, found)| found == name);
-        let by_names = || ARCHITECTURES.iter().find(|known| known.has.iter().all(|name| has(name)));
+        let by_names = || ARCHITECTURES.iter().find(|known| known.has.iter().all(&has));
         let by_class = || ARCHITECTURES.iter().find(|known| class.is_some_and(|class| known.classes.contains(&class)));
         let by_asked = || ARCHITECTURES.iter().find(|known| Some(known.name) == asked);
         let found = by_names().or_else(by_class).filter(|known| asked.is_none_or(|asked| asked == known.name));
