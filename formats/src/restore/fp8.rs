@@ -63,11 +63,11 @@ pub(super) fn scaled<P: Parts>(
     Ok(())
 }
 
-/// Restores FP8 tensors without scales.
+/// Restores FP8 matrices without scales. Lists and numbers stay as they are: nothing is quantized in them.
 pub(super) fn plain<P: Parts>(checkpoint: &mut Checkpoint<'_, P>) -> Result<(), P::Error> {
     for index in left(checkpoint) {
         let SchemeTensor { name, shape, .. } = checkpoint.tensor(index);
-        if checkpoint.elements(index) == 0 {
+        if checkpoint.elements(index) == 0 || shape.len() < 2 {
             continue;
         }
         let grid = grid(checkpoint, index, None)?;
