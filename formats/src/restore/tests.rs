@@ -162,11 +162,14 @@ fn fp8_is_refused_without_the_scales_that_it_should_have() {
 
 #[test]
 fn fp8_without_scales_is_plain() {
-    let memory = Memory::default().with("a", F8E4M3, &[2], [ONE, 0xc0]).with("b", F8E5M2, &[1, 2], [0x3c, 0x42]);
+    let memory = Memory::default()
+        .with("a", F8E4M3, &[1, 2], [ONE, 0xc0])
+        .with("b", F8E5M2, &[1, 2], [0x3c, 0x42])
+        .with("list", F8E4M3, &[2], [ONE, 0xc0]);
     let restoration = memory.plan(None, &Value::Null, &BTreeMap::new()).unwrap().unwrap();
     let found: Vec<_> =
         restoration.tensors.iter().map(|tensor| values(&tensor.recipe, &tensor.shape, &memory)).collect();
-    assert_eq!(found, [[1.0, -2.0], [1.0, 3.0]]);
+    assert_eq!(found, [[1.0, -2.0], [1.0, 3.0]], "a list stays as it is");
     let floats = Memory::default().floats("a", &[1], &[1.0]);
     assert!(floats.plan(None, &Value::Null, &BTreeMap::new()).unwrap().is_none());
 }
