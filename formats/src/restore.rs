@@ -4,7 +4,7 @@
 //! each with a [`Recipe`]: which stored tensors it is made of and how. [`Recipe::restore`] then computes any range of elements
 //! and reads only the bytes that it needs. Nothing here opens a file: bytes come from [`Parts`].
 //!
-//! What is checked when a recipe is made (types, shapes, indexes of groups) is not checked again when it is used.
+//! Making a recipe checks types, shapes and group indexes; using it does not check them again.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -2,7 +2,7 @@
 //! from there.
 //!
 //! A file of JSON lines beside the parts. The first says what the run is of; each other one that a part was written, after
-//! the part itself is durable. A line that was cut off by the end of the run counts for nothing.
+//! its file has its name. A run that goes on checks the hash of each part, so one that did not reach the disk is written again. A line that was cut off by the end of the run counts for nothing.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -224,11 +224,7 @@ impl Staging {
     /// Writes a file of its own, which is durable when this returns.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<FileEntry> {
         let path = self.make(Path::new(name));
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            disk::sync_file(&file, &path)
-        });
-        written.map_err(|e| QuantError::io(&path, e))?;
+        disk::write_file(&path, bytes)?;
         let sha256 = ContentHash::of(bytes);
         Ok(FileEntry { path: name.to_string(), bytes: bytes.len() as u64, sha256 })
     }

@@ -30,6 +30,7 @@ use bytes::Bytes;
 
 use crate::error::{QuantError, Result, SettingProblem};
 use directory::ModelDirectory;
+pub(crate) use opened::gguf_header_at;
 use opened::{Header, WeightFile};
 use origins::{Origin, State};
 pub(crate) use quantized::{QuantizedDirectory, hash_of, manifest_at, manifest_path, verify_file};

@@ -53,6 +53,11 @@ pub(super) fn open(
     Ok((WeightFile { name, store, header }, Header::Safetensors(parsed)))
 }
 
+/// The header of the GGUF file at a path.
+pub(crate) fn gguf_header_at(path: &Path) -> Result<gguf::Header> {
+    gguf_header(&Location::parse(path)?.open(Path::new(""), Residence::File)?)
+}
+
 fn gguf_header(store: &Arc<dyn Store>) -> Result<gguf::Header> {
     let identity = store.identity();
     let mut wanted = GGUF_START;

@@ -104,11 +104,13 @@ impl ModelPlan {
     /// Plans what the target size has chosen, if there is one.
     pub(crate) fn follow_sizing(&mut self) {
         let Some(sizing) = &self.sizing else { return };
-        for (first, cost) in sizing.allocation.chosen() {
-            for index in self.units.iter().find(|unit| unit[0] == first).unwrap_or(&vec![first]).iter().copied() {
+        let (reason, chosen) = (sizing.reason(), sizing.allocation.chosen());
+        let chosen: Vec<_> = chosen.map(|(first, cost)| (self.unit(first), cost.choice)).collect();
+        for (unit, choice) in chosen {
+            for index in unit {
                 let plan = &mut self.tensors[index];
-                plan.choice = cost.choice;
-                plan.reason = sizing.reason();
+                plan.choice = choice;
+                plan.reason = reason.clone();
                 *plan = settled(plan.clone(), &self.model.tensors()[index], self.settings, &self.allowed);
             }
         }

@@ -30,6 +30,12 @@ impl HashedFile {
     /// Makes a file that was created so durable, and gives it its name.
     pub(super) fn finish(&self, path: &Path, relative: String) -> Result<FileEntry> {
         disk::sync_file(&self.file, path).map_err(|e| QuantError::io(path, e))?;
+        self.finish_later(path, relative)
+    }
+
+    /// Gives such a file its name, and leaves it to the system when it is on the disk: for files that the output is made of,
+    /// whose hashes a later run checks before it goes on from them.
+    pub(super) fn finish_later(&self, path: &Path, relative: String) -> Result<FileEntry> {
         disk::rename_file(&unfinished(path), path)?;
         Ok(FileEntry { path: relative, bytes: self.bytes, sha256: self.hash.clone().finish() })
     }

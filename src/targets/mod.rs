@@ -14,8 +14,8 @@ mod tests;
 mod written;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -220,11 +220,7 @@ fn write_manifest(output: &Path, manifest: &Manifest) -> Result<()> {
     })?;
     let path = output.join(MANIFEST);
     let unfinished = path.with_extension(UNFINISHED);
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(json.as_bytes())?;
-        disk::sync_file(&file, &path)
-    });
-    written.map_err(|e| QuantError::io(&path, e))?;
+    disk::write_file(&unfinished, json.as_bytes())?;
     disk::rename_file(&unfinished, &path)?;
     disk::sync_directory(output)
 }

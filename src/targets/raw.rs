@@ -79,7 +79,7 @@ impl PartWriter for RawPart {
     }
 
     fn finish(self: Box<Self>) -> Result<FileEntry> {
-        self.file.finish(&self.path, self.relative)
+        self.file.finish_later(&self.path, self.relative)
     }
 }
 

@@ -245,7 +245,7 @@ pub enum DiffusionError {
         tensor: String,
         /// What the model is.
         architecture: &'static str,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         problem: String,
     },
 }
@@ -265,8 +265,8 @@ pub fn names() -> Vec<&'static str> {
 }
 
 impl DiffusionModel {
-    /// What the file of a model has, whose tensors are given in their order. `class` is the class of diffusers that the
-    /// configuration names, `asked` the architecture that was asked for. `None` if the model is none that is known.
+    /// Lays out the file of a model from its tensors. `class` is the diffusers class in `config.json`, `asked` the architecture
+    /// that the user named. `None` if the model is unknown.
     ///
     /// # Errors
     /// If the model is known, but readers would not load the file.

@@ -103,7 +103,7 @@ impl Layer {
         }
     }
 
-    /// What is done last to weights of so many columns: a rotation.
+    /// A rotation of rows of so many columns, as the last step.
     fn rotation<P: Parts>(&self, columns: u64, bytes: Option<Parameters>) -> Result<Last, P::Error> {
         let size = self.about.get("convrot_groupsize").map_or(Some(ROTATION), Value::as_u64).unwrap_or(0);
         if rotation::is_size(size) && columns.is_multiple_of(size) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BinaryViewBuilder, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
-use arrow_quant_formats::gguf::{self, Header, MAX_HEADER, Place, Rows, TensorType};
+use arrow_quant_formats::gguf::{Place, Rows, TensorType};
 use arrow_quant_formats::manifest::Omission;
 use arrow_quant_kernels::{Encoding, Isa, Weights, to_f32};
 use arrow_quant_udfs::tensor_value;
@@ -22,6 +22,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
 
 use super::GgufFile;
+use crate::model::gguf_header_at;
 use crate::tables::{Chunk, ModelParts, weights_schema};
 use crate::workers::blocking;
 use crate::{Model, QuantError, Result, Tensor};
@@ -61,7 +62,7 @@ struct Piece {
 /// # Errors
 /// If the file cannot be read, or does not hold the model's tensors.
 pub(super) fn table(layout: &GgufFile, model: &Arc<Model>, path: &Path) -> Result<Arc<dyn TableProvider>> {
-    let header = header(path)?;
+    let header = gguf_header_at(path)?;
     let mut pieces = vec![None; model.tensors().len()];
     for place in &layout.places {
         let found = header.tensors.iter().find(|tensor| tensor.name == place.name && tensor.shape == place.shape);
@@ -104,22 +105,6 @@ fn piece(place: &Place, kind: TensorType, start: u64, tensor: &Tensor) -> Piece 
         rows,
         order: place.rows,
         adds_one: place.adds_one,
-    }
-}
-
-/// Reads the header of a file.
-fn header(path: &Path) -> Result<Header> {
-    let io = |e| QuantError::io(path, e);
-    let mut file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
-    let (mut start, mut wanted) = (Vec::new(), 1 << 16);
-    loop {
-        file.by_ref().take(wanted - start.len() as u64).read_to_end(&mut start).map_err(io)?;
-        let parsed = gguf::parse(&start, length).map_err(|e| QuantError::defect(path, e.place, e.problem))?;
-        if let Some(header) = parsed {
-            return Ok(header);
-        }
-        wanted = (2 * wanted).min(MAX_HEADER).min(length);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The files, from the files of parts.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use arrow_quant_formats::manifest::FileEntry;
@@ -111,7 +111,7 @@ fn new_tensors(layout: &SafetensorsLayout, stored: &Stored<'_>, index: usize) ->
 fn copy(stored: &Stored<'_>, index: usize, tensor: &NewTensor, out: &mut HashedFile) -> Result<(), Stop> {
     let places = stored.places(index);
     match &tensor.content {
-        Content::Elements | Content::Codes => io::copy(&mut stored.read(&places.codes), out).map(drop)?,
+        Content::Elements | Content::Codes => in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(bytes)?))?,
         Content::Cast(dtype) => {
             let from = stored.dtype(stored.first(index))?;
             in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(&cast(&tensor.name, bytes, from, *dtype)?)?))?;
@@ -151,7 +151,7 @@ fn in_pieces(
 fn parameters(stored: &Stored<'_>, extents: &[Extent], tensor: &NewTensor, out: &mut HashedFile) -> Result<(), Stop> {
     for run in extents.chunk_by(|a, b| a.dtype == b.dtype) {
         if Some(of(run[0].dtype)) == tensor.stored.float() {
-            io::copy(&mut stored.read(run), out)?;
+            in_pieces(stored, run, |bytes| Ok(out.write_all(bytes)?))?;
         } else {
             in_pieces(stored, run, |bytes| {
                 Ok(out.write_all(&cast(

@@ -6,8 +6,9 @@ use arrow_quant_formats::StoredType;
 use arrow_quant_kernels::{Bits, GroupSize};
 use serde_json::{Map, Value, json};
 
-use super::sdnq::most_frequent;
-use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_embedding, is_linear};
+use super::{
+    AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, allowed, is_embedding, is_linear, most_frequent,
+};
 use crate::plan::Allowed;
 
 #[derive(Debug)]

@@ -188,6 +188,19 @@ fn absent_head(layers: &[Layer]) -> Option<&'static str> {
 /// The head of a language model.
 const HEAD: &str = "lm_head";
 
+/// What most layers have.
+fn most_frequent<T: PartialEq + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: Vec<(T, usize)> = Vec::new();
+    for item in items {
+        match counts.iter_mut().find(|(known, _)| *known == item) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((item, 1)),
+        }
+    }
+    // The first of those that are as frequent.
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(item, _)| item)
+}
+
 /// Whether a tensor is the matrix of a layer that multiplies with it, by its shape and name; that of an embedding is not.
 fn is_linear(tensor: &Tensor) -> bool {
     tensor.shape.len() == 2 && tensor.name.ends_with(".weight") && !is_embedding(&tensor.name)

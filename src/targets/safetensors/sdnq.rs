@@ -7,7 +7,9 @@ use arrow_quant_formats::StoredType;
 use arrow_quant_kernels::{Bits, GroupSize, ParameterDtype};
 use serde_json::{Map, Value, json};
 
-use super::{AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, absent_head, allowed, is_linear};
+use super::{
+    AFFINE, Content, Dialect, GroupedTensor, Layer, NewTensor, absent_head, allowed, is_linear, most_frequent,
+};
 use crate::plan::Allowed;
 
 #[derive(Debug)]
@@ -77,17 +79,4 @@ impl Dialect for Sdnq {
         });
         config.insert("quantization_config".to_string(), description);
     }
-}
-
-/// What most layers have.
-pub(super) fn most_frequent<T: PartialEq + Copy>(items: impl Iterator<Item = T>) -> Option<T> {
-    let mut counts: Vec<(T, usize)> = Vec::new();
-    for item in items {
-        match counts.iter_mut().find(|(known, _)| *known == item) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((item, 1)),
-        }
-    }
-    // The first of those that are as frequent.
-    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(item, _)| item)
 }

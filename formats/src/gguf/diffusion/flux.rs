@@ -66,7 +66,7 @@ pub(super) fn joined(named: &[(usize, &str)]) -> Result<Vec<Joined>, DiffusionEr
         let (rank, original) = original(name).ok_or_else(|| DiffusionError::Tensor {
             tensor: name.to_string(),
             architecture: "flux",
-            problem: "there is no original name for it".to_string(),
+            problem: "flux has no layer of this name".to_string(),
         })?;
         all.entry(original).or_default().push((rank, index));
     }

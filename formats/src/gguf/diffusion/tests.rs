@@ -38,7 +38,7 @@ fn rows_of_diffusers_tensors_become_those_of_original_ones() {
     let error = DiffusionModel::new(&stray, Some("FluxTransformer2DModel"), None).unwrap_err().to_string();
     assert_eq!(
         error,
-        "transformer_blocks.0.attn.to_x.weight has no place in a file of flux: there is no original name for it"
+        "transformer_blocks.0.attn.to_x.weight has no place in a file of flux: flux has no layer of this name"
     );
 }
 
