@@ -51,8 +51,8 @@ pub use error::{
     ValidationProblem, Words,
 };
 pub use job::{
-    JobOptions, export_model, inspect_model, plan_model, plan_query, quantize_model, quantize_query, unfinished_run,
-    validate_model, verify_model,
+    JobOptions, export_model, inspect_model, plan_model, plan_query, quantize_model, quantize_query, register_copy,
+    unfinished_run, validate_model, verify_model,
 };
 pub use model::{Model, Tensor};
 pub use report::{

@@ -65,7 +65,10 @@ impl Flagged for DiffusionQuantConfig {
 }
 
 /// Fields that say what weights become.
-const SAY_TYPES: &[&str] = &["bit_width", "type", "group_size", "target_bpw", "target_model_size_mb"];
+const TYPES: &[&str] = &["bit_width", "type", "group_size"];
+
+/// Fields that say how large the model may be.
+const TARGETS: &[&str] = &["target_bpw", "target_model_size_mb"];
 
 impl ConfigArguments {
     /// The file, the environment and the flags together.
@@ -75,13 +78,18 @@ impl ConfigArguments {
             layers = layers.file(path);
         }
         let given = self.fields.given()?;
-        // What a program suits is a default, which anything else goes before.
-        let is_open = self.config.is_none()
-            && self.target_size.is_none()
-            && !given.iter().any(|(field, _)| SAY_TYPES.contains(field));
+        // What a program suits is a default, which anything else goes before. Of a target size, groups do not follow where
+        // the format has one size for the whole model.
+        let is_said = |fields: &[&str]| self.config.is_some() || given.iter().any(|(field, _)| fields.contains(field));
+        let has_target = self.target_size.is_some() || is_said(TARGETS);
         let runtime = Runtime::ALL.iter().find(|runtime| Some(runtime.name()) == self.runtime.as_deref());
         for (field, value) in runtime.iter().flat_map(|runtime| runtime.settings()) {
-            if field == "format" || is_open {
+            let is_open = match field {
+                "format" => true,
+                "group_size" => !is_said(TYPES),
+                _ => !is_said(TYPES) && !has_target,
+            };
+            if is_open {
                 layers = layers.another_flag("--for", field, value);
             }
         }

@@ -52,14 +52,15 @@ use crate::failure::Failure;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The allocator's settings: what was freed a second ago goes back to the system. A thread of the allocator's own does that, which is
+/// The allocator's settings: as many arenas as cores, because threads that write take turns and each arena keeps what they freed;
+/// what was freed half a second ago goes back to the system. A thread of the allocator's own does that, which is
 /// started later ([`runtime`]): where threads are short, the allocator would try again and again, and say so each time. One thread is
 /// enough, and it starts no others.
 #[cfg(not(target_env = "msvc"))]
 // SAFETY: the allocator declares this symbol as a pointer to text that ends in a zero byte, which a reference to such an array is,
 // and reads it; nothing else in the program has its name.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static MALLOC_CONF: &[u8; 62] = b"max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+static MALLOC_CONF: &[u8; 79] = b"narenas_ratio:1.0,max_background_threads:1,dirty_decay_ms:500,muzzy_decay_ms:0\0";
 
 /// The variable that bounds the cores where `--threads` does not.
 const THREADS_VARIABLE: &str = "ARROW_QUANT_NUM_THREADS";

@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// Quantize what this query gives: the columns tensor, shape, start and weights, as of the table weights
     #[arg(long, value_name = "SQL")]
     query: Option<String>,
+    /// The model whose configuration and tokenizer go with what the query gives, for formats that need them
+    #[arg(long, value_name = "MODEL", requires = "query")]
+    files: Option<PathBuf>,
     /// Quantize by this plan, a table that `arrow-quant plan --output` wrote and that may have been edited
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "bit_width", "type", "group_size"])]
     plan: Option<PathBuf>,
@@ -107,6 +110,7 @@ fn quantize_or_plan(
         target: Some(TargetName::of(config, out)),
         plan: arguments.plan.clone(),
         calibration: arguments.calibration.open(config.calibration_samples)?,
+        files: arguments.files.clone(),
         resume: arguments.resume,
         overwrite: false,
         on_progress: Some(meter.callback()),

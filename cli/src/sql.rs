@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use arrow_quant_v2::{QuantError, register_model, session};
+use arrow_quant_v2::{QuantError, register_copy, register_model, session};
 
 use crate::failure::Failure;
 use crate::interrupt::signal;
@@ -51,7 +51,9 @@ pub(crate) fn run(arguments: &Arguments, threads: usize) -> Result<(), Failure> 
         let message = "--format parquet is not for a terminal: add --output FILE, or redirect the output";
         return Err(Failure::Usage(message.to_string()));
     }
-    let queries = Queries::new(session(threads)?, threads)?;
+    let ctx = session(threads)?;
+    register_copy(&ctx)?;
+    let queries = Queries::new(ctx, threads)?;
     for (index, NamedModel { name, path }) in arguments.models.iter().enumerate() {
         if arguments.models[..index].iter().any(|other| other.name == *name) {
             let path = path.display();

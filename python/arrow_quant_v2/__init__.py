@@ -43,6 +43,7 @@ from .results import TensorTable
 _QUANTIZER = ArrowQuantV2()
 
 quantize_model = _QUANTIZER.quantize_model
+export = _QUANTIZER.export
 plan = _QUANTIZER.plan
 inspect = _QUANTIZER.inspect
 report = _QUANTIZER.report
@@ -77,6 +78,7 @@ __all__ = [
     "__version__",
     "calibration",
     "connect",
+    "export",
     "functions",
     "inspect",
     "load_quantized",

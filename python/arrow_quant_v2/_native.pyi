@@ -406,6 +406,26 @@ def quantize_query(
         Cancelled: after ``cancellation.cancel()``.
     """
 
+def export_model(
+    quantized: _Path,
+    out: _Path,
+    config: DiffusionQuantConfig,
+    *,
+    overwrite: bool = False,
+    cancellation: Cancellation | None = None,
+) -> dict[str, Any]:
+    """Writes a quantized model for another program, with the same codes. Of the configuration, `format`, `architecture` and
+    `pre_tokenizer` count.
+
+    Raises:
+        ConfigurationError: if the format cannot hold what the model has.
+        OutputExistsError: if there is something at the output.
+        ModelNotFoundError: if there is no quantized model at the path.
+        MetadataError: if a file contradicts itself.
+        QuantizationError: if a file cannot be written.
+        Cancelled: after ``cancellation.cancel()``.
+    """
+
 def plan_model(
     model: _Path,
     config: DiffusionQuantConfig,

@@ -90,6 +90,7 @@ class AsyncArrowQuantV2:
     quantize_diffusion_model = _awaited(ArrowQuantV2.quantize_diffusion_model)
     quantize_model = _awaited(ArrowQuantV2.quantize_model)
     quantize_query = _awaited(ArrowQuantV2.quantize_query)
+    export = _awaited(ArrowQuantV2.export)
     validate_quality = _awaited(ArrowQuantV2.validate_quality)
     plan = _awaited(ArrowQuantV2.plan)
     inspect = _awaited(ArrowQuantV2.inspect)

@@ -229,6 +229,25 @@ def validation(
     return Task(compare)
 
 
+def exporting(
+    quantized_path: str | os.PathLike[str],
+    output_path: str | os.PathLike[str],
+    fields: Mapping[str, Any],
+    overwrite: bool,
+) -> Task[QuantizeResult]:
+    """The work that writes a quantized model for another program. Its arguments are checked."""
+    quantized = checked_path(quantized_path, "quantized_path")
+    output = checked_path(output_path, "output_path")
+    config = configuration(None, {field: value for field, value in fields.items() if value is not None})
+    replaces = _flag(overwrite, "overwrite")
+
+    def export(cancellation: _native.Cancellation | None) -> QuantizeResult:
+        report = _native.export_model(quantized, output, config, overwrite=replaces, cancellation=cancellation)
+        return quantize_result(report, output, report["settings"]["bit_width"])
+
+    return Task(export)
+
+
 def checked_mode(mode: str) -> str:
     """A mode, if there is such a one."""
     if not isinstance(mode, str) or mode not in MODES:

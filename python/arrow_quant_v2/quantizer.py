@@ -19,6 +19,7 @@ from .jobs import (
     Work,
     checked_mode,
     checked_path,
+    exporting,
     refuse_base,
     refuse_calibration,
     validation,
@@ -272,6 +273,46 @@ class ArrowQuantV2:
             calibration=calibration,
         )
         return self._do(job)
+
+    def export(
+        self,
+        quantized_path: str | os.PathLike[str],
+        output_path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        architecture: str | None = None,
+        pre_tokenizer: str | None = None,
+        overwrite: bool = False,
+    ) -> QuantizeResult:
+        """Writes a quantized model for another program, with the codes that it has, as ``arrow-quant export`` does.
+
+        Args:
+            quantized_path: a directory that a job wrote in the format ``"arrow-quant"``.
+            output_path: the file or directory to write, which must not exist.
+            format: ``"gguf"``, ``"sdnq"``, ``"compressed-tensors"``, ``"mlx"`` or ``"comfyui"``; by default that which
+                the ending of `output_path` names.
+            architecture: what GGUF calls the model's architecture, where its ``config.json`` does not say it.
+            pre_tokenizer: how text is cut before BPE, by llama.cpp's name for it.
+            overwrite: whether to replace a quantized model at `output_path`.
+
+        Returns:
+            A dict with the keys of what `quantize_model` returns.
+
+        Raises:
+            ConfigurationError: if an argument is not allowed, or the format cannot hold what the model has.
+            OutputExistsError: if the output exists, which is a `FileExistsError` too.
+            ModelNotFoundError: if there is no quantized model at `quantized_path`.
+            MetadataError: if a file of the model contradicts itself.
+            QuantizationError: if a file cannot be written.
+
+        Example:
+            >>> quantizer = ArrowQuantV2(mode="base")
+            >>> quantizer.quantize_model("smol-lm/", "smol-lm-int4/", group_size=64)
+            >>> quantizer.export("smol-lm-int4/", "smol-lm-mlx/", format="mlx")["bits_per_weight"]
+            4.51
+        """
+        fields = {"format": format, "architecture": architecture, "pre_tokenizer": pre_tokenizer}
+        return self._do(exporting(quantized_path, output_path, fields, overwrite))
 
     def validate_quality(
         self,

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow_quant_v2::{
-    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, inspect_model as inspect,
-    plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session,
+    DiffusionQuantConfig, JobOptions, ModelReport, OnProgress, Progress, QuantError, export_model as export,
+    inspect_model as inspect, plan_model as plan, quantize_model as quantize, quantize_query as quantize_sql, session,
     unfinished_run as unfinished, validate_model as validate,
 };
 use datafusion::prelude::SessionContext;
@@ -123,6 +123,27 @@ fn plan_model<'py>(
         Ok(planned)
     };
     asked.run(py, config, cancellation.as_ref(), job)
+}
+
+/// Writes a quantized model for another program, with the same codes.
+#[pyfunction]
+#[pyo3(signature = (quantized, out, config, *, overwrite = false, cancellation = None))]
+fn export_model<'py>(
+    py: Python<'py>,
+    quantized: PathBuf,
+    out: PathBuf,
+    config: &Config,
+    overwrite: bool,
+    cancellation: Option<Cancellation>,
+) -> Result<Bound<'py, PyAny>> {
+    let config = config.inner.clone();
+    let threads = config.threads();
+    let job = async move {
+        let options = JobOptions { overwrite, ..JobOptions::default() };
+        export(&quantized, &out, &config, &options).await
+    };
+    let report = run(py, threads, cancellation.as_ref(), job, |_| Ok(()))?;
+    Ok(to_object(py, &report)?)
 }
 
 /// A model's tensors, from its headers alone.
@@ -323,6 +344,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Cancellation>()?;
     module.add_function(wrap_pyfunction!(quantize_model, module)?)?;
     module.add_function(wrap_pyfunction!(quantize_query, module)?)?;
+    module.add_function(wrap_pyfunction!(export_model, module)?)?;
     module.add_function(wrap_pyfunction!(plan_model, module)?)?;
     module.add_function(wrap_pyfunction!(inspect_model, module)?)?;
     module.add_function(wrap_pyfunction!(model_report, module)?)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_quant_bounds::{on_planning_thread, parse_one};
-use arrow_quant_v2::{plan_statement, register_model, session};
+use arrow_quant_v2::{plan_statement, register_copy, register_model, session};
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::LogicalPlan;
@@ -50,8 +50,9 @@ fn connect(
     num_threads: Option<&Bound<'_, PyAny>>,
 ) -> Result<Connection> {
     let threads = cores(num_threads)?;
-    let connection =
-        Connection { ctx: session(threads)?, threads: Threads::start(threads)?, replacing: Arc::default() };
+    let ctx = session(threads)?;
+    register_copy(&ctx)?;
+    let connection = Connection { ctx, threads: Threads::start(threads)?, replacing: Arc::default() };
     for (name, path) in named("models", models)? {
         let path = path.extract().map_err(|_| argument("models", format!("models has no path for '{name}'")))?;
         connection.register_model(py, name, path)?;

@@ -22,6 +22,8 @@ from arrow_quant_v2 import (
     ConfigurationError,
     DiffusionQuantConfig,
     MetadataError,
+    ModelNotFoundError,
+    OutputExistsError,
     ShapeMismatchError,
     TensorTable,
     connect,
@@ -446,3 +448,27 @@ def test_flags_are_true_or_false(argument: str, value: Any, tiny_model: Path, tm
         ArrowQuantV2().quantize_model(tiny_model, tmp_path / "out", **{argument: value})
     assert caught.value.field == argument
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_has_the_bytes_of_a_job_in_that_format(tmp_path: Path) -> None:
+    weights = {"a.weight": gaussian((64, 128)), "a.bias": gaussian((64,), seed=1)}
+    model = write_model(tmp_path / "model" / "model.safetensors", weights).parent
+    (model / "config.json").write_text("{}")
+    base = ArrowQuantV2(mode="base")
+    base.quantize_model(model, tmp_path / "int4", group_size=64)
+    base.quantize_model(model, tmp_path / "direct", group_size=64, format="mlx")
+    result = base.export(tmp_path / "int4", tmp_path / "exported", format="mlx")
+    direct, exported = tmp_path / "direct", tmp_path / "exported"
+    assert (exported / "model.safetensors").read_bytes() == (direct / "model.safetensors").read_bytes()
+    assert result["quantized_path"] == str(exported) and result["bit_width"] == 4
+    assert [tensor["tensor"] for tensor in result["tensors"] if tensor["bits"] == 4] == ["a.weight"]
+
+    with pytest.raises(OutputExistsError, match="exported"):
+        base.export(tmp_path / "int4", exported, format="mlx")
+    base.export(tmp_path / "int4", exported, format="mlx", overwrite=True)
+    with pytest.raises(ConfigurationError, match="format is 'gulf'") as refused:
+        base.export(tmp_path / "int4", tmp_path / "none", format="gulf")
+    assert refused.value.field == "format"
+    with pytest.raises(ModelNotFoundError):
+        base.export(model, tmp_path / "none", format="mlx")
+    assert not (tmp_path / "none").exists()

@@ -1,5 +1,6 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
+mod copy;
 mod export;
 mod figures;
 mod finished;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{FORMAT_VERSION, FileEntry, Manifest, Source};
 
+pub use copy::register_copy;
 pub use export::export_model;
 pub use inspect::inspect_model;
 pub use planned::plan_model;
@@ -44,6 +46,7 @@ use journal::RunIdentity;
 use planned::{Planned, plan};
 use rounds::{Done, Rounds};
 use run::Run;
+use source::quantize_relation;
 use staging::{Earlier, Existing, Staging};
 use task::{PartRecord, TaskModel};
 
@@ -63,6 +66,8 @@ pub struct JobOptions {
     pub plan: Option<PathBuf>,
     /// What the inputs of the model's layers were, for `enable_time_aware` and `enable_spatial`.
     pub calibration: Option<Arc<Calibration>>,
+    /// A model whose configuration files, and tokenizer, go with the weights of a query.
+    pub files: Option<PathBuf>,
     /// Whether to go on with what an interrupted run of the same job left.
     pub resume: bool,
     /// Whether to replace a quantized model that is where the output goes, with all that is in its directory, once the new one is
@@ -80,6 +85,7 @@ impl Default for JobOptions {
             target: None,
             plan: None,
             calibration: None,
+            files: None,
             resume: false,
             overwrite: false,
             on_progress: None,
@@ -138,6 +144,7 @@ async fn quantize_source(
     let (source, settings) = (Arc::clone(&planned.plan.model), config.recorded());
     let fingerprint = blocking(move || source.fingerprint()).await?;
     let model_files = Arc::clone(&planned.plan.model);
+    let has_files = query.is_none() || options.files.is_some();
     // The files of a query's rows are ours, and gone when the job ends.
     let files = model_files.files().filter(|_| query.is_none()).map(|(name, _)| name.to_string()).collect();
     let source = Source { name: default_name(model_files.path()), fingerprint, files };
@@ -154,7 +161,7 @@ async fn quantize_source(
     let staging = Arc::new(staging);
     let mut manifest = Manifest::new(PROGRAM, source, settings);
     manifest.notes.extend(query.map(query_note));
-    let manifest = match write(planned, query.is_none(), config, options, &staging, manifest).await {
+    let manifest = match write(planned, has_files, config, options, &staging, manifest).await {
         Ok(manifest) => manifest,
         Err(error) => {
             // Weights of a file that was modified may fail in any way: the cause is told, not what came of it.

@@ -53,7 +53,7 @@ pub(super) async fn plan(
     target: TargetName,
 ) -> Result<Planned> {
     config.validate()?;
-    let (config, adaptations) = &adapted(config, target.target())?;
+    let (config, adaptations) = &adapted(config, target.target(), options.calibration.is_some())?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
     let Decided { mut plan, layout, parts, in_flight, detected, mut notes } = {
@@ -97,7 +97,11 @@ pub(super) async fn plan(
 ///
 /// # Errors
 /// If the target does not have the scheme that was chosen.
-fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(DiffusionQuantConfig, Vec<String>)> {
+fn adapted(
+    config: &DiffusionQuantConfig,
+    target: &dyn Target,
+    is_calibrated: bool,
+) -> Result<(DiffusionQuantConfig, Vec<String>)> {
     let (allowed, mut notes) = (target.allowed(), Vec::new());
     let mut config = DiffusionQuantConfig { weight_type: target.weight_type(config.weight_type), ..config.clone() };
     if !matches!(config.weight_type, WeightType::Int(_)) || allowed.schemes.contains(&config.scheme) {
@@ -118,6 +122,15 @@ fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(Diffus
             notes.push(format!("{target} has no groups of {asked}: group_size is {}", size.get()));
             config.group_size = size;
         }
+    }
+    if config.enable_spatial && !allowed.smoothing {
+        if is_calibrated {
+            notes.push(format!(
+                "{} has no place for the factors of smoothed channels: enable_spatial is false",
+                allowed.target
+            ));
+        }
+        config.enable_spatial = false;
     }
     Ok((config, notes))
 }

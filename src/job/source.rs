@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow_quant_kernels::Dtype;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
 use tokio::runtime::Handle;
@@ -14,11 +15,13 @@ use tokio::runtime::Handle;
 use super::finished::finished;
 use super::place::{absolute, create_error, in_the_way};
 use super::planned::plan_model;
+use super::staging::Staging;
 use super::{JobOptions, quantize_source};
+use crate::config::WeightType;
 use crate::report::{PlanReport, QuantizeReport};
 use crate::tables::stage;
 use crate::workers::blocking;
-use crate::{DiffusionQuantConfig, OutputProblem, QuantError, Result, disk};
+use crate::{DiffusionQuantConfig, Model, OutputProblem, QuantError, Result, Tensor, disk};
 
 /// The directory that opens as the model, and what the model is called.
 const MODEL: &str = "query";
@@ -26,11 +29,16 @@ const MODEL: &str = "query";
 /// The file that a run holds a lock on for as long as it uses the directory.
 const LOCK: &str = "arrow-quant.lock";
 
+/// What notes say of the query of a `COPY`.
+const COPIED: &str = "that of a COPY statement";
+
 /// Quantizes what a query gives into a new directory, as [`quantize_model`](crate::quantize_model) does with a model. The query
 /// gives rows of the table `weights`: the columns `tensor`, `shape`, `start` and `weights` and, for a pipeline, `component`,
 /// in any order of the rows. It runs once. Its rows are written to a sibling of the output, `OUT.source`, which takes as much
 /// disk as the weights do and is removed when the job ends. A run that is resumed runs the query again, and goes on if
 /// it gives the same.
+///
+/// [`JobOptions::files`] names the model whose configuration files the rows go with.
 ///
 /// The report's `model` is the text of the query, which also stands among the notes of the quantized model.
 ///
@@ -50,13 +58,49 @@ pub async fn quantize_query(
         return Ok(report);
     }
     config.validate()?;
-    let source = Source::of_query(ctx, sql, out).await?;
+    let source = Source::of_relation(relation(ctx, sql).await?, out, options.files.as_deref()).await?;
     let done = quantize_source(&source.model, out, config, options, Some(sql)).await;
     source.remove().await?;
     let mut report = done?;
     report.model = PathBuf::from(sql);
     report.quantization_time_s = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// The same with the rows of a relation, whose text is not known. With `keeps_type`, weights become the type of float that most of
+/// them are.
+pub(super) async fn quantize_relation(
+    relation: DataFrame,
+    out: &Path,
+    config: &DiffusionQuantConfig,
+    options: &JobOptions,
+    keeps_type: bool,
+) -> Result<QuantizeReport> {
+    config.validate()?;
+    let target = options.target(config, Some(out)).target();
+    let (to, existing) = (out.to_path_buf(), options.existing());
+    blocking(move || Staging::look(&to, existing, target).map(drop)).await?;
+    let source = Source::of_relation(relation, out, options.files.as_deref()).await?;
+    let done = async {
+        let mut config = config.clone();
+        if keeps_type {
+            let path = source.model.clone();
+            config.weight_type = WeightType::Float(blocking(move || most(&Model::open(&path)?)).await?);
+        }
+        quantize_source(&source.model, out, &config, options, Some(COPIED)).await
+    };
+    let done = done.await;
+    source.remove().await?;
+    done
+}
+
+/// The type of float that most weights of a model are.
+fn most(model: &Model) -> Result<Dtype> {
+    let weights = |dtype: &Dtype| -> u64 {
+        let same = model.tensors().iter().filter(|tensor| tensor.float_dtype() == Some(*dtype));
+        same.map(Tensor::elements).sum()
+    };
+    Ok(WeightType::FLOATS.iter().copied().max_by_key(weights).unwrap_or(Dtype::F32))
 }
 
 /// What would become of the rows of a query, as [`plan_model`](crate::plan_model) tells it of a model. The rows are written
@@ -72,7 +116,7 @@ pub async fn plan_query(
     options: &JobOptions,
 ) -> Result<PlanReport> {
     config.validate()?;
-    let source = Source::of_query(ctx, sql, beside).await?;
+    let source = Source::of_relation(relation(ctx, sql).await?, beside, options.files.as_deref()).await?;
     let done = plan_model(&source.model, config, options).await;
     source.remove().await?;
     let mut report = done?;
@@ -95,13 +139,19 @@ struct Source {
 }
 
 impl Source {
-    /// Runs a query, and writes its rows beside an output.
-    async fn of_query(ctx: &SessionContext, sql: &str, out: &Path) -> Result<Self> {
-        let relation = relation(ctx, sql).await?;
+    /// Runs the query of a relation, and writes its rows beside an output, with the configuration of a model if one is given.
+    async fn of_relation(relation: DataFrame, out: &Path, files: Option<&Path>) -> Result<Self> {
         let out = out.to_path_buf();
         let directory = Arc::new(blocking(move || SourceDirectory::create(&out)).await?);
         let source = Self { model: directory.model.clone(), directory: Some(Arc::clone(&directory)) };
-        match stage(relation, directory).await {
+        let staged = async {
+            if let Some(files) = files {
+                let (files, to) = (files.to_path_buf(), directory.model.clone());
+                blocking(move || copy_configuration(&files, &to)).await?;
+            }
+            stage(relation, directory).await
+        };
+        match staged.await {
             Ok(()) => Ok(source),
             Err(error) => {
                 source.remove().await?;
@@ -128,6 +178,19 @@ impl Drop for Source {
             runtime.spawn_blocking(move || drop(directory));
         }
     }
+}
+
+/// Copies the configuration files of a model, which the rows of a query go with.
+fn copy_configuration(model: &Path, to: &Path) -> Result<()> {
+    let model = Model::open(model)?;
+    for file in model.config_files()? {
+        let copy = to.join(&file);
+        if let Some(parent) = copy.parent() {
+            fs::create_dir_all(parent).map_err(|e| QuantError::io(parent, e))?;
+        }
+        model.copy_file(&file, &copy)?;
+    }
+    Ok(())
 }
 
 /// Where the rows of a query are while a job reads them: `OUT.source`. It is removed when it is dropped.

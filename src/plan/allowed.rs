@@ -26,6 +26,8 @@ pub(crate) struct Allowed {
     pub floats: &'static [Dtype],
     /// Whether the groups of a row must be whole.
     pub whole_groups: bool,
+    /// Whether it has a place for the factors of smoothed input channels, without which weights cannot be restored.
+    pub smoothing: bool,
     /// Whether a tensor must stay as it is, whatever is asked for it.
     pub must_stay: fn(&Tensor) -> bool,
     /// Bytes of a part's file beside payloads, more or less.

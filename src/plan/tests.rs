@@ -20,6 +20,7 @@ fn narrow() -> Allowed {
         block_types: &[BlockType::Q4K, BlockType::Q5_0, BlockType::Q8_0],
         floats: &[],
         whole_groups: false,
+        smoothing: true,
         must_stay: |tensor| tensor.name.starts_with("embed"),
         file_overhead: 0.0,
         chunk_overhead: 0.0,

@@ -1,7 +1,9 @@
 //! DataFusion sessions in which models are tables.
 
+mod joins;
 mod names;
 mod statements;
+
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use url::Url;
 use crate::tables::{self, AnyModel, CheckSources, Files, SafetensorsFactory};
 use crate::workers::blocking;
 use crate::{QuantError, Result, calibration};
+use joins::StopJoins;
 use names::AnyCase;
 pub use names::model_name;
 
@@ -104,6 +107,7 @@ fn build(
     let files = Files(allowed.cloned());
     let catalog = config.options().catalog.clone();
     let mut rules = YieldOften::with_default_rules();
+    rules.push(Arc::new(StopJoins));
     rules.push(Arc::new(CheckSources));
     let mut state = SessionStateBuilder::new_with_default_features()
         .with_config(config)

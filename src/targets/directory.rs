@@ -29,6 +29,7 @@ impl Target for Directory {
             block_types: BlockType::FILLED,
             floats: &[],
             whole_groups: false,
+            smoothing: true,
             must_stay: |_| false,
             // On five models, from 0.3 million to a billion weights, right to 0.25 % of the size; it is known better once a
             // round was written.

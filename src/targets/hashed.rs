@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::FileEntry;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::UNFINISHED;
 use crate::{QuantError, Result, disk};
@@ -15,11 +16,13 @@ pub(super) struct HashedFile {
     file: File,
     hash: ContentHash,
     bytes: u64,
+    /// The thread that hashes pieces.
+    hashing: Option<ThreadPool>,
 }
 
 impl HashedFile {
     pub(super) fn new(file: File) -> Self {
-        Self { file, hash: ContentHash::new(), bytes: 0 }
+        Self { file, hash: ContentHash::new(), bytes: 0, hashing: None }
     }
 
     /// Creates a file that has another name until it is complete, so that one of its name that is there stays until then.
@@ -38,6 +41,25 @@ impl HashedFile {
     pub(super) fn finish_later(&self, path: &Path, relative: String) -> Result<FileEntry> {
         disk::rename_file(&unfinished(path), path)?;
         Ok(FileEntry { path: relative, bytes: self.bytes, sha256: self.hash.clone().finish() })
+    }
+
+    /// Creates such a file that hashes on another thread what [`write_piece`](Self::write_piece) gets, if the system starts one:
+    /// for files that are written when all else is done.
+    pub(super) fn create_alone(path: &Path) -> Result<Self> {
+        let hashing = ThreadPoolBuilder::new().num_threads(1).build().ok();
+        Ok(Self { hashing, ..Self::create(path)? })
+    }
+
+    /// Writes a piece, and hashes it meanwhile.
+    pub(super) fn write_piece(&mut self, piece: &[u8]) -> io::Result<()> {
+        let Some(hashing) = &self.hashing else { return self.write_all(piece) };
+        let (file, hash) = (&mut self.file, &mut self.hash);
+        hashing.in_place_scope(|scope| {
+            scope.spawn(|_| hash.update(piece));
+            file.write_all(piece)
+        })?;
+        self.bytes += piece.len() as u64;
+        Ok(())
     }
 
     /// Bytes that were written.

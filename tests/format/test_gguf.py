@@ -146,6 +146,64 @@ def test_bytes_do_not_depend_on_threads(model, tmp_path):
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
 
 
+def same_tensors(first, second):
+    (metadata, found), (of_other, others) = read_gguf(first), read_gguf(second)
+    assert {key: value for key, value in metadata.items() if key != "general.name"} == {
+        key: value for key, value in of_other.items() if key != "general.name"
+    }
+    assert {name: (kind, array.tobytes()) for name, (kind, array) in found.items()} == {
+        name: (kind, array.tobytes()) for name, (kind, array) in others.items()
+    }
+
+
+def sql(statement):
+    return subprocess.run([COMMAND, "sql", statement, "--format", "csv"], capture_output=True, text=True)
+
+
+def test_query_is_written_as_gguf(model, tmp_path):
+    """COPY … STORED AS GGUF and quantize --query write what quantize does, with the tokenizer of the model that is named."""
+    assert quantize(model, tmp_path / "model.gguf", "--type", "q4_k").returncode == 0
+    query = f"SELECT * FROM weights('{model}')"
+    done = sql(f"COPY ({query}) TO '{tmp_path}/copied.gguf' STORED AS GGUF OPTIONS (type 'q4_k', files '{model}')")
+    assert done.returncode == 0, done.stderr
+    head, rows = done.stdout.split()
+    assert head == "count" and int(rows) >= len(tensors(512))
+    same_tensors(tmp_path / "copied.gguf", tmp_path / "model.gguf")
+    arguments = ["--query", query, tmp_path / "queried.gguf", "--type", "q4_k", "--files", model, "--quiet"]
+    done = subprocess.run([COMMAND, "quantize", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same_tensors(tmp_path / "queried.gguf", tmp_path / "model.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.gguf{ending}" for name in ("model", "copied", "queried") for ending in ("", ".arrow_quant.json")
+    }
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("", "config.json"),
+        ("OPTIONS (type 'q4_k', files 'nowhere')", "nowhere"),
+        ("OPTIONS (type 'q9')", "q9"),
+        ("OPTIONS (typo 'q4_k')", "typo"),
+        ("OPTIONS (format 'mlx')", "STORED AS"),
+        ("PARTITIONED BY (tensor)", "partition"),
+    ],
+)
+def test_wrong_copy_is_one_line_and_leaves_nothing(model, tmp_path, options, expected):
+    partition, options = (options, "") if options.startswith("PART") else ("", options)
+    done = sql(f"COPY (SELECT * FROM weights('{model}')) TO '{tmp_path}/out.gguf' STORED AS GGUF {partition} {options}")
+    assert done.returncode == 1, done.stderr
+    assert expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_copy_does_not_replace_a_file(model, tmp_path):
+    (tmp_path / "out.gguf").write_text("mine")
+    done = sql(f"COPY (SELECT * FROM weights('{model}')) TO '{tmp_path}/out.gguf' STORED AS GGUF OPTIONS (files '{model}')")
+    assert done.returncode == 1 and "exists" in done.stderr, done.stderr
+    assert (tmp_path / "out.gguf").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_tied_head_is_not_written(tmp_path):
     model = write_model(tmp_path / "tied", tie_word_embeddings=True)
     assert quantize(model, tmp_path / "tied.gguf", "--type", "q4_k_m").returncode == 0

@@ -830,3 +830,21 @@ mod interrupted {
         assert!(found == plain.expected(&calibration));
     }
 }
+
+/// Other programs have no place for the factors of smoothed channels, so nothing is smoothed for them.
+#[test]
+fn weights_for_other_programs_are_not_smoothed() {
+    let directory = TempDir::new().unwrap();
+    for format in ["sdnq", "mlx", "compressed-tensors", "comfyui"] {
+        let out = directory.path().join(format!("{format}.safetensors"));
+        let out = if format == "comfyui" { out } else { out.with_extension("") };
+        let arguments =
+            ["quantize", DIGITS, text(&out), "--format", format, "--calibration", CALIBRATION, "--group-size", "64"];
+        let report = run(arrow_quant(&[&arguments[..], &["--json"]].concat())).json();
+        let notes = report["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap());
+        assert_eq!(notes.filter(|note| note.contains("enable_spatial is false")).count(), 1, "{format}");
+        let validated = run(arrow_quant(&["validate", DIGITS, text(&out), "--json"])).json();
+        let [written, read] = [&report, &validated].map(|report| report["sqnr_db"].as_f64().unwrap());
+        assert!((written - read).abs() < 0.01, "{format}: {written} dB written, {read} dB read");
+    }
+}

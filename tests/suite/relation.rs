@@ -65,6 +65,30 @@ fn a_query_over_all_weights_is_the_model() {
     assert_same(&at("shuffled"), &at("expected"));
 }
 
+/// `COPY … STORED AS SAFETENSORS` keeps the type that most weights have, and takes another one.
+#[test]
+fn a_query_is_written_as_safetensors() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    write_model(&at("model.safetensors"), &[Tensor::gaussian("b.weight", "BF16", &[64, 128], 2)]);
+    let copy = |name: &str, options: &str| {
+        let (model, out) = (at("model.safetensors"), at(name));
+        let query = format!("SELECT * FROM weights('{}')", text(&model));
+        let copy = format!("COPY ({query}) TO '{}' STORED AS SAFETENSORS {options}", text(&out));
+        let printed = run(arrow_quant(&["sql", &copy, "--format", "csv"])).printed();
+        assert_eq!(printed, "count\n1\n");
+        run(arrow_quant(&["inspect", text(&out), "--json"])).json()["tensors"][0]["dtype"].clone()
+    };
+    assert_eq!(copy("same.safetensors", ""), "BF16");
+    assert_eq!(copy("wide.safetensors", "OPTIONS (type 'f32')"), "F32");
+    let difference = format!(
+        "SELECT max(max_abs_error(a.weights, b.weights)) AS e FROM weights('{}') a JOIN weights('{}') b USING (tensor)",
+        text(&at("model.safetensors")),
+        text(&at("same.safetensors"))
+    );
+    assert_eq!(run(arrow_quant(&["sql", &difference, "--format", "json"])).json(), json!({"e": 0.0}));
+}
+
 #[test]
 fn a_pipeline_keeps_its_components() {
     let directory = TempDir::new().unwrap();

@@ -229,3 +229,12 @@ fn a_target_goes_with_nothing_that_decides_otherwise() {
         &["invalid value '500' for '--target-size", "the unit is missing: write a size such as 1.9GB"],
     );
 }
+
+/// Where a format has one group size for the whole model, it is that which suits the program.
+#[test]
+fn a_target_keeps_the_group_size_of_a_program() {
+    let plan = ["plan", DIGITS, "--for", "diffusers", "--target-bpw", "6", "--min-accuracy", "0", "--json"];
+    let planned = run(arrow_quant(&plan)).json();
+    let sizes: BTreeSet<_> = tensors(&planned).iter().filter_map(|tensor| tensor["group_size"].as_u64()).collect();
+    assert_eq!(sizes, BTreeSet::from([64]));
+}

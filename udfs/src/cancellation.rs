@@ -46,9 +46,11 @@ impl Cancellation {
         options.extensions.get::<Self>().cloned().unwrap_or_default()
     }
 
+    /// Called between pieces of work that nothing else can stop.
+    ///
     /// # Errors
     /// [`Cancelled`] if the query is not wanted any more.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.is_cancelled() { Err(DataFusionError::External(Box::new(Cancelled))) } else { Ok(()) }
     }
 }

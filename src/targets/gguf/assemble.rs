@@ -43,7 +43,7 @@ pub(super) fn write(layout: &GgufFile, output: &Path, parts: Vec<FileEntry>, pla
     let Written { header, bytes, length, .. } =
         write_header(&layout.metadata(file_type), &tensors).ok_or_else(|| defect("the file would be too large"))?;
     let path = output.join(FILE);
-    let mut file = HashedFile::create(&path)?;
+    let mut file = HashedFile::create_alone(&path)?;
     let io = |e| QuantError::io(&path, e);
     file.write_all(&header).map_err(io)?;
     for ((item, tensor), bytes) in items.iter().zip(&tensors).zip(bytes) {
@@ -173,11 +173,11 @@ impl Source<'_> {
                 buffer = turned(&buffer, buffer.len() / of_head.max(1), of_head);
             }
             match kept {
-                Some(dtype) if place.adds_one => out.write_all(&add_one(&buffer, dtype)?)?,
+                Some(dtype) if place.adds_one => out.write_piece(&add_one(&buffer, dtype)?)?,
                 Some(dtype) if self.float(place, dtype) != dtype => {
-                    out.write_all(&cast(&place.name, &buffer, dtype, self.float(place, dtype))?)?;
+                    out.write_piece(&cast(&place.name, &buffer, dtype, self.float(place, dtype))?)?;
                 }
-                Some(_) | None => out.write_all(&buffer)?,
+                Some(_) | None => out.write_piece(&buffer)?,
             }
         }
         Ok(())

@@ -45,6 +45,7 @@ impl Target for Gguf {
             block_types: BlockType::FILLED,
             floats: WeightType::FLOATS,
             whole_groups: false,
+            smoothing: false,
             // Blocks are along the last axis.
             must_stay: |tensor| tensor.shape.last().is_some_and(|last| last.unsigned_abs() != tensor.row_length()),
             file_overhead: 0.0,

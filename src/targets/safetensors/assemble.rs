@@ -68,7 +68,7 @@ fn write_weights(
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|e| QuantError::io(parent, e))?;
     }
-    let mut file = HashedFile::create(&path)?;
+    let mut file = HashedFile::create_alone(&path)?;
     file.write_all(&header).map_err(|e| QuantError::io(&path, e))?;
     for (index, tensor) in &new {
         let start = file.bytes();
@@ -111,10 +111,12 @@ fn new_tensors(layout: &SafetensorsLayout, stored: &Stored<'_>, index: usize) ->
 fn copy(stored: &Stored<'_>, index: usize, tensor: &NewTensor, out: &mut HashedFile) -> Result<(), Stop> {
     let places = stored.places(index);
     match &tensor.content {
-        Content::Elements | Content::Codes => in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(bytes)?))?,
+        Content::Elements | Content::Codes => in_pieces(stored, &places.codes, |bytes| Ok(out.write_piece(bytes)?))?,
         Content::Cast(dtype) => {
             let from = stored.dtype(stored.first(index))?;
-            in_pieces(stored, &places.codes, |bytes| Ok(out.write_all(&cast(&tensor.name, bytes, from, *dtype)?)?))?;
+            in_pieces(stored, &places.codes, |bytes| {
+                Ok(out.write_piece(&cast(&tensor.name, bytes, from, *dtype)?)?)
+            })?;
         }
         Content::Scales => parameters(stored, &places.scales, tensor, out)?,
         Content::Minima => parameters(stored, &places.minima, tensor, out)?,
@@ -151,7 +153,7 @@ fn in_pieces(
 fn parameters(stored: &Stored<'_>, extents: &[Extent], tensor: &NewTensor, out: &mut HashedFile) -> Result<(), Stop> {
     for run in extents.chunk_by(|a, b| a.dtype == b.dtype) {
         if Some(of(run[0].dtype)) == tensor.stored.float() {
-            in_pieces(stored, run, |bytes| Ok(out.write_all(bytes)?))?;
+            in_pieces(stored, run, |bytes| Ok(out.write_piece(bytes)?))?;
         } else {
             in_pieces(stored, run, |bytes| {
                 Ok(out.write_all(&cast(

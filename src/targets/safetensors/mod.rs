@@ -227,6 +227,7 @@ fn allowed(target: &'static str, must_stay: fn(&Tensor) -> bool) -> Allowed {
         block_types: &[],
         floats: &[],
         whole_groups: true,
+        smoothing: false,
         must_stay,
         file_overhead: 0.0,
         chunk_overhead: 0.0,
