@@ -3,11 +3,11 @@
 
     llama_quantize.py LIBRARY IN.gguf OUT.gguf TYPE [--threads N] [--imatrix FILE] [--pure]
 
-LIBRARY is libllama.so of llama.cpp 0.5; `npm pack @node-llama-cpp/linux-x64@3.22.1` fetches an archive with one, for which the
-other libraries beside it are needed too. IN.gguf is a model of 16-bit or 32-bit floats, such as `arrow-quant quantize MODEL IN.gguf
---type bf16` writes. TYPE is a name of llama-quantize, such as q4_k_m. FILE is an importance matrix of llama-imatrix in GGUF, which
-takes the package gguf to read. With --pure every matrix gets the type itself, the embedding and the head too. Prints wall and CPU
-seconds as JSON.
+LIBRARY is libllama.so of llama.cpp 0.5, with the libraries that it needs beside it; the archive that
+`npm pack @node-llama-cpp/linux-x64@3.22.1` fetches has them. IN.gguf is a model of 16-bit or 32-bit floats, such as
+`arrow-quant quantize MODEL IN.gguf --type bf16` writes. TYPE is a name of llama-quantize, such as q4_k_m. FILE is an importance
+matrix of llama-imatrix in GGUF; reading it needs the packages numpy and gguf. With --pure every matrix gets the type itself, the
+embedding and the head too. Prints wall and CPU seconds as JSON.
 """
 
 import argparse
@@ -40,8 +40,8 @@ class Parameters(c.Structure):
         ("threads", c.c_int32), ("file_type", c.c_int), ("output_type", c.c_int), ("embedding_type", c.c_int),
         ("allow_requantize", c.c_bool), ("quantize_output", c.c_bool), ("only_copy", c.c_bool), ("pure", c.c_bool),
         ("keep_split", c.c_bool), ("dry_run", c.c_bool),
-        ("importance", c.POINTER(Importance)), ("metadata", c.c_void_p), ("tensor_types", c.c_void_p), ("pruned_layers", c.c_void_p),
-        ("max_buffer_bytes", c.c_size_t), ("later_fields", c.c_uint8 * 64),
+        ("importance", c.POINTER(Importance)), ("metadata", c.c_void_p), ("tensor_types", c.c_void_p),
+        ("pruned_layers", c.c_void_p), ("max_buffer_bytes", c.c_size_t), ("later_fields", c.c_uint8 * 64),
     ]  # fmt: skip
 
 

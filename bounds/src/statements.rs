@@ -18,6 +18,10 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 /// Operators. What plans descends as deep as there are operators in a row, and takes the square of their number as long.
 const OPERATORS: usize = 2_000;
 
+/// Brackets in brackets. The parser gives up at fifty levels of anything, and where `CAST(` and the like are among them, it tries
+/// what else they could be at each level: two levels more take twice as long.
+const NESTED: usize = 40;
+
 /// Joins, after common table expressions are put in where they are named: few lines can name each other a billion times.
 const JOINS: usize = 100;
 
@@ -76,6 +80,10 @@ fn check_text(sql: &str) -> Result<(), TooLong> {
     // One that cannot be cut into tokens is refused by the parser, with a better message.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     for statement in tokens.split(|token| *token == Token::SemiColon) {
+        let nested = nested(statement);
+        if nested > NESTED {
+            return Err(TooLong(format!("it nests {nested} brackets, {NESTED} are allowed; name parts of it by WITH")));
+        }
         let operators = statement.iter().filter(|token| is_operator(token)).count();
         if operators > OPERATORS {
             return Err(TooLong(format!(
@@ -90,6 +98,20 @@ fn check_text(sql: &str) -> Result<(), TooLong> {
         }
     }
     Ok(())
+}
+
+/// How deep brackets are in each other.
+fn nested(tokens: &[Token]) -> usize {
+    let (mut open, mut deepest) = (0_usize, 0);
+    for token in tokens {
+        match token {
+            Token::LParen | Token::LBracket | Token::LBrace => open += 1,
+            Token::RParen | Token::RBracket | Token::RBrace => open = open.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(open);
+    }
+    deepest
 }
 
 /// Whether a token begins a query: what UNION puts together is as deep as there are queries.
@@ -296,6 +318,36 @@ mod tests {
         }
         let values: Vec<_> = (0..20_000).map(|i| format!("({i}, 'a')")).collect();
         assert!(check_text(&format!("INSERT INTO t VALUES {}", values.join(", "))).is_ok());
+    }
+
+    /// Neither takes the parser long, nor what is a level below the bound.
+    #[test]
+    fn brackets_in_brackets_are_bounded() {
+        let nested = |before: &str, after: &str, depth: usize| {
+            format!("SELECT {}1{}", before.repeat(depth), after.repeat(depth))
+        };
+        for (before, after) in [
+            ("CAST(", " AS INT)"),
+            ("TRY_CAST(", " AS INT)"),
+            ("SUBSTRING(", " FROM 1)"),
+            ("CEIL(", ")"),
+            ("EXTRACT(DAY FROM ", ")"),
+            ("(", ")"),
+            ("[", "]"),
+            ("CASE WHEN ", " THEN 1 END"),
+            ("INTERVAL ", ""),
+            ("NOT ", ""),
+        ] {
+            let started = std::time::Instant::now();
+            for depth in [NESTED, 49, 60, 3_000] {
+                // Whatever it is, it is soon known.
+                let _ = parse(&nested(before, after, depth));
+            }
+            assert!(started.elapsed().as_secs() < 5, "{before}: {:?}", started.elapsed());
+        }
+        let refused = parse(&nested("CAST(", " AS INT)", 41)).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|message| message.contains("nests 41 brackets, 40 are allowed")));
+        assert!(parse(&nested("(", ")", NESTED)).is_ok());
     }
 
     fn statement(sql: &str) -> Statement {

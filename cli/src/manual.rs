@@ -41,11 +41,21 @@ pub(crate) struct ManArguments {
     output: Option<PathBuf>,
 }
 
+/// The command that scripts complete.
+const NAME: &str = "arrow-quant";
+
+/// What clap_complete 4.6 calls the command in the labels of its script for bash: it takes the part after the dash for a
+/// subcommand, and what the script looks for under another name is never found.
+const LABEL: &str = "arrow__subcmd__quant";
+
 /// Prints the script of a shell.
 pub(crate) fn complete(arguments: &CompletionArguments) -> Result<(), Failure> {
     // Made in memory: the generator panics where its output is closed.
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "arrow-quant", &mut script);
+    clap_complete::generate(arguments.shell, &mut Cli::command(), NAME, &mut script);
+    if arguments.shell == Shell::Bash {
+        script = String::from_utf8_lossy(&script).replace(LABEL, &NAME.replace('-', "__")).into_bytes();
+    }
     print(&script)
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use datafusion::common::TableReference;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
@@ -137,14 +138,23 @@ impl Prompt {
     /// Prints the columns of a table, or the tables of a schema.
     fn describe(&self, name: &str, out: &mut impl Write) -> Result<(), Failure> {
         let ctx = self.queries.ctx();
-        let is_schema = |catalog: &String| ctx.catalog(catalog).is_some_and(|catalog| catalog.schema(name).is_some());
-        let provider = match self.queries.wait(ctx.table_provider(name)) {
-            Ok(provider) => provider,
-            Err(_) if ctx.catalog_names().iter().any(is_schema) => return list_tables(ctx, Some(name), out),
-            Err(_) => {
-                let message = format!("there is no table or schema '{name}'; \\d lists the tables");
-                return Err(Failure::Message(message));
-            }
+        // Names without quotes are found in letters of either case, as models are with them.
+        let plain = name.replace('"', "");
+        let lower = plain.to_lowercase();
+        let is_schema = |catalog: &String| ctx.catalog(catalog).is_some_and(|catalog| catalog.schema(&lower).is_some());
+        if ctx.catalog_names().iter().any(is_schema) {
+            return list_tables(ctx, Some(&lower), out);
+        }
+        let found = [plain.as_str(), lower.as_str()].into_iter().find_map(|name| {
+            let table = match name.rsplit_once('.') {
+                Some((schema, table)) => TableReference::partial(schema, table),
+                None => TableReference::bare(name),
+            };
+            self.queries.wait(ctx.table_provider(table)).ok()
+        });
+        let Some(provider) = found else {
+            let message = format!("there is no table or schema '{name}'; \\d lists the tables");
+            return Err(Failure::Message(message));
         };
         let mut table = Table::new().text("column").text("type").text("nullable");
         for field in provider.schema().fields() {

@@ -142,11 +142,12 @@ impl State {
     fn count(&self, method: &'static str, refused: Option<&Status>) {
         self.metrics.request(method, refused.map_or(Code::Ok, Status::code));
         let Some(status) = refused else { return };
+        // As a value in quotes, for the message may repeat what the client wrote, with line ends.
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
-                tracing::warn!(code = ?status.code(), message = status.message(), "refused");
+                tracing::warn!(code = ?status.code(), reason = ?status.message(), "refused");
             }
-            code => tracing::info!(?code, message = status.message(), "refused"),
+            code => tracing::info!(?code, reason = ?status.message(), "refused"),
         }
     }
 

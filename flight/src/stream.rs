@@ -79,10 +79,11 @@ impl Run {
         let work = async move {
             let started = Instant::now();
             let (sent, result) = self.send(rows, &sender).await;
+            // A query that is told to end fails in its own way: why it was told is what counts.
+            let told = code_of_end.get().copied().or_else(|| sender.is_closed().then_some(Code::Cancelled));
             let code = match &result {
                 Ok(()) => Code::Ok,
-                Err(None) => code_of_end.get().copied().unwrap_or(Code::Cancelled),
-                Err(Some(status)) => status.code(),
+                Err(status) => told.or_else(|| status.as_ref().map(Status::code)).unwrap_or(Code::Cancelled),
             };
             let seconds = started.elapsed().as_secs_f64();
             self.metrics.query(code, seconds);

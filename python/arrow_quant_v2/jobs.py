@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -302,7 +303,9 @@ def _calibration(calibration: CalibrationTable | None) -> str | ArrowTable | Non
 def checked_path(path: str | os.PathLike[str], argument: str) -> str:
     """A path as text, if it is one."""
     if not isinstance(path, (str, os.PathLike)):
-        raise ConfigurationError(f"{argument} is {path!r}, allowed: a path, as str or os.PathLike", field=argument)
+        # Shortened: it may be a whole plan, or a table.
+        message = f"{argument} is {reprlib.repr(path)}, allowed: a path, as str or os.PathLike"
+        raise ConfigurationError(message, field=argument)
     return os.fsdecode(path)
 
 

@@ -89,6 +89,10 @@ impl Words for Keywords {
         format!("`{name}={}`", if value { "True" } else { "False" })
     }
 
+    fn replacing(&self) -> Option<&'static str> {
+        Some("`overwrite=True`")
+    }
+
     fn literals(&self) -> Literals {
         Literals::Python
     }

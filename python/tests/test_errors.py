@@ -159,7 +159,7 @@ def test_an_output_that_an_interrupted_run_left(tiny_model: Path, tmp_path: Path
 def test_an_output_that_exists(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
-    with pytest.raises(FileExistsError, match="out` exists already: remove it, or choose another output$") as caught:
+    with pytest.raises(FileExistsError, match="out` exists already: replace it by `overwrite=True`, remove it, or choose another output$") as caught:
         ArrowQuantV2().quantize_diffusion_model(tiny_model, tmp_path / "out")
     assert type(caught.value) is OutputExistsError
     assert about(caught.value) == {"path": str(tmp_path / "out")}

@@ -249,7 +249,10 @@ impl OutputProblem {
     pub(super) fn write(self, path: &Path, words: &dyn Words, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` ", path.display())?;
         match self {
-            Self::Exists => write!(f, "exists already: remove it")?,
+            Self::Exists => match words.replacing() {
+                Some(replacing) => write!(f, "exists already: replace it by {replacing}, remove it")?,
+                None => write!(f, "exists already: remove it")?,
+            },
             Self::OfAnotherJob => {
                 write!(f, "is finished already, and was made of another model or with other settings: remove it")?
             }

@@ -15,6 +15,11 @@ pub trait Words {
     /// A switch with the value that the reader is advised to give it.
     fn switched(&self, name: &str, value: bool) -> String;
 
+    /// What makes a job replace what is at its output, if the front end has it.
+    fn replacing(&self) -> Option<&'static str> {
+        None
+    }
+
     /// How the front end writes values.
     fn literals(&self) -> Literals;
 

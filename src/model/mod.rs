@@ -333,7 +333,10 @@ impl Model {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let found: Vec<_> = tensors
             .iter()
-            .map(|tensor| FoundTensor { name: &tensor.name, file: &tensor.file.store.identity().path })
+            .map(|tensor| {
+                let path = &tensor.file.store.identity().path;
+                FoundTensor { name: &tensor.name, file: path.strip_prefix(self.location.path()).unwrap_or(path) }
+            })
             .collect();
         component.check(&found).map_err(|error| ModelDirectory(&self.location).explain(error))?;
         let is_gguf = self.origins.iter().any(|origin| origin.component == component.name);

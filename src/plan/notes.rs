@@ -106,7 +106,7 @@ fn larger_target(config: &DiffusionQuantConfig, model: &Model) -> Option<String>
     let bytes: u64 = model.tensors().iter().map(|tensor| tensor.bytes).sum();
     let target = SizeTarget::of(config, weights).filter(|target| target.bytes >= bytes)?;
     Some(format!(
-        "{} asks for {:.6} MB and the model has {:.6} MB: nothing has to be quantized for that, and it gets no smaller",
+        "{} asks for {:.6} MB and the model has {:.6} MB: that is no less, so little or nothing is quantized",
         target.field,
         target.bytes as f64 / 1e6,
         bytes as f64 / 1e6

@@ -167,6 +167,20 @@ fn shells_complete_the_command_and_man_knows_it() {
         contains(&script, &["arrow-quant", "target-bpw", "validate"]);
     }
     assert_eq!(run(arrow_quant(&["completions", "sh"])).status, Some(2));
+    // As bash calls it, behind a subcommand.
+    let completed = |line: &str| {
+        let script = format!(
+            "source <({} completions bash); COMP_WORDS=({line}); COMP_CWORD=$(({} - 1)); \
+             _arrow-quant arrow-quant \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\"",
+            env!("CARGO_BIN_EXE_arrow-quant"),
+            line.split(' ').count(),
+        );
+        let done = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+        String::from_utf8(done.stdout).unwrap()
+    };
+    assert_eq!(completed("arrow-quant qu"), "quantize\n");
+    assert_eq!(completed("arrow-quant quantize --bi"), "--bits\n");
+    assert_eq!(completed("arrow-quant config sh"), "show\n");
     contains(&run(arrow_quant(&["man"])).printed(), &[".TH arrow-quant", "Exit status", "validate"]);
     let directory = TempDir::new().unwrap();
     assert_eq!(run(arrow_quant(&["man", "--output", text(directory.path())])).printed(), "");

@@ -1,7 +1,7 @@
 //! Catalogs, schemas and tables of a session, those of `information_schema` among them.
 
 use arrow::array::{RecordBatch, StringArray};
-use arrow::compute::kernels::comparison::like;
+use arrow::compute::kernels::comparison::ilike;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::sql::metadata::{GetCatalogsBuilder, GetTablesBuilder};
 use arrow_flight::sql::{CommandGetDbSchemas, CommandGetTableTypes, CommandGetTables};
@@ -130,10 +130,11 @@ fn schema_names(state: &SessionState, catalog: &str) -> Vec<String> {
     names
 }
 
-/// The names that a pattern matches: `%` is any characters, `_` is one, `\` takes the meaning of the next away.
+/// The names that a pattern matches, in letters of either case: SQL finds them so. `%` is any characters, `_` is one, `\` takes
+/// the meaning of the next away.
 fn matching(names: Vec<String>, pattern: Option<&str>) -> Result<Vec<String>> {
     let Some(pattern) = pattern else { return Ok(names) };
     let candidates = StringArray::from_iter_values(&names);
-    let matches = like(&candidates, &StringArray::new_scalar(pattern))?;
+    let matches = ilike(&candidates, &StringArray::new_scalar(pattern))?;
     Ok(names.into_iter().zip(matches.iter()).filter_map(|(name, fits)| (fits == Some(true)).then_some(name)).collect())
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::{
-    IndexName, WeightsName, index_name, is_of_other_format, is_pickle, is_unfinished_weights, name, shard_like,
-    weights_name,
+    IndexName, WeightsName, index_name, is_gguf, is_of_other_format, is_pickle, is_unfinished_weights, name,
+    shard_like, weights_name,
 };
 use super::left_out::{LeftOut, Why};
 use super::{Component, Directory, DirectoryError, Entry, FileProblem, Index, Missing, Result, sharded};
@@ -83,7 +83,8 @@ pub(super) fn choose<D: Directory>(
         let files: Vec<_> = files.iter().filter(|file| is(file)).map(|file| file.to_path_buf()).collect();
         (!files.is_empty()).then_some(LeftOut { files, why })
     };
-    left_out.extend(others(is_of_other_format, Why::Format));
+    left_out.extend(others(is_gguf, Why::Gguf));
+    left_out.extend(others(|file| is_of_other_format(file) && !is_gguf(file), Why::Format));
     left_out.extend(others(is_unfinished_weights, Why::Unfinished));
     let component = Component { name: name(path), files: files_read, index };
     Ok(Some(Chosen { component, left_out, has_variant, variants }))

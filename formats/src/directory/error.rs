@@ -129,7 +129,7 @@ impl Missing {
                  safetensors first"
             ),
             Self::NoWeights => format!(
-                "no weights in `{shown}`: looked for *.safetensors, *.safetensors.index.json and {}",
+                "no weights in `{shown}`: looked for *.safetensors, *.sft, *.gguf, *.safetensors.index.json and {}",
                 super::PIPELINE
             ),
             Self::PicklesOnly { directory, example } => format!(

@@ -48,6 +48,8 @@ pub enum Why {
     NotInPipeline,
     /// Their format is not read.
     Format,
+    /// They are GGUF files beside safetensors.
+    Gguf,
     /// Their download did not end.
     Unfinished,
 }
@@ -74,6 +76,7 @@ impl fmt::Display for Why {
             Self::IndexAlone => f.write_str("an index of files that are not there"),
             Self::WholeFile { whole } => write!(f, "shards beside the whole file; `{}` is read", shown(whole)),
             Self::NotInPipeline => write!(f, "weights that {} does not name", super::PIPELINE),
+            Self::Gguf => f.write_str("GGUF beside safetensors; give the file to read it"),
             Self::Format => f.write_str("weights in a format that is not read"),
             Self::Unfinished => f.write_str("a download that has not ended"),
         }

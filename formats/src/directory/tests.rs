@@ -161,11 +161,15 @@ fn indexes_of_variants_are_read() {
 fn an_index_says_what_it_leaves_out_and_may_be_stale() {
     let (a, b) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
     let (name, listed) = ("model.safetensors.index.json", index(&[a, b]));
-    let layout = found(&[(a, ""), (b, ""), (name, &listed), ("head.safetensors", ""), ("pytorch_model.bin", "")], None);
+    let layout = found(
+        &[(a, ""), (b, ""), (name, &listed), ("head.safetensors", ""), ("pytorch_model.bin", ""), ("m.gguf", "")],
+        None,
+    );
     assert_eq!(
         left_out(&layout),
         [
             "left out: `head.safetensors`: weights that `model.safetensors.index.json` does not name",
+            "left out: `m.gguf`: GGUF beside safetensors; give the file to read it",
             "left out: `pytorch_model.bin`: weights in a format that is not read"
         ]
     );
