@@ -199,7 +199,7 @@ fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
         config.set(field, &checked(field, value)?)?;
     }
     config.validate()?;
-    let of_blocks = || argument("method", "arrays are quantized to integers, which have no such method".to_string());
+    let of_blocks = || argument("method", "arrays are quantized by minmax, mse or unbiased".to_string());
     config.settings().ok_or_else(of_blocks)
 }
 

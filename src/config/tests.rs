@@ -333,7 +333,7 @@ fn a_method_that_the_type_has_not_is_refused() {
     let message = |values: &[(&str, Value)]| explicit(values).unwrap_err().to_string();
     assert_eq!(
         message(&[("method", json!("reference"))]),
-        "method is 'reference' and type is 'int4', allowed with it: minmax, mse or unbiased"
+        "method is 'reference' and type is 'int4', allowed with it: minmax, mse, unbiased or ldlq"
     );
     assert_eq!(
         message(&[("method", json!("minmax")), ("type", json!("q4_k"))]),

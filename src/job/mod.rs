@@ -1,6 +1,7 @@
 //! The job: the query that quantizes a model, written as a quantized model directory; and the one that validates it.
 
 mod export;
+mod factors;
 mod figures;
 mod finished;
 mod inspect;

@@ -8,7 +8,7 @@ use arrow_quant_kernels::Isa;
 
 use super::JobOptions;
 use super::open::open;
-use crate::calibration::{Calibrated, calibrate, expected_bytes};
+use crate::calibration::{Calibrated, Moments, calibrate, expected_bytes, factor_bytes, open_moments, plan_feedback};
 use crate::config::WeightType;
 use crate::plan::{Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes};
 use crate::report::PlanReport;
@@ -40,7 +40,11 @@ struct Decided {
     in_flight: usize,
     detected: Detected,
     notes: Vec<String>,
+    moments: Option<InputMoments>,
 }
+
+/// The second moments of a method with error feedback, and the tensors of each input.
+type InputMoments = (Arc<Moments>, Vec<Vec<usize>>);
 
 /// Plans what becomes of a model.
 ///
@@ -56,7 +60,7 @@ pub(super) async fn plan(
     let (config, adaptations) = &adapted(config, target.target())?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
-    let Decided { mut plan, layout, parts, in_flight, detected, mut notes } = {
+    let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, target)).await?
     };
@@ -78,6 +82,9 @@ pub(super) async fn plan(
         }
         None => Calibrated::none(),
     };
+    if let Some((moments, tensors)) = moments {
+        notes.extend(plan_feedback(moments, tensors, &mut plan.tensors, config.threads()).await?);
+    }
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
     Ok(Planned {
@@ -124,10 +131,14 @@ fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(Diffus
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
 fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, target: TargetName) -> Result<Decided> {
-    let (model, in_flight) = open(path, config, held(options))?;
+    let moments = config.method.feeds_back().then(|| open_moments(options.calibration.as_deref())).transpose()?;
+    let factors = moments.as_ref().map_or(0, |moments| factor_bytes(moments, config.threads() + 1));
+    let (model, in_flight) = open(path, config, held(options) + factors)?;
     if let Some(calibration) = &options.calibration {
         calibration.check(&model)?;
     }
+    let moments = moments.map(|moments| Ok::<_, QuantError>((moments.tensors(&model)?, Arc::new(moments))));
+    let moments = moments.transpose()?.map(|(tensors, moments)| (moments, tensors));
     let detected = detect(&Evidence::of(&model)?);
     if config.skip_sensitive_layers && config.modality.is_none() {
         detected.require(model.path())?;
@@ -137,7 +148,7 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, targ
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?.with_units(layout.units());
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
-    Ok(Decided { plan, layout, parts, in_flight, detected, notes })
+    Ok(Decided { plan, layout, parts, in_flight, detected, notes, moments })
 }
 
 /// Bytes that the calibration takes in memory.

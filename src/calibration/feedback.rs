@@ -1,0 +1,135 @@
+//! What second moments say on the tensors of a job: which are rounded with error feedback, and with how much damping.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_quant_formats::shown;
+use arrow_quant_kernels::Isa;
+
+use super::moments::{Input, Moments, beside};
+use crate::plan::{Channels, Feedback, TensorPlan};
+use crate::workers::on_threads;
+use crate::{Calibration, QuantError, Result, SettingProblem};
+
+/// What is added to the diagonal of second moments, as a part of its mean: the least that lets them be factored.
+const DAMPING: [f32; 3] = [0.01, 0.1, 1.0];
+
+/// Bytes that second moments may take while several of them are factored at once.
+const AT_ONCE: u64 = 1 << 29;
+
+/// Opens the second moments that a method with error feedback needs.
+///
+/// # Errors
+/// If there is no calibration, no file of second moments beside it, or it cannot be read.
+pub(crate) fn open_moments(calibration: Option<&Calibration>) -> Result<Moments> {
+    let path = match calibration.map(Calibration::path) {
+        Some(Some(path)) => beside(path),
+        Some(None) => return Err(QuantError::setting("method", SettingProblem::NeedsMoments { expected: None })),
+        None => return Err(QuantError::setting("method", SettingProblem::NeedsCalibration)),
+    };
+    if !path.is_file() {
+        return Err(QuantError::setting("method", SettingProblem::NeedsMoments { expected: Some(path) }));
+    }
+    Moments::open(&path)
+}
+
+/// Plans error feedback for the tensors whose inputs have second moments. Returns what there is to know of it: how many
+/// tensors have none, and which have some that are of no use.
+///
+/// # Errors
+/// If the moments cannot be read.
+pub(crate) async fn plan_feedback(
+    moments: Arc<Moments>,
+    tensors: Vec<Vec<usize>>,
+    plans: &mut [TensorPlan],
+    threads: usize,
+) -> Result<Vec<String>> {
+    let stored = |index: usize| plans[index].same_as.unwrap_or(index);
+    // The stored tensors of each input that are quantized; one that two inputs are multiplied with has none.
+    let mut inputs_of: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (input, tensors) in tensors.iter().enumerate() {
+        for index in tensors.iter().map(|&index| stored(index)).filter(|&index| plans[index].choice.is_some()) {
+            let inputs = inputs_of.entry(index).or_default();
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        }
+    }
+    let mut needed: Vec<usize> =
+        inputs_of.values().filter(|inputs| inputs.len() == 1).map(|inputs| inputs[0]).collect();
+    needed.sort_unstable();
+    needed.dedup();
+    let most = needed.iter().map(|&input| moments.inputs()[input].bytes()).max().unwrap_or(1);
+    let threads = threads.min((AT_ONCE / most.max(1)) as usize).max(1);
+    let (file, wanted) = (Arc::clone(&moments), needed.clone());
+    let found = on_threads(threads, needed.len(), move |at| examine(&file, &file.inputs()[wanted[at]])).await?;
+    let found: HashMap<usize, Examined> = needed.into_iter().zip(found).collect();
+    let (mut notes, mut without) = (Vec::new(), 0);
+    for index in (0..plans.len()).filter(|&index| plans[index].same_as.is_none() && plans[index].choice.is_some()) {
+        let mut rejected = |why: &str| notes.push(format!("{}: {why}, so method is mse", shown(&plans[index].name())));
+        let examined = match inputs_of.get(&index).map(Vec::as_slice) {
+            None => {
+                without += 1;
+                continue;
+            }
+            Some([input]) => &found[input],
+            Some(_) => {
+                rejected("its weights have two inputs with second moments");
+                continue;
+            }
+        };
+        match examined {
+            Ok(feedback) => {
+                if feedback.damping > DAMPING[0] {
+                    let name = shown(&plans[index].name());
+                    notes.push(format!("{name}: its second moments needed damping of {}", feedback.damping));
+                }
+                let channels = plans[index].channels.take();
+                let channels = channels.map_or_else(|| Channels::new(Vec::new(), Vec::new()), Arc::unwrap_or_clone);
+                plans[index].channels = Some(Arc::new(channels.with_feedback(feedback.clone())));
+            }
+            Err(why) => rejected(why),
+        }
+    }
+    if without > 0 {
+        let are = if without == 1 { "quantized tensor has" } else { "quantized tensors have" };
+        notes.push(format!("{without} {are} no second moments: their method is mse"));
+    }
+    Ok(notes)
+}
+
+/// How the moments of an input are used, or why they are of no use.
+type Examined = Result<Feedback, String>;
+
+/// Looks whether the moments of an input can be factored.
+fn examine(moments: &Moments, input: &Input) -> Result<Examined> {
+    let largest = input.blocks.iter().copied().max().unwrap_or_default();
+    if input.samples < largest as i64 {
+        return Ok(Err(format!(
+            "its second moments are of {} samples, fewer than the {largest} channels of a block",
+            input.samples
+        )));
+    }
+    let triangles = moments.triangles(input)?;
+    let isa = Isa::active()?;
+    let mut why = String::new();
+    for damping in DAMPING {
+        match triangles.factor(isa, damping) {
+            Ok(_) => {
+                let path = std::path::absolute(moments.path()).map_err(|e| QuantError::io(moments.path(), e))?;
+                let hash = triangles.hash();
+                return Ok(Ok(Feedback { path, input: input.name.clone(), damping, hash }));
+            }
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Ok(Err(why))
+}
+
+/// The most bytes that factors take at once in a job whose parts under way are so many.
+pub(crate) fn factor_bytes(moments: &Moments, in_flight: usize) -> u64 {
+    let mut bytes: Vec<u64> = moments.inputs().iter().map(Input::factor_bytes).collect();
+    bytes.sort_unstable_by(|a, b| b.cmp(a));
+    // One of each part, and what the largest takes while it is made.
+    bytes.iter().take(in_flight).sum::<u64>() + 2 * bytes.first().unwrap_or(&0)
+}
