@@ -33,62 +33,35 @@ pub(crate) fn open_moments(calibration: Option<&Calibration>) -> Result<Moments>
     Moments::open(&path)
 }
 
-/// Plans error feedback for the tensors whose inputs have second moments. Returns what there is to know of it: how many
-/// tensors have none, and which have some that are of no use.
+/// Plans error feedback for the tensors whose inputs have second moments; `tensors` are those of each input. Returns what
+/// there is to know of it: how many tensors have none, and which have some that are of no use.
 ///
 /// # Errors
 /// If the moments cannot be read.
 pub(crate) async fn plan_feedback(
     moments: Arc<Moments>,
-    tensors: Vec<Vec<usize>>,
+    tensors: &[Vec<usize>],
     plans: &mut [TensorPlan],
     threads: usize,
 ) -> Result<Vec<String>> {
-    let stored = |index: usize| plans[index].same_as.unwrap_or(index);
-    // The stored tensors of each input that are quantized; one that two inputs are multiplied with has none.
-    let mut inputs_of: HashMap<usize, Vec<usize>> = HashMap::new();
-    for (input, tensors) in tensors.iter().enumerate() {
-        for index in tensors.iter().map(|&index| stored(index)).filter(|&index| plans[index].choice.is_some()) {
-            let inputs = inputs_of.entry(index).or_default();
-            if !inputs.contains(&input) {
-                inputs.push(input);
-            }
-        }
-    }
-    let mut needed: Vec<usize> =
-        inputs_of.values().filter(|inputs| inputs.len() == 1).map(|inputs| inputs[0]).collect();
+    let inputs = inputs(tensors, plans);
+    let mut needed: Vec<usize> = inputs.values().filter(|inputs| inputs.len() == 1).map(|inputs| inputs[0]).collect();
     needed.sort_unstable();
     needed.dedup();
     let most = needed.iter().map(|&input| moments.inputs()[input].bytes()).max().unwrap_or(1);
     let threads = threads.min((AT_ONCE / most.max(1)) as usize).max(1);
-    let (file, wanted) = (Arc::clone(&moments), needed.clone());
-    let found = on_threads(threads, needed.len(), move |at| examine(&file, &file.inputs()[wanted[at]])).await?;
+    let wanted = needed.clone();
+    let found = on_threads(threads, needed.len(), move |at| examine(&moments, &moments.inputs()[wanted[at]])).await?;
     let found: HashMap<usize, Examined> = needed.into_iter().zip(found).collect();
     let (mut notes, mut without) = (Vec::new(), 0);
-    for index in (0..plans.len()).filter(|&index| plans[index].same_as.is_none() && plans[index].choice.is_some()) {
-        let mut rejected = |why: &str| notes.push(format!("{}: {why}, so method is mse", shown(&plans[index].name())));
-        let examined = match inputs_of.get(&index).map(Vec::as_slice) {
-            None => {
-                without += 1;
-                continue;
-            }
-            Some([input]) => &found[input],
-            Some(_) => {
-                rejected("its weights have two inputs with second moments");
-                continue;
-            }
-        };
-        match examined {
-            Ok(feedback) => {
-                if feedback.damping > DAMPING[0] {
-                    let name = shown(&plans[index].name());
-                    notes.push(format!("{name}: its second moments needed damping of {}", feedback.damping));
-                }
-                let channels = plans[index].channels.take();
-                let channels = channels.map_or_else(|| Channels::new(Vec::new(), Vec::new()), Arc::unwrap_or_clone);
-                plans[index].channels = Some(Arc::new(channels.with_feedback(feedback.clone())));
-            }
-            Err(why) => rejected(why),
+    for (index, plan) in plans.iter_mut().enumerate() {
+        if plan.same_as.is_some() || plan.choice.is_none() {
+            continue;
+        }
+        match inputs.get(&index).map(Vec::as_slice) {
+            None => without += 1,
+            Some([input]) => notes.extend(follow(plan, &found[input])),
+            Some(_) => notes.push(rejected(plan, "its weights have two inputs with second moments")),
         }
     }
     if without > 0 {
@@ -96,6 +69,40 @@ pub(crate) async fn plan_feedback(
         notes.push(format!("{without} {are} no second moments: their method is mse"));
     }
     Ok(notes)
+}
+
+/// The inputs that each tensor is multiplied with which is stored and quantized.
+fn inputs(tensors: &[Vec<usize>], plans: &[TensorPlan]) -> HashMap<usize, Vec<usize>> {
+    let mut inputs_of: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (input, tensors) in tensors.iter().enumerate() {
+        let stored = tensors.iter().map(|&index| plans[index].same_as.unwrap_or(index));
+        for index in stored.filter(|&index| plans[index].choice.is_some()) {
+            let inputs = inputs_of.entry(index).or_default();
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        }
+    }
+    inputs_of
+}
+
+/// Plans what was found out of the moments of a tensor's input. Returns what there is to know of it.
+fn follow(plan: &mut TensorPlan, examined: &Examined) -> Option<String> {
+    match examined {
+        Ok(feedback) => {
+            let channels = plan.channels.take();
+            let channels = channels.map_or_else(|| Channels::new(Vec::new(), Vec::new()), Arc::unwrap_or_clone);
+            plan.channels = Some(Arc::new(channels.with_feedback(feedback.clone())));
+            let name = shown(&plan.name());
+            let needed = || format!("{name}: its second moments needed damping of {}", feedback.damping);
+            (feedback.damping > DAMPING[0]).then(needed)
+        }
+        Err(why) => Some(rejected(plan, why)),
+    }
+}
+
+fn rejected(plan: &TensorPlan, why: &str) -> String {
+    format!("{}: {why}, so its method is mse", shown(&plan.name()))
 }
 
 /// How the moments of an input are used, or why they are of no use.

@@ -83,7 +83,7 @@ pub(super) async fn plan(
         None => Calibrated::none(),
     };
     if let Some((moments, tensors)) = moments {
-        notes.extend(plan_feedback(moments, tensors, &mut plan.tensors, config.threads()).await?);
+        notes.extend(plan_feedback(moments, &tensors, &mut plan.tensors, config.threads()).await?);
     }
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
