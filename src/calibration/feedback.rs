@@ -65,8 +65,8 @@ pub(crate) async fn plan_feedback(
         }
     }
     if without > 0 {
-        let are = if without == 1 { "quantized tensor has" } else { "quantized tensors have" };
-        notes.push(format!("{without} {are} no second moments: their method is mse"));
+        let [have, their] = if without == 1 { ["tensor has", "its"] } else { ["tensors have", "their"] };
+        notes.push(format!("{without} quantized {have} no second moments: {their} method is mse"));
     }
     Ok(notes)
 }

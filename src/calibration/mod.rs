@@ -11,6 +11,8 @@ mod functions;
 mod groups;
 mod inputs;
 mod layers;
+#[cfg(test)]
+pub(crate) mod moment_tests;
 mod moments;
 mod quality;
 mod read;

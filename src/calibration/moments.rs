@@ -14,6 +14,7 @@ use arrow_quant_kernels::{Factor, Isa, KernelError, MomentBlock};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 
+use crate::tables::LIMIT;
 use crate::{Model, QuantError, Result, Tensor};
 
 /// What the name of the file ends with, in place of the extension of the calibration table.
@@ -260,7 +261,7 @@ impl Input {
                 return Err(refused("has blocks of other sizes at other timesteps".to_string()));
             }
             (blocks, first) = (sizes, false);
-            samples += of_step[0].samples;
+            samples = i64::saturating_add(samples, of_step[0].samples);
         }
         (self.blocks, self.samples) = (blocks, samples);
         Ok(())
@@ -310,11 +311,12 @@ impl Columns {
         let tensors = self.tensors.as_list::<i32>().value(at);
         let tensors: Vec<String> = tensors.as_string::<i32>().iter().flatten().map(str::to_string).collect();
         match usize::try_from(self.channels.value(at)) {
-            Ok(channels) if channels > 0 => {
+            // A longer row is cut into chunks, and feedback goes along whole rows.
+            Ok(channels) if (1..=LIMIT).contains(&(channels as u64)) => {
                 Ok(Input { name, tensors, channels, samples: 0, blocks: Vec::new(), rows: Vec::new() })
             }
             _ => {
-                let what = format!("the input {name} has {} channels, allowed: 1 or more", self.channels.value(at));
+                let what = format!("the input {name} has {} channels, allowed: 1 to {LIMIT}", self.channels.value(at));
                 Err(QuantError::defect(path, None, what))
             }
         }

@@ -2,7 +2,7 @@
 //! after the last one that does.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_quant_kernels::{Factor, Isa};
@@ -61,13 +61,13 @@ impl JobFactors {
         }
     }
 
-    fn moments(&self, path: &PathBuf) -> Result<Arc<Moments>> {
+    fn moments(&self, path: &Path) -> Result<Arc<Moments>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(moments) = files.get(path) {
             return Ok(Arc::clone(moments));
         }
         let moments = Arc::new(Moments::open(path)?);
-        files.insert(path.clone(), Arc::clone(&moments));
+        files.insert(path.to_path_buf(), Arc::clone(&moments));
         Ok(moments)
     }
 

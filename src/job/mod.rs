@@ -2,6 +2,8 @@
 
 mod export;
 mod factors;
+#[cfg(test)]
+mod feedback_tests;
 mod figures;
 mod finished;
 mod inspect;

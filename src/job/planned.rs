@@ -30,6 +30,8 @@ pub(super) struct Planned {
     pub calibrated: Calibrated,
     /// What was sampled for a target size.
     sampled: Option<Sampled>,
+    /// Bytes that the calibration and factors of second moments take in memory.
+    held: u64,
 }
 
 /// What is decided by headers and names.
@@ -41,6 +43,7 @@ struct Decided {
     detected: Detected,
     notes: Vec<String>,
     moments: Option<InputMoments>,
+    held: u64,
 }
 
 /// The second moments of a method with error feedback, and the tensors of each input.
@@ -60,7 +63,7 @@ pub(super) async fn plan(
     let (config, adaptations) = &adapted(config, target.target())?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
-    let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments } = {
+    let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments, held } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, target)).await?
     };
@@ -96,6 +99,7 @@ pub(super) async fn plan(
         in_flight,
         calibrated,
         sampled,
+        held,
     })
 }
 
@@ -133,7 +137,8 @@ fn adapted(config: &DiffusionQuantConfig, target: &dyn Target) -> Result<(Diffus
 fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, target: TargetName) -> Result<Decided> {
     let moments = config.method.feeds_back().then(|| open_moments(options.calibration.as_deref())).transpose()?;
     let factors = moments.as_ref().map_or(0, |moments| factor_bytes(moments, config.threads() + 1));
-    let (model, in_flight) = open(path, config, held(options) + factors)?;
+    let held = held(options) + factors;
+    let (model, in_flight) = open(path, config, held)?;
     if let Some(calibration) = &options.calibration {
         calibration.check(&model)?;
     }
@@ -148,7 +153,7 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, targ
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?.with_units(layout.units());
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
-    Ok(Decided { plan, layout, parts, in_flight, detected, notes, moments })
+    Ok(Decided { plan, layout, parts, in_flight, detected, notes, moments, held })
 }
 
 /// Bytes that the calibration takes in memory.
@@ -161,7 +166,7 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, layout, parts, modality, notes, calibrated, sampled, .. } =
+    let Planned { plan, layout, parts, modality, notes, calibrated, sampled, held, .. } =
         self::plan(model, config, options, options.target(config, None)).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     plan.model.check()?;
@@ -180,7 +185,7 @@ pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &J
         squared_error,
         parts: parts.iter().len(),
         estimated_time_s: time_s,
-        estimated_memory_mb: memory::estimate_mb(config, original_bytes, held(options))?,
+        estimated_memory_mb: memory::estimate_mb(config, original_bytes, held)?,
         notes,
         layers: calibrated.layers,
         tensors,

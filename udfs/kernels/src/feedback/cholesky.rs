@@ -4,7 +4,7 @@
 //! Rows of L are found in groups of sixteen, one a lane. Row a, column b of L is (A_ab - Σ_{c<b} L_ac L_bc) / L_bb, and the
 //! sums run over c = 0, 1, ... on every instruction set.
 
-use super::factor::MomentBlock;
+use super::moments::MomentBlock;
 use super::panels::{PANEL, multiply, panel_start};
 use crate::Isa;
 use crate::simd::{Kernel, LANES, Simd};

@@ -19,11 +19,13 @@
 mod cholesky;
 mod factor;
 mod grids;
+mod moments;
 mod panels;
 #[cfg(test)]
 mod tests;
 
-pub use factor::{Factor, MomentBlock};
+pub use factor::Factor;
+pub use moments::MomentBlock;
 
 use self::factor::BlockFactor;
 use self::grids::{Grids, Level};
@@ -44,7 +46,7 @@ const BEYOND: f32 = 1e37;
 /// Rounds weights again, with error feedback, to the levels that they were quantized to: codes and error sums change,
 /// scales, minima and zero points stay. `pieces` are weights of one tensor, or of several with the same input, each with what
 /// [`quantize`](crate::quantize()) made of it. Every row is rounded by itself, so the result does not depend on how rows are
-/// cut into pieces. `wanted` is asked now and then whether the result is.
+/// cut into pieces. `wanted` is asked now and then whether the result is still wanted.
 ///
 /// # Errors
 /// If pieces differ in settings, rows do not have the factor's channels, and [`KernelError::Cancelled`] once the result is
@@ -313,7 +315,8 @@ impl<'a, S: Simd> Columns<'a, S> {
     #[inline(always)]
     fn write_codes(&self, s: S, rows: &mut Rows) {
         let (size, start, count) = (self.block.channels(), self.block.start(), rows.count());
-        for (group, codes) in self.codes.chunks(size).enumerate() {
+        // A block without channels has no codes.
+        for (group, codes) in self.codes.chunks(size.max(1)).enumerate() {
             for (channel, &codes) in codes.iter().enumerate() {
                 let codes = s.to_array(codes);
                 for (row, code) in (group * LANES..count).zip(codes) {

@@ -287,6 +287,22 @@ fn moments_that_cannot_be_factored_are_refused() {
 }
 
 #[test]
+fn blocks_without_channels_change_nothing() {
+    let triangle = triangle(40, 80, 3);
+    let isa = Isa::active().unwrap();
+    let (empty, block) = (MomentBlock { size: 0, triangle: &[] }, MomentBlock { size: 40, triangle: &triangle });
+    let stored = bytes(&Numbers(16).many(80));
+    let weights = Weights::new(Dtype::F32, &stored, 40).unwrap();
+    let plain = quantize(isa, weights, settings(Bits::Four, 32, Scheme::Affine), None).unwrap();
+    let fed = |blocks: &[MomentBlock<'_>]| {
+        let mut fed = plain.clone();
+        feed_back(isa, &Factor::new(isa, blocks, 0.01).unwrap(), &mut [(weights, &mut fed)], || true).unwrap();
+        fed
+    };
+    assert_eq!(fed(&[empty, block, empty]), fed(&[block]));
+}
+
+#[test]
 fn pieces_that_do_not_fit_are_refused() {
     let triangle = triangle(40, 80, 3);
     let isa = Isa::active().unwrap();

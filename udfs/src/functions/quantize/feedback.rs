@@ -7,12 +7,12 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow_quant_kernels::{Factor, Isa, KernelError, Weights, feed_back, feed_back_blocks};
-use datafusion::common::{Result, exec_datafusion_err, internal_datafusion_err, internal_err};
+use datafusion::common::{Result, exec_datafusion_err, internal_datafusion_err, internal_err, plan_datafusion_err};
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::arguments::read_as;
+use super::arguments::{check_constants, read_as};
 use super::{NAME, quantize_rows, split_lists};
 use crate::arguments::coerced;
 use crate::cancellation::Cancellation;
@@ -77,7 +77,11 @@ impl ScalarUDFImpl for QuantizeWithFeedback {
         Ok(quantized_type())
     }
 
-    fn return_field_from_args(&self, _: ReturnFieldArgs) -> Result<FieldRef> {
+    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        let types: Vec<_> = args.arg_fields.iter().map(|field| field.data_type().clone()).collect();
+        let Some((_, quantize)) = types.split_last() else { return internal_err!("{NAME} has arguments") };
+        let (types, constants) = (read_as(quantize)?, &args.scalar_arguments[..quantize.len()]);
+        check_constants(&types, constants).map_err(|e| plan_datafusion_err!("{NAME}: {e}"))?;
         Ok(Arc::new(Field::new(NAME, quantized_type(), true)))
     }
 
