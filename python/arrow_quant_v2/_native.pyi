@@ -233,10 +233,12 @@ class DiffusionQuantConfig:
     @scheme.setter
     def scheme(self, value: str) -> None: ...
     @property
-    def method(self) -> Literal["minmax", "mse", "unbiased", "reference"]:
+    def method(self) -> Literal["minmax", "mse", "unbiased", "ldlq", "reference"]:
         """How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared
-        error, unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. Block
-        types have mse and reference, integers the others. Allowed: minmax, mse, unbiased or reference."""
+        error, unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. ldlq
+        finds scales as mse does and then rounds with error feedback, for the least error of each layer's output; it
+        needs the second moments of inputs beside the calibration table, and smooths nothing. Block types have mse, ldlq
+        and reference, integers all but reference. Allowed: minmax, mse, unbiased, ldlq or reference."""
     @method.setter
     def method(self, value: str) -> None: ...
     @property
@@ -325,7 +327,8 @@ class DiffusionQuantConfig:
     def calibration_samples(self, value: int) -> None: ...
     @property
     def enable_spatial(self) -> bool:
-        """Whether activations are smoothed channel by channel. Needs a calibration table. Allowed: True or False."""
+        """Whether activations are smoothed channel by channel. Needs a calibration table. Has no effect if ``method``
+        is ldlq, which is better without. Allowed: True or False."""
     @enable_spatial.setter
     def enable_spatial(self, value: bool) -> None: ...
     @property

@@ -199,8 +199,8 @@ fn settings(values: [&Bound<'_, PyAny>; 4]) -> Result<Settings> {
         config.set(field, &checked(field, value)?)?;
     }
     config.validate()?;
-    let of_blocks = || argument("method", "arrays are quantized to integers, which have no such method".to_string());
-    config.settings().ok_or_else(of_blocks)
+    let no_method = || argument("method", "arrays are quantized by minmax, mse or unbiased".to_string());
+    config.settings().ok_or_else(no_method)
 }
 
 /// Quantizes the elements of a tensor, given as their bytes.

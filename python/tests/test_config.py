@@ -44,7 +44,7 @@ CASES = [
     Field("no_fallback", False, **FLAG),
     Field("group_size", 128, [16, 32, 64, 128, 256], ["64", 64.5, None], [100, 512, 0, -32]),
     Field("scheme", "affine", ["affine", "asymmetric", "symmetric"], [1, None], ["linear", "Affine"]),
-    Field("method", "mse", ["mse", "minmax", "unbiased"], [1, None], ["best"]),
+    Field("method", "mse", ["mse", "minmax", "unbiased", "ldlq"], [1, None], ["best"]),
     Field("min_accuracy", 0.85, [0.0, 0.5, 1.0, 1, 0], ["0.9", None, True], [-0.01, 1.01, math.nan, math.inf]),
     Field("min_sqnr_db", None, [12.5, 0.0, -3.0, 20, None], ["20", [20]], [math.nan, math.inf]),
     Field("fail_fast", False, **FLAG),

@@ -82,7 +82,7 @@ pub(crate) async fn calibrate(
             grouping: if config.enable_time_aware { grouping } else { Grouping { most: 1, ..grouping } },
             // Of a weight that is used in two places, the inputs in the other one may not be known. Blocks are for runtimes
             // that have no place for factors.
-            smoothing: config.enable_spatial && !is_tied && !matches!(choice, Some(Choice::Block(_))),
+            smoothing: config.smooths() && !is_tied && !matches!(choice, Some(Choice::Block(_))),
             importance: config.enable_time_aware,
         };
         work.push((choice, wanted));
@@ -158,6 +158,6 @@ pub(crate) fn expected_bytes(calibration: &Calibration, config: &DiffusionQuantC
     const OVERHEAD: [u64; 2] = [6000, 60];
     let (layers, channels) = calibration.size();
     let groups = if config.enable_time_aware { u64::from(config.num_time_groups) } else { 1 };
-    let smoothing = if config.enable_spatial { OVERHEAD[0] + 4 * channels } else { 0 };
+    let smoothing = if config.smooths() { OVERHEAD[0] + 4 * channels } else { 0 };
     OVERHEAD[0] + OVERHEAD[1] * layers * groups + smoothing
 }

@@ -6,10 +6,14 @@
 mod activations;
 mod calibrated;
 mod decibels;
+mod feedback;
 mod functions;
 mod groups;
 mod inputs;
 mod layers;
+#[cfg(test)]
+pub(crate) mod moment_tests;
+mod moments;
 mod quality;
 mod read;
 mod smoothing;
@@ -18,14 +22,16 @@ mod table;
 mod tests;
 
 pub(crate) use calibrated::{Calibrated, calibrate, expected_bytes};
+pub(crate) use feedback::{factor_bytes, open_moments, plan_feedback};
 pub(crate) use functions::table_functions;
 pub(crate) use inputs::Grouping;
+pub(crate) use moments::Moments;
 pub(crate) use quality::StoredCalibration;
 pub(crate) use smoothing::LayerWeights;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow_quant_formats::nearest;
 
@@ -37,6 +43,8 @@ use crate::{Model, QuantError, Result, Tensor};
 pub struct Calibration {
     /// Where it came from, for messages.
     name: String,
+    /// The file, if it came from one.
+    path: Option<PathBuf>,
     /// In the order of their names and states.
     layers: Vec<LayerStatistics>,
 }
@@ -96,7 +104,12 @@ impl Calibration {
     /// # Errors
     /// If the file cannot be read, a column is missing, or the statistics contradict themselves: naming tensor and timestep.
     pub fn open(path: impl AsRef<Path>, samples: i64) -> Result<Self> {
-        read::open(path.as_ref(), samples)
+        Ok(Self { path: Some(path.as_ref().to_path_buf()), ..read::open(path.as_ref(), samples)? })
+    }
+
+    /// The file that it was read from, if it was one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Checks that the layers are the model's, with as many channels as their weights have.

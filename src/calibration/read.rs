@@ -54,7 +54,7 @@ fn collect(name: &str, batches: impl Iterator<Item = Result<RecordBatch>>, sampl
     let merge = |((tensor, state), rows): (LayerState, _)| layer(name, tensor, state, rows, samples);
     let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
     refuse_gaps(name, &layers)?;
-    Ok(Calibration { name: name.to_string(), layers })
+    Ok(Calibration { name: name.to_string(), path: None, layers })
 }
 
 impl Calibration {

@@ -119,23 +119,38 @@ choices! {
 
 choices! {
     /// How parameters are found: scales and minima of groups, or of blocks.
-    Method, "method", "minmax, mse, unbiased or reference",
+    Method, "method", "minmax, mse, unbiased, ldlq or reference",
     /// From the range of a group alone.
     MinMax = "minmax",
     /// By a search for the least squared error.
     Mse = "mse",
     /// As `mse`, and then stretched so that restored weights do not shrink.
     Unbiased = "unbiased",
+    /// As `mse`, and then rounded with error feedback from the second moments of inputs.
+    Ldlq = "ldlq",
     /// The bytes of blocks that ggml makes.
     Reference = "reference",
 }
 
 impl Method {
+    /// Whether weights whose inputs have second moments are rounded with error feedback.
+    pub const fn feeds_back(self) -> bool {
+        match self {
+            Self::Ldlq => true,
+            Self::MinMax | Self::Mse | Self::Unbiased | Self::Reference => false,
+        }
+    }
+
+    /// The method that finds scales, by the name that SQL has for it.
+    pub(crate) const fn of_grids(self) -> &'static str {
+        if self.feeds_back() { Self::Mse.name() } else { self.name() }
+    }
+
     /// The method of grouped integers. `None` if they have none of this name.
     pub const fn of_integers(self) -> Option<kernels::Method> {
         match self {
             Self::MinMax => Some(kernels::Method::MinMax),
-            Self::Mse => Some(kernels::Method::Mse),
+            Self::Mse | Self::Ldlq => Some(kernels::Method::Mse),
             Self::Unbiased => Some(kernels::Method::Unbiased),
             Self::Reference => None,
         }
@@ -144,7 +159,7 @@ impl Method {
     /// How blocks are filled. `None` if they have no method of this name.
     pub const fn of_blocks(self) -> Option<Fill> {
         match self {
-            Self::Mse => Some(Fill::Mse),
+            Self::Mse | Self::Ldlq => Some(Fill::Mse),
             Self::Reference => Some(Fill::Reference),
             Self::MinMax | Self::Unbiased => None,
         }
@@ -203,8 +218,8 @@ impl WeightType {
     /// The methods by which weights can become this, in words.
     pub(crate) const fn methods(self) -> &'static str {
         match self {
-            Self::Int(_) => "minmax, mse or unbiased",
-            Self::Block(_) | Self::Mix(_) => "mse or reference",
+            Self::Int(_) => "minmax, mse, unbiased or ldlq",
+            Self::Block(_) | Self::Mix(_) => "mse, ldlq or reference",
             Self::Float(_) => "any",
         }
     }

@@ -137,9 +137,10 @@ configuration! {
     /// What a code means: affine has a scale and a minimum, asymmetric a scale and a zero point, symmetric a scale alone.
     scheme: Scheme = one_of::<Scheme>(), "affine, asymmetric or symmetric";
     /// How scales are found: minmax from the smallest and largest weight of a group, mse for the least squared error,
-    /// unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. Block types have mse
-    /// and reference, integers the others.
-    method: Method = one_of::<Method>(), "minmax, mse, unbiased or reference";
+    /// unbiased likewise, then stretched so that restored weights do not shrink, reference as ggml does. ldlq finds scales as mse
+    /// does and then rounds with error feedback, for the least error of each layer's output; it needs the second moments of inputs
+    /// beside the calibration table, and smooths nothing. Block types have mse, ldlq and reference, integers all but reference.
+    method: Method = one_of::<Method>(), "minmax, mse, unbiased, ldlq or reference";
     /// The floor, the least cosine similarity of a quantized tensor: a tensor below it is quantized again at the next width.
     min_accuracy: f64 = Real(|least| (0.0..=1.0).contains(&least)), "0.0 to 1.0",
         variable("ARROW_QUANT_MIN_ACCURACY");
@@ -185,7 +186,8 @@ configuration! {
     /// Samples of the calibration table to use.
     calibration_samples: i64 = Whole(|samples: i64| samples >= 1), "1 or more",
         variable("ARROW_QUANT_CALIBRATION_SAMPLES");
-    /// Whether activations are smoothed channel by channel. Needs a calibration table.
+    /// Whether activations are smoothed channel by channel. Needs a calibration table. Has no effect if `method` is ldlq, which is
+    /// better without.
     enable_spatial: bool = Switch, BOOLEAN;
     /// Cores to use.
     num_threads: usize = Whole(|threads: usize| threads <= 1024), "1 to 1024, or 0 for all cores",
@@ -351,10 +353,15 @@ impl DiffusionQuantConfig {
         recorded.map(|field| (field.name.to_string(), field.get(self))).collect()
     }
 
-    /// The settings of the kernels of grouped integers; `None` if the type or method is of blocks.
+    /// Whether activations are smoothed. It makes weights harder to quantize, and what ldlq gains would be lost.
+    pub(crate) fn smooths(&self) -> bool {
+        self.enable_spatial && !self.method.feeds_back()
+    }
+
+    /// The settings of the kernels of grouped integers; `None` if the type or method is of blocks, or needs more than weights.
     pub fn settings(&self) -> Option<Settings> {
         let WeightType::Int(bits) = self.weight_type else { return None };
-        let method = self.method.of_integers()?;
+        let method = self.method.of_integers().filter(|_| !self.method.feeds_back())?;
         Some(Settings { bits, group_size: self.group_size, scheme: self.scheme, method })
     }
 

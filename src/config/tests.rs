@@ -333,11 +333,11 @@ fn a_method_that_the_type_has_not_is_refused() {
     let message = |values: &[(&str, Value)]| explicit(values).unwrap_err().to_string();
     assert_eq!(
         message(&[("method", json!("reference"))]),
-        "method is 'reference' and type is 'int4', allowed with it: minmax, mse or unbiased"
+        "method is 'reference' and type is 'int4', allowed with it: minmax, mse, unbiased or ldlq"
     );
     assert_eq!(
         message(&[("method", json!("minmax")), ("type", json!("q4_k"))]),
-        "method is 'minmax' and type is 'q4_k', allowed with it: mse or reference"
+        "method is 'minmax' and type is 'q4_k', allowed with it: mse, ldlq or reference"
     );
     let of_a_layer = message(&[("method", json!("unbiased")), ("layer_bit_widths", json!({"a": "q6_k", "b": 3}))]);
     assert!(of_a_layer.contains("layer_bit_widths is {") && of_a_layer.contains("q6_k"), "{of_a_layer}");

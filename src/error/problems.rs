@@ -106,6 +106,13 @@ pub enum SettingProblem {
         /// Architectures that are known.
         known: String,
     },
+    /// A method needs a calibration, and there is none.
+    NeedsCalibration,
+    /// A method needs the second moments of inputs.
+    NeedsMoments {
+        /// The file that should have them; `None` if the calibration is not a file.
+        expected: Option<PathBuf>,
+    },
     /// A size that is asked for by the weight, of a model without weights.
     NoWeights,
     /// A path or URL that cannot be allowed.
@@ -193,6 +200,22 @@ impl SettingProblem {
                     "the model is a {class}, which is not known as GGUF: choose another format, or one of these as {setting}: {known}"
                 )
             }
+            Self::NeedsCalibration => write!(
+                f,
+                "{setting} is ldlq, which needs a calibration table with second moments beside it: give {}",
+                words.advised("calibration")
+            ),
+            Self::NeedsMoments { expected: Some(path) } => write!(
+                f,
+                "{setting} is ldlq, which needs second moments of the layers' inputs, and there is no `{}`: record them with the \
+                 calibration (docs/calibration.md says how), or choose another method",
+                path.display()
+            ),
+            Self::NeedsMoments { expected: None } => write!(
+                f,
+                "{setting} is ldlq, which needs second moments in a file beside the calibration table: give the calibration as \
+                 a file, or choose another method"
+            ),
             Self::NoWeights => write!(f, "{setting} is set, but the model has no weights: leave it out"),
             Self::FallsBack { tensor, reason, others } => {
                 write!(f, "{tensor}: {}", reason.worded(&|field| words.setting(field)))?;

@@ -2,6 +2,9 @@
 
 mod copy;
 mod export;
+mod factors;
+#[cfg(test)]
+mod feedback_tests;
 mod figures;
 mod finished;
 mod inspect;

@@ -8,7 +8,7 @@ use arrow_quant_kernels::Isa;
 
 use super::JobOptions;
 use super::open::open;
-use crate::calibration::{Calibrated, calibrate, expected_bytes};
+use crate::calibration::{Calibrated, Moments, calibrate, expected_bytes, factor_bytes, open_moments, plan_feedback};
 use crate::config::WeightType;
 use crate::plan::{Detected, Estimate, Evidence, ModelPlan, Sampled, choose_sizes, detect, measured, memory, notes};
 use crate::report::PlanReport;
@@ -30,6 +30,8 @@ pub(super) struct Planned {
     pub calibrated: Calibrated,
     /// What was sampled for a target size.
     sampled: Option<Sampled>,
+    /// Bytes that the calibration and factors of second moments take in memory.
+    held: u64,
 }
 
 /// What is decided by headers and names.
@@ -40,7 +42,12 @@ struct Decided {
     in_flight: usize,
     detected: Detected,
     notes: Vec<String>,
+    moments: Option<InputMoments>,
+    held: u64,
 }
+
+/// The second moments of a method with error feedback, and the tensors of each input.
+type InputMoments = (Arc<Moments>, Vec<Vec<usize>>);
 
 /// Plans what becomes of a model.
 ///
@@ -56,7 +63,7 @@ pub(super) async fn plan(
     let (config, adaptations) = &adapted(config, target.target(), options.calibration.is_some())?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
-    let Decided { mut plan, layout, parts, in_flight, detected, mut notes } = {
+    let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments, held } = {
         let (model, config, options) = (model.to_path_buf(), config.clone(), options.clone());
         blocking(move || decide(&model, &config, &options, target)).await?
     };
@@ -78,6 +85,9 @@ pub(super) async fn plan(
         }
         None => Calibrated::none(),
     };
+    if let Some((moments, tensors)) = moments {
+        notes.extend(plan_feedback(moments, &tensors, &mut plan.tensors, config.threads()).await?);
+    }
     // What was decided by the weights is worth nothing if they were written to meanwhile.
     plan.model.check()?;
     Ok(Planned {
@@ -89,6 +99,7 @@ pub(super) async fn plan(
         in_flight,
         calibrated,
         sampled,
+        held,
     })
 }
 
@@ -137,10 +148,15 @@ fn adapted(
 
 /// Opens the model, and decides what needs no weight to be measured. It waits for the disk.
 fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, target: TargetName) -> Result<Decided> {
-    let (model, in_flight) = open(path, config, held(options))?;
+    let moments = config.method.feeds_back().then(|| open_moments(options.calibration.as_deref())).transpose()?;
+    let factors = moments.as_ref().map_or(0, |moments| factor_bytes(moments, config.threads() + 1));
+    let held = held(options) + factors;
+    let (model, in_flight) = open(path, config, held)?;
     if let Some(calibration) = &options.calibration {
         calibration.check(&model)?;
     }
+    let moments = moments.map(|moments| Ok::<_, QuantError>((moments.tensors(&model)?, Arc::new(moments))));
+    let moments = moments.transpose()?.map(|(tensors, moments)| (moments, tensors));
     let detected = detect(&Evidence::of(&model)?);
     if config.skip_sensitive_layers && config.modality.is_none() {
         detected.require(model.path())?;
@@ -150,7 +166,7 @@ fn decide(path: &Path, config: &DiffusionQuantConfig, options: &JobOptions, targ
     let plan = ModelPlan::new(model, config, options.plan.as_deref(), &detected, allowed)?.with_units(layout.units());
     let parts = ModelParts::new(&plan.model, |tensor| plan.tensors[tensor].same_as.is_none());
     let notes = notes(config, &plan, &detected, options.calibration.is_some())?;
-    Ok(Decided { plan, layout, parts, in_flight, detected, notes })
+    Ok(Decided { plan, layout, parts, in_flight, detected, notes, moments, held })
 }
 
 /// Bytes that the calibration takes in memory.
@@ -163,7 +179,7 @@ fn held(options: &JobOptions) -> u64 {
 /// # Errors
 /// As [`quantize_model`](super::quantize_model), save for what concerns the output.
 pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &JobOptions) -> Result<PlanReport> {
-    let Planned { plan, layout, parts, modality, notes, calibrated, sampled, .. } =
+    let Planned { plan, layout, parts, modality, notes, calibrated, sampled, held, .. } =
         self::plan(model, config, options, options.target(config, None)).await?;
     let sampled = measured(&plan, sampled, config.threads(), options.listener()).await?;
     plan.model.check()?;
@@ -182,7 +198,7 @@ pub async fn plan_model(model: &Path, config: &DiffusionQuantConfig, options: &J
         squared_error,
         parts: parts.iter().len(),
         estimated_time_s: time_s,
-        estimated_memory_mb: memory::estimate_mb(config, original_bytes, held(options))?,
+        estimated_memory_mb: memory::estimate_mb(config, original_bytes, held)?,
         notes,
         layers: calibrated.layers,
         tensors,

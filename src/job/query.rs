@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, Float32Builder, Int64Array, ListBuilder, Rec
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_quant_formats::full_name;
 use arrow_quant_kernels::KernelError;
-use arrow_quant_udfs::RowError;
+use arrow_quant_udfs::{RowError, quantize_with_feedback};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
@@ -18,9 +18,10 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
+use super::factors::JobFactors;
 use super::task::{PartRecord, PartTask, TaskTensor};
 use super::writer;
-use crate::plan::Choice;
+use crate::plan::{Choice, Feedback};
 use crate::session::{session_config, with_config};
 use crate::tables::{ChunkCursor, ModelParts, WeightsTable, table_of};
 use crate::targets::{PartWriter, Written, WrittenTensor, add_written};
@@ -34,6 +35,7 @@ pub(super) struct TaskQuery {
     tasks: Vec<PartTask>,
     /// The chunks of each task.
     parts: ModelParts,
+    factors: Arc<JobFactors>,
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
 }
@@ -55,8 +57,9 @@ impl TaskQuery {
         // The weights must stay on the side that streams past, also where few of them are of some task.
         optimizer.join_reordering = false;
         let ctx = with_config(config)?;
-        let plan = plan(&ctx, model, &tasks, &parts).await?;
-        Ok(Self { model: Arc::clone(model), tasks, parts, plan, context: ctx.task_ctx() })
+        let factors = Arc::new(JobFactors::new(&tasks));
+        let plan = plan(&ctx, model, &tasks, &parts, &factors).await?;
+        Ok(Self { model: Arc::clone(model), tasks, parts, factors, plan, context: ctx.task_ctx() })
     }
 
     /// Runs the task at an index: writes its part, and tells what each batch adds. A dropped run ends after the batch that
@@ -78,6 +81,7 @@ impl TaskQuery {
             (part, written) = blocking(move || part.write(batch)).await?;
             on_batch(&written);
         }
+        self.factors.ended(&self.tasks[index]);
         let PartTask { part: number, key, .. } = &self.tasks[index];
         let (number, key) = (*number, key.clone());
         blocking(move || {
@@ -169,15 +173,17 @@ fn parts(model: &Model, tasks: &[PartTask]) -> Result<ModelParts> {
 }
 
 /// `SELECT ..., quantize(w.weights, p.type, p.group_size, p.scheme, method [, p.importance, p.smoothing]), CASE WHEN p.type IS
-/// NULL THEN w.weights END FROM plan p JOIN weights w USING (component, tensor)`.
+/// NULL THEN w.weights END FROM plan p JOIN weights w USING (component, tensor)`. If weights are rounded with error feedback,
+/// `quantize` has one more argument, the name of the second moments.
 async fn plan(
     ctx: &SessionContext,
     model: &Arc<Model>,
     tasks: &[PartTask],
     parts: &ModelParts,
+    factors: &Arc<JobFactors>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let tensors = planned_tensors(tasks)?;
-    let [scheme, method] = [shared(tasks, |task| task.scheme.name())?, shared(tasks, |task| task.method.name())?];
+    let [scheme, method] = [shared(tasks, |task| task.scheme.name())?, shared(tasks, |task| task.method.of_grids())?];
     let weights = WeightsTable::new("", Arc::clone(model)).in_parts(parts.clone());
     let plan = LogicalPlanBuilder::scan("p", provider_as_source(plan_table(&tensors, scheme)?), None)?;
     let weights = LogicalPlanBuilder::scan("w", provider_as_source(Arc::new(weights)), None)?;
@@ -187,7 +193,12 @@ async fn plan(
     if has_channels(&tensors) {
         arguments.extend([col("p.importance"), col("p.smoothing")]);
     }
-    let quantize = ctx.udf("quantize")?.call(arguments);
+    let quantize = if has_feedback(&tensors) {
+        arguments.push(col("p.moments"));
+        quantize_with_feedback(Arc::clone(factors) as Arc<_>).call(arguments)
+    } else {
+        ctx.udf("quantize")?.call(arguments)
+    };
     let kept = when(col("p.type").is_null(), col("w.weights")).end()?;
     let headers = ["component", "tensor", "shape", "chunk", "start"].map(|name| col(format!("w.{name}")));
     let logical = plan
@@ -227,7 +238,7 @@ fn contradiction(what: &str) -> QuantError {
 
 /// What tensors become as a table to join with; `type` is NULL for those that are kept, `group_size` and `scheme` also where
 /// it is one of blocks. There are `importance` and
-/// `smoothing` if some tensor has either; empty lists for the others.
+/// `smoothing` if some tensor has either; empty lists for the others; and `moments` if some have error feedback.
 fn plan_table(tensors: &[&TaskTensor], scheme: &'static str) -> Result<Arc<dyn TableProvider>> {
     let mut fields = vec![
         Field::new("component", DataType::Utf8, false),
@@ -253,12 +264,23 @@ fn plan_table(tensors: &[&TaskTensor], scheme: &'static str) -> Result<Arc<dyn T
             columns.push(lists);
         }
     }
+    if has_feedback(tensors) {
+        let feedback = tensors.iter().map(|plan| plan.channels.as_ref()?.feedback.as_ref());
+        let names: StringArray = feedback.map(|feedback| feedback.map(Feedback::factor_name)).collect();
+        fields.push(Field::new("moments", DataType::Utf8, true));
+        columns.push(Arc::new(names));
+    }
     table_of(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
 /// Whether a calibration has to say something on some tensor.
 fn has_channels(tensors: &[&TaskTensor]) -> bool {
     tensors.iter().any(|tensor| tensor.channels.is_some())
+}
+
+/// Whether some tensor is rounded with error feedback.
+fn has_feedback(tensors: &[&TaskTensor]) -> bool {
+    tensors.iter().any(|tensor| tensor.channels.as_ref().is_some_and(|channels| channels.feedback.is_some()))
 }
 
 fn lists<'a>(lists: impl Iterator<Item = Option<&'a Vec<f32>>>) -> ArrayRef {

@@ -24,7 +24,7 @@ mod tests;
 mod ties;
 
 pub(crate) use allowed::Allowed;
-pub(crate) use channels::Channels;
+pub(crate) use channels::{Channels, Feedback};
 pub(crate) use choice::{Choice, JobSettings};
 pub(crate) use choose_sizes::choose_sizes;
 pub(crate) use contents::Contents;

@@ -36,6 +36,7 @@ use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 pub use cancellation::{Cancellation, Cancelled};
+pub use functions::quantize::{Factors, quantize_with_feedback};
 pub use quantized::{
     QuantizedColumn, QuantizedValue, ValueRef, error_sums, quantized_array, quantized_type, with_encoding,
 };

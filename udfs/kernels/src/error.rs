@@ -82,6 +82,14 @@ pub enum KernelError {
         /// Its factor.
         value: f32,
     },
+    /// Second moments that cannot be factored.
+    #[error("the second moments of channel {channel} are {what}")]
+    Moments {
+        /// The input channel.
+        channel: usize,
+        /// What is wrong with them.
+        what: &'static str,
+    },
     /// The result is not wanted any more.
     #[error("the work was cancelled")]
     Cancelled,
@@ -109,6 +117,7 @@ impl KernelError {
             | Self::Mismatch { .. }
             | Self::Importance { .. }
             | Self::Factor { .. }
+            | Self::Moments { .. }
             | Self::Cancelled
             | Self::Isa { .. } => self,
         }

@@ -316,7 +316,7 @@ fn take<'a>(rest: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
 }
 
 /// Codes of a byte each, packed.
-fn pack_bytes(codes: &[u8], bits: Bits) -> Vec<u8> {
+pub(crate) fn pack_bytes(codes: &[u8], bits: Bits) -> Vec<u8> {
     let mut packed = vec![0; bits.packed_len(codes.len())];
     for (i, &code) in codes.iter().enumerate() {
         bits.put(&mut packed, i, code);

@@ -12,7 +12,7 @@ use crate::simd::{LANES, MAGIC, Simd, Step};
 
 /// The levels of `iq4_nl` and `iq4_xs`.
 #[derive(Clone, Copy)]
-pub(super) struct Iq4;
+pub(crate) struct Iq4;
 
 /// Where the levels of [`Iq4`] change, and by how much.
 const IQ4_STEPS: [(f32, f32); 15] = {
@@ -58,7 +58,7 @@ impl Levels for Iq4 {
 
 /// Floats of two bits of exponent and one of mantissa.
 #[derive(Clone, Copy)]
-struct E2m1;
+pub(crate) struct E2m1;
 
 impl E2m1 {
     /// The level nearest to a magnitude.

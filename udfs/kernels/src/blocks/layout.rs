@@ -5,7 +5,7 @@ use half::f16;
 use super::MOST;
 use super::lanes::{Parameters, RUNS};
 use crate::BlockType;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 pub(super) fn put_half(out: &mut [u8], at: usize, x: f32) {
     out[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
@@ -155,7 +155,6 @@ pub(super) fn put_iq4_xs_scales(block: &mut [u8], scales: &[i8; 8]) {
 }
 
 /// Writes block `k` of sixteen, whose codes come one a byte.
-// Long because: a match with an arm for each type of blocks.
 #[inline(always)]
 pub(super) fn lay_out<S: Simd>(
     s: S,
@@ -165,35 +164,30 @@ pub(super) fn lay_out<S: Simd>(
     codes: &[u8; MOST],
     out: &mut [u8],
 ) {
+    put_parameters(block_type, parameters, k, out);
+    put_block_codes(s, block_type, codes, out);
+}
+
+/// Writes the parameters of block `k` of sixteen.
+#[inline(always)]
+fn put_parameters(block_type: BlockType, parameters: &Parameters, k: usize, out: &mut [u8]) {
     let step = |values: &[[f32; LANES]; RUNS], j: usize| values[j][k] as i32 as u8;
     let (scale, min) = (parameters.scale[0][k], parameters.min[0][k]);
     let (block_scale, block_min) = (parameters.block_scale[k], parameters.block_min[k]);
     match block_type {
-        BlockType::Q4_0 | BlockType::Q5_0 => {
-            put_half(out, 0, scale);
-            put_codes(s, &mut out[2..], &codes[..32], if block_type.size() == 18 { 4 } else { 5 });
-        }
+        BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 | BlockType::Iq4Nl => put_half(out, 0, scale),
         BlockType::Q4_1 | BlockType::Q5_1 => {
             put_half(out, 0, scale);
             put_half(out, 2, min);
-            put_codes(s, &mut out[4..], &codes[..32], if block_type.size() == 20 { 4 } else { 5 });
-        }
-        BlockType::Q8_0 => {
-            put_half(out, 0, scale);
-            for (out, code) in out[2..].iter_mut().zip(codes) {
-                *out = code.wrapping_sub(127);
-            }
         }
         BlockType::Q2K => {
             for (j, out) in out[..16].iter_mut().enumerate() {
                 *out = step(&parameters.scale, j) | step(&parameters.min, j) << 4;
             }
-            put_quarters(s, &mut out[16..80], codes);
             put_half(out, 80, block_scale);
             put_half(out, 82, block_min);
         }
         BlockType::Q3K => {
-            put_q3_k(s, out, codes);
             let scales = std::array::from_fn(|j| step(&parameters.scale, j).wrapping_add(32));
             out[96..108].copy_from_slice(&pack_q3_k_scales(&scales));
             put_half(out, 108, block_scale);
@@ -204,45 +198,83 @@ pub(super) fn lay_out<S: Simd>(
             let [scales, minima] =
                 [&parameters.scale, &parameters.min].map(|values| std::array::from_fn(|j| step(values, j)));
             out[4..16].copy_from_slice(&pack_k_scales(&scales, &minima));
-            if block_type.size() == 144 {
-                put_q4_k_or_q5_k::<S, 4>(s, out, codes);
-            } else {
-                put_q4_k_or_q5_k::<S, 5>(s, out, codes);
-            }
         }
         BlockType::Q6K => {
-            put_q6_k(s, out, codes);
             for (j, out) in out[192..208].iter_mut().enumerate() {
                 *out = step(&parameters.scale, j);
             }
             put_half(out, 208, block_scale);
         }
-        BlockType::Iq4Nl => {
-            put_half(out, 0, scale);
-            put_nibbles(s, &mut out[2..], codes);
-        }
         BlockType::Iq4Xs => {
             put_half(out, 0, block_scale);
             let scales = std::array::from_fn(|j| step(&parameters.scale, j) as i8);
             put_iq4_xs_scales(out, &scales);
+        }
+        BlockType::Mxfp4 => out[0] = step(&parameters.scale, 0),
+        BlockType::Nvfp4 => {
+            for (j, out) in out[..4].iter_mut().enumerate() {
+                *out = step(&parameters.scale, j);
+            }
+        }
+        BlockType::Q2_0 | BlockType::Tq1_0 | BlockType::Tq2_0 => unreachable!("the search has no such blocks"),
+    }
+}
+
+/// Writes the codes of a block, which come one a byte, and leaves its parameters.
+#[inline(always)]
+fn put_block_codes<S: Simd>(s: S, block_type: BlockType, codes: &[u8; MOST], out: &mut [u8]) {
+    match block_type {
+        BlockType::Q4_0 => put_codes(s, &mut out[2..], &codes[..32], 4),
+        BlockType::Q5_0 => put_codes(s, &mut out[2..], &codes[..32], 5),
+        BlockType::Q4_1 => put_codes(s, &mut out[4..], &codes[..32], 4),
+        BlockType::Q5_1 => put_codes(s, &mut out[4..], &codes[..32], 5),
+        BlockType::Q8_0 => {
+            for (out, code) in out[2..].iter_mut().zip(codes) {
+                *out = code.wrapping_sub(127);
+            }
+        }
+        BlockType::Q2K => put_quarters(s, &mut out[16..80], codes),
+        BlockType::Q3K => put_q3_k(s, out, codes),
+        BlockType::Q4K => put_q4_k_or_q5_k::<S, 4>(s, out, codes),
+        BlockType::Q5K => put_q4_k_or_q5_k::<S, 5>(s, out, codes),
+        BlockType::Q6K => put_q6_k(s, out, codes),
+        BlockType::Iq4Nl => put_nibbles(s, &mut out[2..], codes),
+        BlockType::Iq4Xs => {
             for (out, codes) in out[8..].chunks_exact_mut(16).zip(codes.chunks_exact(32)) {
                 put_nibbles(s, out, codes);
             }
         }
-        BlockType::Mxfp4 => {
-            out[0] = step(&parameters.scale, 0);
-            put_nibbles(s, &mut out[1..], codes);
-        }
+        BlockType::Mxfp4 => put_nibbles(s, &mut out[1..], codes),
         BlockType::Nvfp4 => {
             for (out, codes) in out[4..].chunks_exact_mut(8).zip(codes.chunks_exact(16)) {
                 for (i, out) in out.iter_mut().enumerate() {
                     *out = codes[i] | codes[8 + i] << 4;
                 }
             }
-            for (j, out) in out[..4].iter_mut().enumerate() {
-                *out = step(&parameters.scale, j);
-            }
         }
         BlockType::Q2_0 | BlockType::Tq1_0 | BlockType::Tq2_0 => unreachable!("the search has no such blocks"),
+    }
+}
+
+/// Writes the codes of whole blocks, and leaves their parameters.
+pub(super) struct PutCodes<'a> {
+    pub block_type: BlockType,
+    /// One a byte, as many as there are weights.
+    pub codes: &'a [u8],
+    pub out: &'a mut [u8],
+}
+
+impl Kernel for PutCodes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { block_type, codes, out } = self;
+        let mut of_block = [0; MOST];
+        let blocks = codes.chunks_exact(block_type.length()).zip(out.chunks_exact_mut(block_type.size()));
+        for (codes, out) in blocks {
+            of_block[..codes.len()].copy_from_slice(codes);
+            put_block_codes(s, block_type, &of_block, out);
+        }
     }
 }

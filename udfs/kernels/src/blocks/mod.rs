@@ -17,6 +17,9 @@ mod simple;
 mod steps;
 mod write;
 
+pub(crate) use codebook::{E2m1, Iq4};
+pub(crate) use scales::{Even, Levels};
+
 use crate::block_values::{E2M1, IQ4_VALUES, MOST, decode, k_scale_min, q3_k_scales, restore, ue4m3};
 use crate::compare::PairSums;
 use crate::encoding::BlockType;
@@ -194,6 +197,11 @@ impl Filler<'_> {
             Err(beyond_half(block_type, values, first_infinite(block_type, out)))
         }
     }
+}
+
+/// Writes the codes of whole blocks of a type that is searched for, and leaves their parameters. `codes` has one a byte.
+pub(crate) fn put_codes(isa: Isa, block_type: BlockType, codes: &[u8], out: &mut [u8]) {
+    isa.run(layout::PutCodes { block_type, codes, out });
 }
 
 /// The error for a block whose scales f16 does not hold.

@@ -4,7 +4,7 @@ use crate::grid::{Range, inverse, magic_code};
 use crate::simd::{MAGIC, Simd, Step};
 
 /// What codes stand for, as multiples of a scale.
-pub(super) trait Levels: Copy {
+pub(crate) trait Levels: Copy {
     /// What is added to a weight over its scale before [`code`](Self::code) and [`level`](Self::level).
     fn zero(self) -> f32;
     /// The greatest magnitude of a level.
@@ -17,7 +17,7 @@ pub(super) trait Levels: Copy {
 
 /// The integers from `-zero` to `top - zero`.
 #[derive(Clone, Copy)]
-pub(super) struct Even {
+pub(crate) struct Even {
     pub zero: f32,
     pub top: f32,
 }

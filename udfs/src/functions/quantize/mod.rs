@@ -1,6 +1,7 @@
 //! `quantize(weights, bits, group_size [, scheme] [, method] [, importance [, smoothing]])`, and the same with a named type.
 
 mod arguments;
+mod feedback;
 
 use std::sync::{Arc, LazyLock};
 
@@ -16,6 +17,7 @@ use datafusion::logical_expr::{
 };
 
 use self::arguments::{Arguments, Wanted, check_constants, is_list, read_as};
+pub use self::feedback::{Factors, quantize_with_feedback};
 use super::{SECTION, on_arrays};
 use crate::arguments::coerced;
 use crate::cancellation::Cancellation;
@@ -130,7 +132,10 @@ impl ScalarUDFImpl for Quantize {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let (args, lists) = split_lists(args)?;
-        on_arrays(args, |arrays, rows, cancellation| quantize_rows(arrays, rows, &lists, cancellation))
+        on_arrays(args, |arrays, rows, cancellation| {
+            let values = quantize_rows(active_isa()?, arrays, rows, &lists, cancellation)?;
+            quantized_array(values).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
+        })
     }
 
     fn documentation(&self) -> Option<&Documentation> {
@@ -209,13 +214,14 @@ fn quantize_as(
     }
 }
 
+/// The quantized values of rows; `None` where an argument is NULL.
 fn quantize_rows(
+    isa: Isa,
     arrays: &[ArrayRef],
     rows: usize,
     lists: &[ChannelList],
     cancellation: &Cancellation,
-) -> Result<ArrayRef> {
-    let isa = active_isa()?;
+) -> Result<Vec<Option<QuantizedValue>>> {
     let weights = TensorColumn::try_new(NAME, &arrays[0])?;
     let arguments = Arguments::try_new(&arrays[1..])?;
     let mut out = Vec::with_capacity(rows);
@@ -236,5 +242,5 @@ fn quantize_rows(
         let quantized = wanted.and_then(|wanted| quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation));
         out.push(Some(quantized.map_err(error)?));
     }
-    quantized_array(out).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
+    Ok(out)
 }
