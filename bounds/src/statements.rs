@@ -100,23 +100,44 @@ fn check_text(sql: &str) -> Result<(), TooLong> {
     Ok(())
 }
 
-/// How deep brackets are in each other.
+/// How deep brackets are in each other, those of types such as `ARRAY<INT>` too. The parser descends into INTERVAL as into one, and
+/// counts neither that nor types.
 fn nested(tokens: &[Token]) -> usize {
-    let (mut open, mut deepest) = (0_usize, 0);
-    for token in tokens {
+    let (mut open, mut of_types, mut intervals, mut deepest) = (0_usize, 0_usize, 0, 0);
+    let mut before = None;
+    for token in tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))) {
+        let keyword = keyword(token);
+        intervals = if keyword == Some(Keyword::INTERVAL) { intervals + 1 } else { 0 };
+        let closed = match token {
+            Token::Gt => of_types.min(1),
+            Token::ShiftRight => of_types.min(2),
+            _ => 0,
+        };
+        (open, of_types) = (open.saturating_sub(closed), of_types - closed);
         match token {
             Token::LParen | Token::LBracket | Token::LBrace => open += 1,
             Token::RParen | Token::RBracket | Token::RBrace => open = open.saturating_sub(1),
+            Token::Lt if matches!(before, Some(Keyword::ARRAY | Keyword::STRUCT | Keyword::MAP)) => {
+                (open, of_types) = (open + 1, of_types + 1);
+            }
             _ => {}
         }
-        deepest = deepest.max(open);
+        deepest = deepest.max(open + intervals);
+        before = keyword;
     }
     deepest
 }
 
+fn keyword(token: &Token) -> Option<Keyword> {
+    match token {
+        Token::Word(word) if word.quote_style.is_none() => Some(word.keyword),
+        _ => None,
+    }
+}
+
 /// Whether a token begins a query: what UNION puts together is as deep as there are queries.
 fn is_select(token: &Token) -> bool {
-    matches!(token, Token::Word(word) if word.keyword == Keyword::SELECT && word.quote_style.is_none())
+    keyword(token) == Some(Keyword::SELECT)
 }
 
 /// Whether a token makes an expression or a set operation deeper. Lists may be long.
@@ -336,6 +357,13 @@ mod tests {
             ("[", "]"),
             ("CASE WHEN ", " THEN 1 END"),
             ("INTERVAL ", ""),
+            ("INTERVAL(", ")"),
+            ("- ", ""),
+            ("x::ARRAY<", ">"),
+            ("1::STRUCT<a ARRAY<", ">>"),
+            ("1 IN (", ")"),
+            ("EXISTS (SELECT ", ")"),
+            ("{a: ", "}"),
             ("NOT ", ""),
         ] {
             let started = std::time::Instant::now();

@@ -12,7 +12,7 @@ use crate::table::{LISTED, Table};
 /// A calibration table.
 #[derive(clap::Args)]
 pub(crate) struct CalibrationArgument {
-    /// What the inputs of the model's layers were at each timestep: a table, .parquet or .arrow
+    /// What the inputs of the model's layers were: a table, .parquet or .arrow, or llama.cpp's importance matrix, .gguf or .dat
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
 }

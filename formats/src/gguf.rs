@@ -9,6 +9,7 @@
 mod cursor;
 pub mod diffusion;
 mod error;
+pub mod imatrix;
 pub mod language;
 mod place;
 mod read;

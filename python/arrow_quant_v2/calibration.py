@@ -20,11 +20,13 @@ import functools
 import importlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from .errors import ConfigurationError, QuantizationError
 from .histogram import DoublingHistogram
+from .moments import Moments
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,6 +45,8 @@ _ELEMENTS_AT_ONCE = 1 << 22
 
 _MOST_BINS = 1 << 16
 
+_WIDEST = 1 << 20
+
 
 class _Statistics:
     """The inputs of the layers of one weight, at one timestep and in one state."""
@@ -58,11 +62,16 @@ class _Statistics:
         self.min: _Floats = np.array(np.inf)
         self.max: _Floats = np.array(-np.inf)
         self._squares: _Floats = np.array(0.0)
+        self._sums: _Floats = np.array(0.0)
         self.histogram = DoublingHistogram(histogram_bins) if histogram_bins else None
 
     @property
     def mean_square(self) -> _Floats:
         return self._squares / self._values
+
+    @property
+    def mean(self) -> _Floats:
+        return self._sums / self._values
 
     def samples_before(self, number: int) -> int:
         """Samples of the passes before that of a number, which is under way.
@@ -81,7 +90,7 @@ class _Statistics:
         parts = torch.split(values, max(1, _ELEMENTS_AT_ONCE // (values.shape[1] * values.shape[2])))
         reduced = torch.stack([_reduced(part.float()) for part in parts])
         # Only sums leave the device, all at once.
-        parts_min, parts_max, parts_squares = reduced.cpu().double().numpy().transpose(1, 0, 2)
+        parts_min, parts_max, parts_squares, parts_sums = reduced.cpu().double().numpy().transpose(1, 0, 2)
         least, greatest, squares = parts_min.min(0), parts_max.max(0), parts_squares.sum(0)
         if not np.isfinite(squares).all():
             channel = int(np.flatnonzero(~np.isfinite(squares))[0])
@@ -93,6 +102,7 @@ class _Statistics:
         self.min = np.minimum(self.min, least)
         self.max = np.maximum(self.max, greatest)
         self._squares = self._squares + squares
+        self._sums = self._sums + parts_sums.sum(0)
         self._values += values.shape[0] * values.shape[2]
         if self.histogram is not None:
             self.histogram.cover(float(least.min()), float(greatest.max()))
@@ -102,10 +112,10 @@ class _Statistics:
 
 
 def _reduced(values: torch.Tensor) -> torch.Tensor:
-    """Minimum, maximum and sum of squares of each channel."""
+    """Minimum, maximum, sum of squares and sum of each channel."""
     import torch
 
-    return torch.stack([values.amin((0, 2)), values.amax((0, 2)), values.square().sum((0, 2))])
+    return torch.stack([values.amin((0, 2)), values.amax((0, 2)), values.square().sum((0, 2)), values.sum((0, 2))])
 
 
 def _counted(values: torch.Tensor, histogram: DoublingHistogram) -> torch.Tensor:
@@ -133,12 +143,18 @@ class Recorder:
     """
 
     def __init__(
-        self, model: torch.nn.Module, layers: list[tuple[str, _Layer]], samples: int, histogram_bins: int
+        self,
+        model: torch.nn.Module,
+        layers: list[tuple[str, _Layer]],
+        samples: int,
+        histogram_bins: int,
+        second_moments: int = 0,
     ) -> None:
         self._model = model
         self._layers = layers
         self._samples = samples
         self._histogram_bins = histogram_bins
+        self._moments = Moments(second_moments) if second_moments else None
         self._hooks: list[Any] = []
         self._now: tuple[int, str] | None = None
         # The number of the forward pass, and whether there is one under way.
@@ -187,7 +203,7 @@ class Recorder:
         """What has been measured so far, a row for each layer, timestep and state; needs pyarrow.
 
         Layers that were not called have no rows. The columns are ``tensor``, ``timestep``, ``state``, ``samples``,
-        ``channel_min``, ``channel_max``, ``channel_mean_square`` and, unless `histogram_bins` is 0, ``histogram``,
+        ``channel_min``, ``channel_max``, ``channel_mean``, ``channel_mean_square`` and, unless `histogram_bins` is 0, ``histogram``,
         ``histogram_min`` and ``histogram_max``.
 
         Returns:
@@ -223,6 +239,7 @@ class Recorder:
             "samples": pa.array([row.samples for row in rows], pa.int64()),
             "channel_min": pa.array([row.min.astype("float32") for row in rows], floats),
             "channel_max": pa.array([row.max.astype("float32") for row in rows], floats),
+            "channel_mean": pa.array([row.mean.astype("float32") for row in rows], floats),
             "channel_mean_square": pa.array([row.mean_square.astype("float32") for row in rows], floats),
         }
         if self._histogram_bins:
@@ -235,12 +252,15 @@ class Recorder:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the table to a Parquet file, which is there as a whole or not at all; needs pyarrow.
 
+        If second moments were recorded, they are written beside it, to a file whose name ends with ``.moments.parquet`` in
+        place of ``.parquet``.
+
         Args:
             path: the file, whose name ends with ``.parquet``. One that is there is replaced.
 
         Raises:
             ConfigurationError: if the name ends otherwise.
-            QuantizationError: if nothing has been measured, or the file cannot be written; its `path` is the file.
+            QuantizationError: if nothing has been measured, or a file cannot be written; its `path` is the file.
             ImportError: if pyarrow is not installed.
 
         Example:
@@ -257,23 +277,24 @@ class Recorder:
         table = self.table()
         import pyarrow.parquet as pq
 
-        partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")
-        try:
-            try:
-                with open(partial, "xb") as file:
-                    pq.write_table(table, file, compression="zstd")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            message = f"{target} cannot be written: {error.strerror or error}"
-            raise QuantizationError(message, path=str(target)) from error
+        if self._moments is not None:
+            inputs = self._moments.batches()
+
+            def write_moments(file: IO[bytes]) -> None:
+                # A row group for each input: they are read one at a time.
+                with pq.ParquetWriter(file, inputs[0].schema, compression="zstd") as writer:
+                    for of_input in inputs:
+                        writer.write_table(of_input)
+
+            if inputs:
+                _replace(target.with_suffix(".moments.parquet"), write_moments)
+        _replace(target, lambda file: pq.write_table(table, file, compression="zstd"))
 
     def _begin_pass(self, *_: Any) -> None:
         self._pass += 1
         self._in_pass = True
+        if self._moments is not None:
+            self._moments.begin_pass()
 
     def _end_pass(self, *_: Any) -> None:
         self._in_pass = False
@@ -285,7 +306,8 @@ class Recorder:
             message = f"{tensor} was called before recorder.at(timestep), which says what its inputs are of"
             raise QuantizationError(message, tensor=tensor)
         if not self._in_pass:
-            self._pass += 1
+            self._begin_pass()
+            self._in_pass = False
         timestep, state = self._now
         inputs: torch.Tensor = next(iter((*args, *kwargs.values())))
         with torch.no_grad():
@@ -300,7 +322,10 @@ class Recorder:
             rows = rows[: self._samples - before]
             if not len(rows):
                 return
-            wrong = statistics.add(_channels(layer, rows))
+            channels = _channels(layer, rows)
+            wrong = statistics.add(channels)
+            if self._moments is not None and wrong is None and isinstance(layer, torch.nn.Linear):
+                self._moments.add(tensor, inputs, channels.flatten(1))
         if wrong is not None:
             where = f"timestep {timestep}, state {state!r}" if state else f"timestep {timestep}"
             raise QuantizationError(f"{tensor}: {where}: {wrong}", tensor=tensor)
@@ -315,6 +340,7 @@ def record(
     histogram_bins: int = 512,
     layers: str | None = None,
     component: str = "",
+    second_moments: int = 0,
 ) -> Recorder:
     """Measures a torch model's layers: each Linear, Conv1d and Conv2d, while it is run in the block of a ``with``.
 
@@ -332,6 +358,9 @@ def record(
             default is all.
         component: the sub-model of a pipeline that `model` is, such as ``"unet"``; tensors are then named
             ``component/tensor``.
+        second_moments: channels of a block of second moments, which ``method="ldlq"`` needs: how the inputs of Linear layers
+            go together, added up over all timesteps and states. 512 keeps files and times small, and a number as large as the
+            widest layer says most. 0 records none. At least four times as many positions as a block has channels are of use.
 
     Returns:
         A `Recorder`. In its block a forward pass is an error (`QuantizationError`) until `Recorder.at` has been called,
@@ -361,7 +390,31 @@ def record(
         raise ConfigurationError(message, field="histogram_bins")
     if not isinstance(component, str):
         raise ConfigurationError(f"component is {component!r}, allowed: a string", field="component")
-    return Recorder(model, _measured_layers(model, layers, component), samples, histogram_bins)
+    if not _is_whole(second_moments) or not 0 <= second_moments <= _WIDEST:
+        message = f"second_moments is {second_moments!r}, allowed: 0 for none, or channels of a block, up to {_WIDEST}"
+        raise ConfigurationError(message, field="second_moments")
+    return Recorder(model, _measured_layers(model, layers, component), samples, histogram_bins, second_moments)
+
+
+def _replace(target: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file, which is there as a whole or not at all.
+
+    Raises:
+        QuantizationError: if it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")
+    try:
+        try:
+            with open(partial, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        message = f"{target} cannot be written: {error.strerror or error}"
+        raise QuantizationError(message, path=str(target)) from error
 
 
 def _measured_layers(model: torch.nn.Module, pattern: str | None, component: str) -> list[tuple[str, _Layer]]:

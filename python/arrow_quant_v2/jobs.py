@@ -111,7 +111,7 @@ class QuantizeJob:
         self._output_path = checked_path(output_path, "output_path")
         self._plan = None if plan is None else checked_path(plan, "plan")
         self._calibration = _calibration(calibration)
-        self._config = _config(config, fields or {}, mode)
+        self._config = _config(config, fields or {}, mode, calibration is not None)
         self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
         self._resume = _flag(resume, "resume")
@@ -181,7 +181,7 @@ class PlanJob:
         self._model = checked_path(model_path, "model_path")
         self._output = None if output is None else _table_path(output)
         self._calibration = _calibration(calibration)
-        self._config = _config(config, fields, mode)
+        self._config = _config(config, fields, mode, calibration is not None)
         self._progress = _flag(progress, "progress")
         self._interval_s = _interval(progress_interval_s)
 
@@ -263,18 +263,13 @@ def refuse_base(mode: str) -> None:
         raise ConfigurationError(message, field="mode")
 
 
-def refuse_calibration(calibration: None) -> None:
-    """Raises a ConfigurationError if there is a calibration, which only diffusion models have."""
-    if calibration is not None:
-        message = "calibration is given, allowed: None; for a diffusion model there is quantize_diffusion_model"
-        raise ConfigurationError(message, field="calibration")
-
-
-def _config(config: Config | None, fields: Mapping[str, Any], mode: str) -> _native.DiffusionQuantConfig:
+def _config(
+    config: Config | None, fields: Mapping[str, Any], mode: str, is_calibrated: bool = False
+) -> _native.DiffusionQuantConfig:
     """The configuration of a job alone: what is changed after it began is not meant for it."""
     own = configuration(config, fields)
     if mode == "base":
-        own.enable_time_aware = False
+        own.enable_time_aware = own.enable_time_aware and is_calibrated
         own.enable_spatial = False
     return own
 

@@ -21,7 +21,6 @@ from .jobs import (
     checked_path,
     exporting,
     refuse_base,
-    refuse_calibration,
     validation,
 )
 from .reports import Inspection, ModelReport, Plan, QualityResult, QuantizeResult
@@ -130,7 +129,7 @@ class ArrowQuantV2:
         resume: bool = False,
         overwrite: bool = False,
         plan: str | os.PathLike[str] | None = None,
-        calibration: None = None,
+        calibration: CalibrationTable | None = None,
         **fields: Unpack[ConfigFields],
     ) -> QuantizeResult:
         """Quantizes a model of any kind into a new directory, which appears when it is complete.
@@ -157,7 +156,8 @@ class ArrowQuantV2:
             overwrite: whether to replace a quantized model at `output_path`, with all that is in its directory, once the new
                 one is complete. Nothing else is ever replaced.
             plan: a file that says what becomes of each tensor, as ``arrow-quant plan --output`` writes it.
-            calibration: none: only `quantize_diffusion_model` takes one.
+            calibration: what the inputs of the model's layers were, as `quantize_diffusion_model` takes it; of a language
+                model there is one timestep, 0. Or the path of an importance matrix of llama.cpp.
             fields: fields of the configuration by their names, over those of `config`: ``bit_width=4``.
 
         Returns:
@@ -199,7 +199,6 @@ class ArrowQuantV2:
             >>> result = ArrowQuantV2(mode="base").quantize_model("smol-lm/", "smol-lm-int4/", bit_width=4, progress=True)
             >>> result["tensors"].to_polars().sort("sqnr_db").head()
         """
-        refuse_calibration(calibration)
         job = QuantizeJob(
             self._mode,
             model_path,
@@ -212,6 +211,7 @@ class ArrowQuantV2:
             resume=resume,
             overwrite=overwrite,
             plan=plan,
+            calibration=calibration,
         )
         return self._do(job)
 
@@ -243,7 +243,7 @@ class ArrowQuantV2:
                 table ``weights`` has them; rows may be in any order.
             connection: whose models and tables the query may name. Without one, it names models by their paths:
                 ``weights('dream-7b/')``.
-            calibration: as `quantize_diffusion_model` takes it; none in mode ``"base"``.
+            calibration: as `quantize_diffusion_model` takes it.
 
         Raises:
             ConfigurationError: also if the query lacks a column, or has one of a wrong type; its `field` is ``"query"``.
@@ -256,8 +256,6 @@ class ArrowQuantV2:
             ...     "FROM a.weights a JOIN b.weights b ON a.tensor = b.tensor AND a.chunk = b.chunk",
             ...     "dream-7b-mean-int4/", connection=connection)
         """
-        if self._mode == "base" and calibration is not None:
-            refuse_base(self._mode)
         job = QuantizeJob(
             self._mode,
             Query(query, connection),

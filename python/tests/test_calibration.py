@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         "samples": pa.int64(),
         "channel_min": pa.list_(pa.float32()),
         "channel_max": pa.list_(pa.float32()),
+        "channel_mean": pa.list_(pa.float32()),
         "channel_mean_square": pa.list_(pa.float32()),
         "histogram": pa.list_(pa.float64()),
         "histogram_min": pa.float32(),
@@ -56,6 +57,7 @@ def check(row: dict[str, Any], batches: Sequence[np.ndarray], axis: int) -> None
     np.testing.assert_array_equal(row["channel_min"], values.min(0).astype(np.float32))
     np.testing.assert_array_equal(row["channel_max"], values.max(0).astype(np.float32))
     np.testing.assert_allclose(row["channel_mean_square"], np.square(values).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(row["channel_mean"], values.mean(0), rtol=1e-4, atol=1e-6 * np.abs(values).max())
     bins = len(row["histogram"])
     edges = np.linspace(row["histogram_min"], row["histogram_max"], bins + 1)
     assert row["histogram"].tolist() == np.histogram(values.astype(np.float32), edges)[0].tolist()
@@ -692,3 +694,48 @@ def test_the_table_of_the_example_is_measured_again(
     for (tensor, t, _), row in found.items():
         for column in ("channel_min", "channel_max", "channel_mean_square"):
             np.testing.assert_allclose(row[column], shipped[tensor, t][column], rtol=1e-3, atol=1e-4)
+
+
+# Second moments
+
+
+def test_second_moments_are_those_of_numpy_and_layers_share_them(torch: Any, tmp_path: Path) -> None:
+    class Attention(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.o = (torch.nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: Any) -> Any:
+            return self.o(self.q(x) * self.k(x))
+
+    model = Attention()
+    batches = [torch.randn(3, 4, 6) + 0.5 for _ in range(3)]
+    with torch.no_grad(), record(model, samples=8, second_moments=4) as recorder:
+        for timestep, batch in enumerate(batches):
+            recorder.at(timestep // 2)
+            model(batch)
+    path = tmp_path / "calibration.parquet"
+    recorder.write(path)
+    moments = pq.ParquetFile(tmp_path / "calibration.moments.parquet")
+    assert moments.num_row_groups == 2
+    found = moments.read().to_pylist()
+    assert [(row["input"], row["tensors"], row["start"], row["size"], row["channels"]) for row in found] == [
+        ("q.weight", ["q.weight", "k.weight"], 0, 4, 6),
+        ("q.weight", ["q.weight", "k.weight"], 4, 2, 6),
+        ("o.weight", ["o.weight"], 0, 4, 6),
+        ("o.weight", ["o.weight"], 4, 2, 6),
+    ]
+    # Two batches at the first timestep have six samples, and one at the second three.
+    values = np.concatenate([batch.reshape(-1, 6).numpy() for batch in batches])
+    for row in found[:2]:
+        part = values[:, row["start"] : row["start"] + row["size"]]
+        expected = (part.T @ part)[np.triu_indices(row["size"])]
+        np.testing.assert_allclose(row["gram"], expected, rtol=1e-5)
+        assert (row["samples"], row["timestep"]) == (36, 0)
+
+
+def test_second_moments_that_are_no_number_are_refused(torch: Any) -> None:
+    for wrong in (-1, 1 << 21, True, 2.5):
+        with pytest.raises(ConfigurationError, match="second_moments is") as caught:
+            record(torch.nn.Linear(2, 2), second_moments=wrong)  # type: ignore[arg-type]
+        assert caught.value.field == "second_moments"

@@ -555,25 +555,26 @@ def test_an_array_is_no_table(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["base", "diffusion"])
-def test_only_diffusion_models_have_a_calibration(
+def test_models_of_any_kind_have_a_calibration(
     mode: str, model: Path, calibration: pa.Table, tmp_path: Path
 ) -> None:
     quantizers: list[Any] = [ArrowQuantV2(mode), AsyncArrowQuantV2(mode)]
 
-    def call(method: Callable[..., Any]) -> None:
-        result = method(model, tmp_path / "out", calibration=calibration)
-        if asyncio.iscoroutine(result):
-            asyncio.run(result)
+    def call(method: Callable[..., Any], out: str) -> Any:
+        result = method(model, tmp_path / out, config(), calibration=calibration)
+        return asyncio.run(result) if asyncio.iscoroutine(result) else result
 
-    for quantizer in quantizers:
-        with pytest.raises(ConfigurationError, match=r"^calibration is given, .* quantize_diffusion_model$") as caught:
-            call(quantizer.quantize_model)
-        assert caught.value.field == "calibration"
+    for number, quantizer in enumerate(quantizers):
+        result = call(quantizer.quantize_model, f"out-{number}")
+        assert result["time_aware"] and result["layers"]
+        # Smoothing is for diffusion models.
+        is_smoothed = (tmp_path / f"out-{number}" / "smoothing.parquet").exists()
+        assert is_smoothed is (mode == "diffusion")
         if mode == "base":
             with pytest.raises(ConfigurationError) as caught:
-                call(quantizer.quantize_diffusion_model)
+                call(quantizer.quantize_diffusion_model, "refused")
             assert caught.value.field == "mode"
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-0", "out-1"]
 
 
 # ---------------------------------------------------------------- validation

@@ -7,6 +7,7 @@ use arrow_quant_formats::ContentHash;
 use arrow_quant_formats::manifest::{ACTIVATIONS, SMOOTHING};
 use parquet::arrow::ArrowWriter;
 
+use super::imatrix::plan_importance;
 use super::inputs::Grouping;
 use super::layers::{CalibratedLayer, Wanted};
 use super::smoothing::Smoothing;
@@ -22,6 +23,8 @@ pub(crate) struct Calibrated {
     pub time_aware: bool,
     pub reason: Option<String>,
     pub layers: Vec<LayerReport>,
+    /// What there is to know beside.
+    pub notes: Vec<String>,
     /// The tables to be written: names and contents of their files.
     pub tables: Vec<(&'static str, Vec<u8>)>,
 }
@@ -70,10 +73,17 @@ pub(crate) async fn calibrate(
     config: &DiffusionQuantConfig,
     listener: Listener,
 ) -> Result<Calibrated> {
+    if calibration.is_imatrix() {
+        let notes = plan_importance(calibration, model, plans)?.into_iter().collect();
+        let reason = Some("the calibration is an importance matrix".to_string());
+        return Ok(Calibrated { reason, notes, ..Calibrated::default() });
+    }
     let layers = calibration.tensors(model)?;
     let tensors: Vec<usize> = layers.iter().map(|(tensor, _)| *tensor).collect();
     let stored: Vec<usize> = tensors.iter().map(|&tensor| plans[tensor].same_as.unwrap_or(tensor)).collect();
     let grouping = Grouping::of(config);
+    // Inputs of models without timesteps are not quantized as a rule, and smoothing makes their weights worse.
+    let smooths = config.smooths() && calibration.has_timesteps();
     let mut work = Vec::new();
     for &tensor in &tensors {
         let is_tied = plans[tensor].same_as.is_some() || plans.iter().any(|plan| plan.same_as == Some(tensor));
@@ -82,8 +92,8 @@ pub(crate) async fn calibrate(
             grouping: if config.enable_time_aware { grouping } else { Grouping { most: 1, ..grouping } },
             // Of a weight that is used in two places, the inputs in the other one may not be known. Blocks are for runtimes
             // that have no place for factors.
-            smoothing: config.smooths() && !is_tied && !matches!(choice, Some(Choice::Block(_))),
-            importance: config.enable_time_aware,
+            smoothing: smooths && !is_tied && !matches!(choice, Some(Choice::Block(_))),
+            importance: config.enable_time_aware || config.method.feeds_back(),
         };
         work.push((choice, wanted));
     }
@@ -105,6 +115,19 @@ pub(crate) async fn calibrate(
             plans[index].channels = channels(index, &stored, &mut layers);
         }
     }
+    let tables = tables(&layers)?;
+    let note = "the calibration has one timestep: inputs are not smoothed, enable_spatial has no effect";
+    Ok(Calibrated {
+        time_aware: config.enable_time_aware,
+        reason: (!config.enable_time_aware).then(|| "enable_time_aware is false".to_string()),
+        layers: layers.into_iter().flat_map(|layer| layer.reports).collect(),
+        notes: if config.smooths() && !smooths { vec![note.to_string()] } else { Vec::new() },
+        tables,
+    })
+}
+
+/// The tables that layers become.
+fn tables(layers: &[CalibratedLayer]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let rows: Vec<_> = layers.iter().flat_map(|layer| layer.activations.iter().cloned()).collect();
     let mut tables = vec![(ACTIVATIONS, encoded(&activation_table(&rows)?)?)];
     let smoothed: Vec<(&str, &Smoothing)> =
@@ -112,12 +135,7 @@ pub(crate) async fn calibrate(
     if !smoothed.is_empty() {
         tables.push((SMOOTHING, encoded(&smoothing_table(&smoothed)?)?));
     }
-    Ok(Calibrated {
-        time_aware: config.enable_time_aware,
-        reason: (!config.enable_time_aware).then(|| "enable_time_aware is false".to_string()),
-        layers: layers.into_iter().flat_map(|layer| layer.reports).collect(),
-        tables,
-    })
+    Ok(tables)
 }
 
 /// What all layers with the same weights have to say on these: smoothing, if there is but one of them, and the mean of their
@@ -156,6 +174,9 @@ fn encoded(table: &RecordBatch) -> Result<Vec<u8>> {
 pub(crate) fn expected_bytes(calibration: &Calibration, config: &DiffusionQuantConfig) -> u64 {
     /// Of a file, and of a row of the parameters of activations.
     const OVERHEAD: [u64; 2] = [6000, 60];
+    if calibration.is_imatrix() {
+        return 0;
+    }
     let (layers, channels) = calibration.size();
     let groups = if config.enable_time_aware { u64::from(config.num_time_groups) } else { 1 };
     let smoothing = if config.smooths() { OVERHEAD[0] + 4 * channels } else { 0 };

@@ -9,6 +9,7 @@ mod decibels;
 mod feedback;
 mod functions;
 mod groups;
+mod imatrix;
 mod inputs;
 mod layers;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use arrow_quant_formats::gguf::imatrix::ChannelPower;
 use arrow_quant_formats::nearest;
 
 use crate::tables::LIMIT;
@@ -47,6 +49,8 @@ pub struct Calibration {
     path: Option<PathBuf>,
     /// In the order of their names and states.
     layers: Vec<LayerStatistics>,
+    /// Of an importance matrix, which has no layers: the powers of input channels.
+    powers: Vec<ChannelPower>,
 }
 
 /// A layer's weight, and a state of the model.
@@ -99,7 +103,8 @@ impl LayerStatistics {
 }
 
 impl Calibration {
-    /// Reads a calibration table from a Parquet or Arrow file; at most `samples` of each layer and timestep are used.
+    /// Reads a calibration table from a Parquet or Arrow file, of which at most `samples` of each layer and timestep are used, or
+    /// an importance matrix of llama.cpp.
     ///
     /// # Errors
     /// If the file cannot be read, a column is missing, or the statistics contradict themselves: naming tensor and timestep.
@@ -117,6 +122,7 @@ impl Calibration {
     /// # Errors
     /// For the first that is not, naming it.
     pub fn check(&self, model: &Model) -> Result<()> {
+        self.powers_of(model)?;
         self.tensors(model).map(drop)
     }
 
@@ -165,7 +171,14 @@ impl Calibration {
             let counts = step.histogram.as_ref().map_or(0, |histogram| size_of_val(histogram.counts.as_slice()));
             size_of::<StepStatistics>() + 3 * size_of_val(step.min.as_slice()) + counts
         };
-        self.layers.iter().flat_map(|layer| &layer.steps).map(|step| of_step(step) as u64).sum()
+        let of_layers: u64 = self.layers.iter().flat_map(|layer| &layer.steps).map(|step| of_step(step) as u64).sum();
+        let of_power = |power: &ChannelPower| size_of_val(power.mean_squares.as_slice()) as u64;
+        of_layers + self.powers.iter().map(of_power).sum::<u64>()
+    }
+
+    /// Whether more than one timestep was measured, as of diffusion models.
+    pub(crate) fn has_timesteps(&self) -> bool {
+        self.layers.iter().any(|layer| layer.steps.len() > 1)
     }
 
     /// Layers and states, and the input channels of all layers.

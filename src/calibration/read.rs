@@ -8,7 +8,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Calibration, Histogram, LayerState, LayerStatistics, StepStatistics};
+use super::{Calibration, Histogram, LayerState, LayerStatistics, StepStatistics, imatrix};
 use crate::{QuantError, Result};
 
 /// Rows of one layer and state: timestep, batch and what was measured.
@@ -33,7 +33,14 @@ pub(super) fn open(path: &Path, samples: i64) -> Result<Calibration> {
             let batches = reader.map_err(|e| unreadable(e.to_string()))?;
             collect(&name, batches.map(|batch| batch.map_err(|e| unreadable(e.to_string()))), samples)
         }
-        _ => Err(unreadable("allowed: names that end with .parquet or .arrow".to_string())),
+        Some(other) if imatrix::ENDINGS.contains(&other) => {
+            Ok(Calibration { name, path: None, layers: Vec::new(), powers: imatrix::open(path)? })
+        }
+        _ => {
+            let allowed = "allowed: names that end with .parquet or .arrow, and importance matrices of llama.cpp, .gguf, .imatrix \
+                           or .dat";
+            Err(unreadable(allowed.to_string()))
+        }
     }
 }
 
@@ -54,7 +61,7 @@ fn collect(name: &str, batches: impl Iterator<Item = Result<RecordBatch>>, sampl
     let merge = |((tensor, state), rows): (LayerState, _)| layer(name, tensor, state, rows, samples);
     let layers = rows.into_iter().map(merge).collect::<Result<Vec<_>>>()?;
     refuse_gaps(name, &layers)?;
-    Ok(Calibration { name: name.to_string(), path: None, layers })
+    Ok(Calibration { name: name.to_string(), path: None, layers, powers: Vec::new() })
 }
 
 impl Calibration {

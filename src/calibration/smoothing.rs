@@ -271,6 +271,11 @@ pub(crate) fn importance(states: &[LayerStatistics], divisors: Option<&[f32]>) -
             *sum += step.samples as f64 * f64::from(*square) / (divisor * divisor);
         }
     }
+    relative(&sums)
+}
+
+/// Sums relative to their mean, none of them nothing.
+pub(super) fn relative(sums: &[f64]) -> Vec<f32> {
     let mean = sums.iter().sum::<f64>() / sums.len().max(1) as f64;
     if mean > 0.0 && mean.is_finite() {
         sums.iter().map(|sum| (sum / mean).max(LEAST_IMPORTANCE) as f32).collect()

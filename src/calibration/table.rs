@@ -9,8 +9,9 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::activations::BITS;
+use super::imatrix::mean_squares;
 use super::inputs::{ChannelWeights, Grouping, Inputs, TimeGroup};
-use super::smoothing::{Smoothing, importance};
+use super::smoothing::{Smoothing, importance, relative};
 use super::{Calibration, LayerStatistics};
 use crate::Result;
 
@@ -109,7 +110,11 @@ fn lists<'a>(lists: impl Iterator<Item = &'a [f32]>) -> ArrayRef {
 impl Calibration {
     /// For each layer and state time groups with the parameters that its inputs are quantized by, nothing being known of its
     /// weights.
+    ///
+    /// # Errors
+    /// If it is an importance matrix.
     pub(crate) fn activations(&self, grouping: Grouping) -> Result<RecordBatch> {
+        self.refuse_imatrix()?;
         let rows = self.layers.iter().flat_map(|layer| {
             let channels = layer.channels();
             let parts = vec![1.0 / channels as f64; channels];
@@ -124,6 +129,10 @@ impl Calibration {
         for states in self.by_tensor() {
             tensors.push(states[0].tensor.as_str());
             all.push(importance(states, None));
+        }
+        for power in &self.powers {
+            tensors.push(power.name.as_str());
+            all.push(relative(&mean_squares(power, None)));
         }
         Ok(RecordBatch::try_from_iter([
             ("tensor", Arc::new(StringArray::from(tensors)) as ArrayRef),

@@ -60,7 +60,8 @@ pub(super) async fn plan(
     target: TargetName,
 ) -> Result<Planned> {
     config.validate()?;
-    let (config, adaptations) = &adapted(config, target.target(), options.calibration.is_some())?;
+    let (config, adaptations) =
+        &adapted(config, target.target(), options.calibration.as_ref().is_some_and(|c| !c.is_imatrix()))?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
     let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments, held } = {
@@ -85,6 +86,7 @@ pub(super) async fn plan(
         }
         None => Calibrated::none(),
     };
+    notes.extend(calibrated.notes.iter().cloned());
     if let Some((moments, tensors)) = moments {
         notes.extend(plan_feedback(moments, &tensors, &mut plan.tensors, config.threads()).await?);
     }

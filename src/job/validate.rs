@@ -124,6 +124,7 @@ async fn open(original: &Path, quantized: &Path, calibration: Option<Arc<Calibra
         let model = Arc::new(Model::open_variant(&original, variant)?);
         let other = Other::open(&quantized, manifest?, &model)?;
         if let Some(calibration) = &calibration {
+            calibration.refuse_imatrix()?;
             calibration.check(&model)?;
             refuse_uncalibrated(other.manifest(), &quantized)?;
         }

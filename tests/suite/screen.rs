@@ -171,7 +171,7 @@ fn shells_complete_the_command_and_man_knows_it() {
     let completed = |line: &str| {
         let script = format!(
             "source <({} completions bash); COMP_WORDS=({line}); COMP_CWORD=$(({} - 1)); \
-             _arrow-quant arrow-quant \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\"",
+             _arrow__quant arrow-quant \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; echo \"${{COMPREPLY[@]}}\"",
             env!("CARGO_BIN_EXE_arrow-quant"),
             line.split(' ').count(),
         );

@@ -22,7 +22,7 @@ use config::{Config, object};
 
 pub use architectures::Architecture;
 pub use error::LanguageError;
-pub use layout::is_computed;
+pub use layout::{is_computed, runtime_names};
 pub use mixes::Mix;
 pub use originals::{Original, Originals};
 pub use tokenizer::PRE_TOKENIZERS;

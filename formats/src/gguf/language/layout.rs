@@ -176,6 +176,23 @@ fn becomes(architecture: &'static Architecture, full: &str, blocks: u32) -> Resu
     Ok(Becomes::One(format!("blk.{number}.{inner}.{suffix}")))
 }
 
+/// What llama.cpp calls a tensor of a language model, in each architecture that has one of its name; of an expert, what it calls
+/// those of all experts, and the expert's number.
+pub fn runtime_names(full: &str) -> Vec<(String, Option<u32>)> {
+    let mut names = Vec::new();
+    for architecture in Architecture::all() {
+        let name = match becomes(architecture, full, u32::MAX) {
+            Ok(Becomes::One(name)) => (name, None),
+            Ok(Becomes::Expert(name, expert)) => (name, Some(expert)),
+            Ok(Becomes::LeftOut(_)) | Err(_) => continue,
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 fn called(names: &[(&'static str, &'static str)], module: &str) -> Option<&'static str> {
     names.iter().find(|(name, _)| *name == module).map(|(_, called)| *called)
 }
