@@ -1,6 +1,6 @@
 //! What second moments say on the tensors of a job: which are rounded with error feedback, and with how much damping.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow_quant_formats::shown;
@@ -53,17 +53,24 @@ pub(crate) async fn plan_feedback(
     let wanted = needed.clone();
     let found = on_threads(threads, needed.len(), move |at| examine(&moments, &moments.inputs()[wanted[at]])).await?;
     let found: HashMap<usize, Examined> = needed.into_iter().zip(found).collect();
-    let (mut notes, mut without) = (Vec::new(), 0);
+    let (mut told, mut without) = (BTreeMap::<String, Vec<String>>::new(), 0);
     for (index, plan) in plans.iter_mut().enumerate() {
         if plan.same_as.is_some() || plan.choice.is_none() {
             continue;
         }
-        match inputs.get(&index).map(Vec::as_slice) {
-            None => without += 1,
-            Some([input]) => notes.extend(follow(plan, &found[input])),
-            Some(_) => notes.push(rejected(plan, "its weights have two inputs with second moments")),
+        let what = match inputs.get(&index).map(Vec::as_slice) {
+            None => {
+                without += 1;
+                None
+            }
+            Some([input]) => follow(plan, &found[input]),
+            Some(_) => Some(rejected("its weights have two inputs with second moments")),
+        };
+        if let Some(what) = what {
+            told.entry(what).or_default().push(shown(&plan.name()));
         }
     }
+    let mut notes: Vec<_> = told.into_iter().map(|(what, tensors)| format!("{}: {what}", listed(&tensors))).collect();
     if without > 0 {
         let [have, their] = if without == 1 { ["tensor has", "its"] } else { ["tensors have", "their"] };
         notes.push(format!("{without} quantized {have} no second moments: {their} method is mse"));
@@ -93,16 +100,25 @@ fn follow(plan: &mut TensorPlan, examined: &Examined) -> Option<String> {
             let channels = plan.channels.take();
             let channels = channels.map_or_else(|| Channels::new(Vec::new(), Vec::new()), Arc::unwrap_or_clone);
             plan.channels = Some(Arc::new(channels.with_feedback(feedback.clone())));
-            let name = shown(&plan.name());
-            let needed = || format!("{name}: its second moments needed damping of {}", feedback.damping);
+            let needed = || format!("its second moments needed damping of {}", feedback.damping);
             (feedback.damping > DAMPING[0]).then(needed)
         }
-        Err(why) => Some(rejected(plan, why)),
+        Err(why) => Some(rejected(why)),
     }
 }
 
-fn rejected(plan: &TensorPlan, why: &str) -> String {
-    format!("{}: {why}, so its method is mse", shown(&plan.name()))
+fn rejected(why: &str) -> String {
+    format!("{why}, so its method is mse")
+}
+
+/// `a`, `a and b`, or `a and 7 more`.
+fn listed(tensors: &[String]) -> String {
+    match tensors {
+        [] => String::new(),
+        [one] => one.clone(),
+        [one, other] => format!("{one} and {other}"),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
 }
 
 /// How the moments of an input are used, or why they are of no use.

@@ -136,7 +136,7 @@ async fn moments_that_are_of_no_use_are_noted_by_tensor() {
     few.iter_mut().for_each(|row| row.3 = 10);
     let (found, fed) = notes(&few).await;
     let expected =
-        "a: its second moments are of 20 samples, fewer than the 32 channels of a block, so its method is mse";
+        "a and b: its second moments are of 20 samples, fewer than the 32 channels of a block, so its method is mse";
     assert_eq!((found[0].as_str(), fed.len()), (expected, 0));
     let mut damped = rows(0.9);
     damped[0].7[1] = 50.0;
@@ -144,7 +144,7 @@ async fn moments_that_are_of_no_use_are_noted_by_tensor() {
     let (found, fed) = notes(&damped).await;
     assert_eq!(
         found[0],
-        "a: the second moments of channel 1 are not positive definite, or nearly so, so its method is mse"
+        "a and b: the second moments of channel 1 are not positive definite, or nearly so, so its method is mse"
     );
     assert_eq!(fed.len(), 0);
     let mut wrong = rows(0.9);

@@ -61,7 +61,7 @@ pub(super) async fn plan(
 ) -> Result<Planned> {
     config.validate()?;
     let (config, adaptations) =
-        &adapted(config, target.target(), options.calibration.as_ref().is_some_and(|c| !c.is_imatrix()))?;
+        &adapted(config, target.target(), options.calibration.as_ref().is_some_and(|c| c.has_timesteps()))?;
     let allowed = target.target().allowed_with(config);
     Isa::active()?;
     let Decided { mut plan, layout, parts, in_flight, detected, mut notes, moments, held } = {
@@ -113,7 +113,7 @@ pub(super) async fn plan(
 fn adapted(
     config: &DiffusionQuantConfig,
     target: &dyn Target,
-    is_calibrated: bool,
+    has_timesteps: bool,
 ) -> Result<(DiffusionQuantConfig, Vec<String>)> {
     let (allowed, mut notes) = (target.allowed(), Vec::new());
     let mut config = DiffusionQuantConfig { weight_type: target.weight_type(config.weight_type), ..config.clone() };
@@ -137,7 +137,7 @@ fn adapted(
         }
     }
     if config.enable_spatial && !allowed.smoothing {
-        if is_calibrated {
+        if has_timesteps && config.smooths() {
             notes.push(format!(
                 "{} has no place for the factors of smoothed channels: enable_spatial is false",
                 allowed.target

@@ -12,27 +12,33 @@ use crate::simd::{Kernel, LANES, Simd};
 /// The least that may be left of a diagonal element, as a part of it. Rounding leaves about 2⁻²⁴ of it.
 const LEAST: f32 = 1e-6;
 
-/// R in panels, of the moments with `added` on their diagonal, channels in `order`.
+/// R in panels and the diagonal of D by place, of the moments with `added` on their diagonal, channels in `order`.
 ///
 /// # Errors
 /// The place in the order at which the moments turn out not to be positive definite.
-pub(super) fn factorize(isa: Isa, block: &MomentBlock<'_>, order: &[u32], added: f32) -> Result<Vec<f32>, usize> {
+pub(super) fn factorize(
+    isa: Isa,
+    block: &MomentBlock<'_>,
+    order: &[u32],
+    added: f32,
+) -> Result<(Vec<f32>, Vec<f32>), usize> {
     let size = order.len();
     let padded = size.next_multiple_of(LANES);
     let lower = isa.run(Cholesky { block, order, added, padded }).map_err(|row| padded - 1 - row)?;
     // Row a of L in panels of rows: L_ac is number a % PANEL of the panel's column c.
     let at = |a: usize, c: usize| lower[panel_start(a / PANEL) + c * PANEL + a % PANEL];
     let panels = size.div_ceil(PANEL);
-    let mut out = vec![0.0; panel_start(panels)];
+    let (mut out, mut diagonal) = (vec![0.0; panel_start(panels)], Vec::with_capacity(size));
     for j in 0..size {
         let b = padded - 1 - j;
+        diagonal.push(at(b, b) * at(b, b));
         let unit = 1.0 / at(b, b);
         let panel = &mut out[panel_start(j / PANEL)..];
         for k in 0..j {
             panel[k * PANEL + j % PANEL] = at(padded - 1 - k, b) * unit;
         }
     }
-    Ok(out)
+    Ok((out, diagonal))
 }
 
 /// The lower triangle L in panels of rows. Rows before the moments' own are those of the identity.

@@ -93,9 +93,11 @@ impl ScalarUDFImpl for QuantizeWithFeedback {
         args.args[0] = ColumnarValue::Array(args.args[0].clone().into_array(args.number_rows)?);
         on_arrays(args, |arrays, rows, cancellation| {
             let isa = active_isa()?;
-            let mut values = quantize_rows(isa, arrays, rows, &lists, cancellation)?;
+            let names = names.as_string();
+            let factor = |row: usize| name_of(names, row).map(|name| self.factors.factor(name)).transpose();
+            let mut values = quantize_rows(isa, arrays, rows, &lists, factor, cancellation)?;
             let weights = TensorColumn::try_new(NAME, &arrays[0])?;
-            self.feed_back(isa, &weights, &mut values, names.as_string(), cancellation)?;
+            self.feed_back(isa, &weights, &mut values, names, cancellation)?;
             quantized_array(values).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
         })
     }
@@ -112,7 +114,7 @@ impl QuantizeWithFeedback {
         names: &StringArray,
         cancellation: &Cancellation,
     ) -> Result<()> {
-        let name = |row: usize| names.is_valid(row).then(|| names.value(row));
+        let name = |row: usize| name_of(names, row);
         let mut first = 0;
         while first < values.len() {
             let is_alike = |row: &usize| name(*row) == name(first) && are_alike(&values[*row], &values[first]);
@@ -128,6 +130,11 @@ impl QuantizeWithFeedback {
         }
         Ok(())
     }
+}
+
+/// The second moments of a row, if it has some.
+fn name_of(names: &StringArray, row: usize) -> Option<&str> {
+    names.is_valid(row).then(|| names.value(row))
 }
 
 /// Whether values are stored in the same way, so that they can be rounded together.

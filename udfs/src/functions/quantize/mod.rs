@@ -9,7 +9,7 @@ use arrow::array::ArrayRef;
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow_quant_kernels::{
-    Bits, BlockType, Dtype, GroupSize, Isa, KernelError, Weights, quantize_blocks_while, quantize_while,
+    Bits, BlockType, Dtype, Factor, GroupSize, Isa, KernelError, Weights, quantize_blocks_while, quantize_while,
 };
 use datafusion::common::{Result, exec_datafusion_err, internal_err, plan_datafusion_err};
 use datafusion::logical_expr::{
@@ -133,7 +133,7 @@ impl ScalarUDFImpl for Quantize {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let (args, lists) = split_lists(args)?;
         on_arrays(args, |arrays, rows, cancellation| {
-            let values = quantize_rows(active_isa()?, arrays, rows, &lists, cancellation)?;
+            let values = quantize_rows(active_isa()?, arrays, rows, &lists, |_| Ok(None), cancellation)?;
             quantized_array(values).map_err(|e| exec_datafusion_err!("{NAME}: {e}"))
         })
     }
@@ -214,12 +214,14 @@ fn quantize_as(
     }
 }
 
-/// The quantized values of rows; `None` where an argument is NULL.
+/// The quantized values of rows; `None` where an argument is NULL. Where a row has a factor, its importance counts in place of the
+/// list's.
 fn quantize_rows(
     isa: Isa,
     arrays: &[ArrayRef],
     rows: usize,
     lists: &[ChannelList],
+    factor: impl Fn(usize) -> Result<Option<Arc<Factor>>>,
     cancellation: &Cancellation,
 ) -> Result<Vec<Option<QuantizedValue>>> {
     let weights = TensorColumn::try_new(NAME, &arrays[0])?;
@@ -239,7 +241,9 @@ fn quantize_rows(
             continue;
         };
         let list = |at: usize| channels.get(at).filter(|list| !list.is_empty()).map(Vec::as_slice);
-        let quantized = wanted.and_then(|wanted| quantize_row(isa, slice, wanted, [list(0), list(1)], cancellation));
+        let factor = factor(row)?;
+        let importance = factor.as_deref().map(Factor::importance).or(list(0));
+        let quantized = wanted.and_then(|wanted| quantize_row(isa, slice, wanted, [importance, list(1)], cancellation));
         out.push(Some(quantized.map_err(error)?));
     }
     Ok(out)
