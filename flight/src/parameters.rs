@@ -96,10 +96,16 @@ pub(crate) fn bound_plan(plan: LogicalPlan, bound: &[RecordBatch]) -> datafusion
     if wanted == 0 {
         return Ok(plan);
     }
-    check_values(bounds::placeholders(&plan)?, bound.iter().map(RecordBatch::get_array_memory_size).sum())?;
+    check_values(bounds::placeholders(&plan)?, bound.iter().map(value_bytes).sum())?;
     let mut plans = each_row(bound).map(|values| plan.clone().replace_params_with_values(&values?));
     let Some(first) = plans.next() else { return Ok(plan) };
     plans.try_fold(LogicalPlanBuilder::from(first?), |all, next| all.union(next?))?.build()
+}
+
+/// Bytes of the values themselves: arrays that came over the wire share their message.
+pub(crate) fn value_bytes(bound: &RecordBatch) -> usize {
+    let bytes = bound.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(COPIED_BYTES));
+    bytes.fold(0, usize::saturating_add)
 }
 
 /// Refuses values that the statement names so often that they would become too much: each name is a copy.

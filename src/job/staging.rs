@@ -329,7 +329,9 @@ impl Staging {
         }
         disk::rename_file(&self.path.join(file), &self.out)?;
         self.has_ended.store(true, Ordering::Relaxed);
-        fs::remove_dir_all(&self.path).map_err(|e| QuantError::io(&self.path, e))?;
+        if let Err(error) = remove(&self.path) {
+            log::warn!("`{}` cannot be removed, and is not needed any more: {error}", self.path.display());
+        }
         self.out.parent().map_or(Ok(()), disk::sync_directory)
     }
 }

@@ -133,6 +133,7 @@ const RULES: &[Rule] = &[
             (".scale", FLOATS),
             (".weight_scales", ANY_SCALES),
             (".scale_weight", FLOATS),
+            (".s", FLOATS),
             (".weight_zero_point", INTEGERS),
             (".weight_quantizer.scale", FLOATS),
             (".weights_scaling_factor", FLOATS),
@@ -169,9 +170,33 @@ pub(super) fn first_match(tensors: &[SchemeTensor<'_>]) -> Option<(Scheme, Sign)
     let names: HashMap<&str, SchemeTensor<'_>> = tensors.iter().map(|tensor| (tensor.name, *tensor)).collect();
     // Rules that need more tell more: a scheme may have layers that a more general rule matches first.
     RULES.iter().find_map(|rule| tensors.iter().find_map(|tensor| rule.matches(tensor, &names))).or_else(|| {
-        let state = tensors.iter().find(|tensor| tensor.name.contains(BITSANDBYTES_STATE))?;
-        Some((Scheme::Bitsandbytes4, sign(state, "")))
+        let state = tensors.iter().find(|tensor| tensor.name.contains(BITSANDBYTES_STATE));
+        state.map(|state| (Scheme::Bitsandbytes4, sign(state, ""))).or_else(|| scaled_integers(tensors))
     })
+}
+
+/// Layouts that nobody has heard of: a matrix of integers that is called weight, with floats in the same module that are called
+/// scales.
+fn scaled_integers(tensors: &[SchemeTensor<'_>]) -> Option<(Scheme, Sign)> {
+    let is_scale = |tensor: &&SchemeTensor<'_>| {
+        let (_, own) = of_module(tensor.name);
+        FLOATS.contains(&tensor.stored) && ["scale", "absmax"].iter().any(|part| own.contains(part))
+    };
+    let scales: HashMap<&str, &str> =
+        tensors.iter().filter(is_scale).map(|tensor| (of_module(tensor.name).0, tensor.name)).collect();
+    tensors.iter().find_map(|tensor| {
+        let (module, own) = of_module(tensor.name);
+        let is_weight = own.contains("weight") && [U8, I8, I32, U32].contains(&tensor.stored) && tensor.shape.len() > 1;
+        let beside = scales.get(module).filter(|_| is_weight && !module.is_empty())?;
+        Some((Scheme::ScaledIntegers, sign(tensor, beside)))
+    })
+}
+
+/// The module of a tensor, and its name in there: that of `m.weight.absmax` is `m`.
+fn of_module(name: &str) -> (&str, &str) {
+    let (module, _) = name.rsplit_once('.').unwrap_or(("", name));
+    let module = module.strip_suffix(".weight").unwrap_or(module);
+    (module, &name[module.len()..])
 }
 
 impl Rule {

@@ -42,6 +42,11 @@ fn layouts_of_other_programs_are_recognized() {
         ),
         (CompressedTensors, &[("m.weight_packed", I32, &[512, 128]), ("m.weight_scale", BF16, &[512, 8])]),
         (ScaledIntegers, &[("m.weight", I8, &[512, 1024]), ("m.weight_scale", BF16, &[512, 1])]),
+        (ScaledIntegers, &[("m.weight", I8, &[512, 1024]), ("m.s", F32, &[512, 16])]),
+        (ScaledIntegers, &[("m.weight", U8, &[512, 512]), ("m.scales_and_zeros", BF16, &[16, 512, 2])]),
+        (ScaledIntegers, &[("m.weight_qdata", U8, &[512, 512]), ("m.weight_scale", BF16, &[512, 8])]),
+        (ScaledIntegers, &[("m.weight", U8, &[512, 512]), ("m.weight.absmax", F32, &[4096])]),
+        (ScaledIntegers, &[("m.weight_quantized", I8, &[512, 512]), ("m.weight_scale_per_channel", F32, &[512])]),
         (
             Nvfp4,
             &[("m.weight", U8, &[512, 512]), ("m.weight_scale", F8E4M3, &[512, 64]), ("m.weight_scale_2", F32, &[])],

@@ -42,7 +42,8 @@ fn row(isa: Isa, size: usize) {
     let factor = Factor::new(isa, &[block], 0.01).unwrap();
     let factoring = median(|| drop(Factor::new(isa, &[block], 0.01).unwrap()));
     let rows = (WEIGHTS / size).clamp(16, 4096);
-    let bytes: Vec<u8> = (0..rows * size).flat_map(|_| (random.gaussian() as f32).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..rows * size).flat_map(|_| ((random.gaussian() + random.laplace()) as f32).to_le_bytes()).collect();
     let weights = Weights::new(Dtype::F32, &bytes, size).unwrap();
     let settings = Settings {
         bits: Bits::Four,
