@@ -30,6 +30,7 @@ __all__ = [
     "aggregate_functions",
     "columns",
     "connect",
+    "export_model",
     "from_quantized_rows",
     "import_arrow",
     "inspect_model",

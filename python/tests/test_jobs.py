@@ -452,7 +452,7 @@ def test_flags_are_true_or_false(argument: str, value: Any, tiny_model: Path, tm
 
 def test_an_export_has_the_bytes_of_a_job_in_that_format(tmp_path: Path) -> None:
     weights = {"a.weight": gaussian((64, 128)), "a.bias": gaussian((64,), seed=1)}
-    model = write_model(tmp_path / "model" / "model.safetensors", weights).parent
+    model = write_model(tmp_path / "model", weights)
     (model / "config.json").write_text("{}")
     base = ArrowQuantV2(mode="base")
     base.quantize_model(model, tmp_path / "int4", group_size=64)

@@ -175,5 +175,5 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="connection is of type str") as raised:
         quantizer.quantize_query("SELECT 1", tmp_path / "out", connection="x")  # type: ignore[arg-type]
     assert raised.value.field == "connection"
-    with pytest.raises(ConfigurationError, match="mode is 'base'"):
+    with pytest.raises(QuantizationError, match="calibration.parquet: no such file"):
         ArrowQuantV2(mode="base").quantize_query("SELECT 1", tmp_path / "out", calibration="calibration.parquet")

@@ -64,7 +64,7 @@ def calibrated() -> None:
     quantizer.quantize_diffusion_model("dream-7b/", "dream-7b-a8/", calibration=table.collect())
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=Path("calibration.parquet"))
     quantizer.validate_quality("dream-7b/", "dream-7b-a8/", calibration=3)  # type: ignore[arg-type]
-    quantizer.quantize_model("smol-lm/", "smol-lm-int4/", calibration=table)  # type: ignore[arg-type]
+    quantizer.quantize_model("smol-lm/", "smol-lm-int4/", calibration="imatrix.gguf")
     print(arrow_quant_v2.calibration.record.__name__)
 
 

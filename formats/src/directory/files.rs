@@ -110,7 +110,7 @@ pub(super) fn index_name(name: &str) -> Option<IndexName> {
 
 /// `model-00001-of-00002`, `model.fp16-00001-of-00002` and `model-00001-of-00002.fp16`.
 fn numbered(rest: &str) -> Option<WeightsName> {
-    let (before, after) = rest.rsplit_once("-of-")?;
+    let (before, _, after) = split_of(rest)?;
     let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
     let (count, variant) = after.split_at(digits(after));
     let variant = if variant.is_empty() { "" } else { variant.strip_prefix('.')? };
@@ -125,10 +125,15 @@ fn numbered(rest: &str) -> Option<WeightsName> {
 
 /// The name that a shard of another number has beside an example.
 pub(super) fn shard_like(example: &str, number: u32) -> String {
-    let Some((before, after)) = example.rsplit_once("-of-") else { return example.to_string() };
+    let Some((before, of, after)) = split_of(example) else { return example.to_string() };
     let stem = before.trim_end_matches(|c: char| c.is_ascii_digit());
     let width = before.len() - stem.len();
-    format!("{stem}{number:0width$}-of-{after}")
+    format!("{stem}{number:0width$}{of}{after}")
+}
+
+/// What stands before and after `-of-`, or `_of_`.
+fn split_of(name: &str) -> Option<(&str, &'static str, &str)> {
+    ["-of-", "_of_"].into_iter().find_map(|of| name.rsplit_once(of).map(|(before, after)| (before, of, after)))
 }
 
 /// What stands before an ending, in any case.
@@ -153,6 +158,7 @@ mod tests {
         assert_eq!(read("model.fp16-00002-of-00003.safetensors"), some("model.fp16", Some((2, 3))));
         assert_eq!(read("model-00002-of-00003.fp16.safetensors"), some("model.fp16", Some((2, 3))));
         assert_eq!(read("model_1-of-2.safetensors"), some("model", Some((1, 2))));
+        assert_eq!(read("model_00001_of_00003.safetensors"), some("model", Some((1, 3))));
         assert_eq!(read("best-of-both.safetensors"), some("best-of-both", None));
         assert_eq!(read("model-00004-of-00003.safetensors"), some("model-00004-of-00003", None));
         assert_eq!(read("model.safetensors.bak"), None);

@@ -208,6 +208,10 @@ fn shards_without_an_index_are_counted() {
     assert_eq!(missing(&["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]), Ok(2));
     assert_eq!(missing(&["m-00000-of-00002.safetensors", "m-00001-of-00002.safetensors"]), Ok(2));
     assert_eq!(
+        missing(&["m_00001_of_00003.safetensors", "m_00003_of_00003.safetensors"]).unwrap_err(),
+        "`m` is incomplete: of its 3 files of weights `m_00002_of_00003.safetensors` is missing: get the missing files"
+    );
+    assert_eq!(
         missing(&["m-00001-of-00003.safetensors", "m-00003-of-00003.safetensors"]).unwrap_err(),
         "`m` is incomplete: of its 3 files of weights `m-00002-of-00003.safetensors` is missing: get the missing files"
     );
