@@ -149,10 +149,14 @@ fn examine(moments: &Moments, input: &Input) -> Result<Examined> {
     Ok(Err(why))
 }
 
-/// The most bytes that factors take at once in a job whose parts under way are so many.
+/// Bytes of the rows that a part rounds at once: weights, errors and codes; measured.
+const ROUNDING: u64 = 45_000_000;
+
+/// The most bytes that error feedback takes at once in a job whose parts under way are so many.
 pub(crate) fn factor_bytes(moments: &Moments, in_flight: usize) -> u64 {
     let mut bytes: Vec<u64> = moments.inputs().iter().map(Input::factor_bytes).collect();
     bytes.sort_unstable_by(|a, b| b.cmp(a));
     // One of each part, and what the largest takes while it is made.
-    bytes.iter().take(in_flight).sum::<u64>() + 2 * bytes.first().unwrap_or(&0)
+    let factors = bytes.iter().take(in_flight).sum::<u64>() + 2 * bytes.first().unwrap_or(&0);
+    factors + ROUNDING * in_flight as u64
 }

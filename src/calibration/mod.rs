@@ -140,12 +140,7 @@ impl Calibration {
             first = range.end;
             let layer = &states[0];
             let Some(&tensor) = index.get(layer.tensor.as_str()) else {
-                let near = nearest(&layer.tensor, names.iter().map(String::as_str));
-                let advice = near.map_or_else(
-                    || "the calibration is of another model".to_string(),
-                    |near| format!("did you mean '{near}'?"),
-                );
-                return Err(self.refused(&layer.tensor, &format!("which is not a tensor of the model; {advice}")));
+                return Err(self.refused(&layer.tensor, &unknown_tensor(&layer.tensor, &names)));
             };
             let found = layer.channels();
             match input_channels(&model.tensors()[tensor]) {
@@ -200,6 +195,14 @@ impl Calibration {
     fn refused(&self, tensor: &str, what: &str) -> QuantError {
         QuantError::defect(Path::new(&self.name), Some(tensor.to_string()), format!("the calibration has it, {what}"))
     }
+}
+
+/// That what was measured is of a tensor that the model does not have.
+fn unknown_tensor(name: &str, names: &[String]) -> String {
+    let near = nearest(name, names.iter().map(String::as_str));
+    let other = || "it was measured on another model".to_string();
+    let advice = near.map_or_else(other, |near| format!("did you mean '{near}'?"));
+    format!("which is not a tensor of the model; {advice}")
 }
 
 /// Input channels of a layer's weights: the second dimension. `None` for what is no weight of a layer, and for what is cut

@@ -110,6 +110,10 @@ fn moments_that_contradict_themselves_are_refused() {
     let mut wide = row(0, 1, &[1.0]);
     wide.4 = 2_000_000;
     assert_eq!(refused(&[wide]), "the input x has 2000000 channels, allowed: 1 to 1048576");
+    let mut of_another = row(1, 2, &[1.0; 3]);
+    of_another.1 = &["v"];
+    let differs = "the input x has other tensors in another row, expected the same in all";
+    assert_eq!(refused(&[row(0, 1, &[1.0]), of_another]), differs);
     let short = "x: gram of 3 channels has 5 numbers, expected 6, the upper triangle row by row";
     assert_eq!(refused(&[row(0, 3, &[1.0; 5])]), short);
     let mut other = row(0, 3, &[1.0; 6]);

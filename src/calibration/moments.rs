@@ -9,11 +9,12 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, Int64Type};
-use arrow_quant_formats::{ContentHash, nearest};
+use arrow_quant_formats::ContentHash;
 use arrow_quant_kernels::{Factor, Isa, KernelError, MomentBlock};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 
+use super::unknown_tensor;
 use crate::tables::LIMIT;
 use crate::{Model, QuantError, Result, Tensor};
 
@@ -155,12 +156,7 @@ impl Moments {
                     QuantError::defect(&self.path, Some(name.clone()), what)
                 };
                 let Some(&tensor) = index.get(name.as_str()) else {
-                    let near = nearest(name, names.iter().map(String::as_str));
-                    let advice = near.map_or_else(
-                        || "they are of another model".to_string(),
-                        |near| format!("did you mean '{near}'?"),
-                    );
-                    return Err(refused(format!("which is not a tensor of the model; {advice}")));
+                    return Err(refused(unknown_tensor(name, &names)));
                 };
                 let row_length = model.tensors()[tensor].row_length();
                 if row_length != input.channels as u64 {
@@ -308,8 +304,7 @@ impl Columns {
 
     /// An input that is met for the first time.
     fn input(&self, path: &Path, name: String, at: usize) -> Result<Input> {
-        let tensors = self.tensors.as_list::<i32>().value(at);
-        let tensors: Vec<String> = tensors.as_string::<i32>().iter().flatten().map(str::to_string).collect();
+        let tensors = self.tensors_at(at);
         match usize::try_from(self.channels.value(at)) {
             // A longer row is cut into chunks, and feedback goes along whole rows.
             Ok(channels) if (1..=LIMIT).contains(&(channels as u64)) => {
@@ -320,6 +315,11 @@ impl Columns {
                 Err(QuantError::defect(path, None, what))
             }
         }
+    }
+
+    fn tensors_at(&self, at: usize) -> Vec<String> {
+        let tensors = self.tensors.as_list::<i32>().value(at);
+        tensors.as_string::<i32>().iter().flatten().map(str::to_string).collect()
     }
 
     /// Where a row is, and what it is of.
@@ -334,6 +334,10 @@ impl Columns {
                  contradict each other or the {most} channels of its first row",
                 input.name
             );
+            return Err(QuantError::defect(path, None, what));
+        }
+        if self.tensors_at(at) != input.tensors {
+            let what = format!("the input {} has other tensors in another row, expected the same in all", input.name);
             return Err(QuantError::defect(path, None, what));
         }
         let (start, size) = (start as usize, size as usize);

@@ -59,6 +59,12 @@ async fn planned(model: &Path, calibration: &Path) -> Planned {
     plan(model, &config("ldlq"), &calibrated(calibration), TargetName::default()).await.unwrap()
 }
 
+fn tasks(planned: &Planned) -> Vec<PartTask> {
+    let model = &planned.plan.model;
+    let model = TaskModel { location: model.absolute_path().unwrap(), fingerprint: model.fingerprint().unwrap() };
+    PartTask::all(&planned.plan, &planned.parts, &model)
+}
+
 /// The notes of a plan on feedback, and the tensors that have it.
 async fn notes(rows: &[MomentRow<'_>]) -> (Vec<String>, Vec<String>) {
     let (model, calibration) = recorded(rows);
@@ -89,10 +95,7 @@ async fn ldlq_changes_codes_where_there_are_moments_whatever_the_number_of_threa
 #[tokio::test]
 async fn tasks_with_feedback_write_apart_what_they_write_together() {
     let (model, calibration) = recorded(&rows(0.9));
-    let Planned { plan, parts, .. } = planned(model.path(), &calibration).await;
-    let location = plan.model.absolute_path().unwrap();
-    let task_model = TaskModel { location, fingerprint: plan.model.fingerprint().unwrap() };
-    let tasks = PartTask::all(&plan, &parts, &task_model);
+    let tasks = tasks(&planned(model.path(), &calibration).await);
     let json = serde_json::to_string(&tasks).unwrap();
     assert!(json.len() < 20_000, "a task names its second moments and does not hold them");
     let read: Vec<PartTask> = serde_json::from_str(&json).unwrap();
@@ -112,17 +115,14 @@ async fn tasks_with_feedback_write_apart_what_they_write_together() {
 #[tokio::test]
 async fn other_moments_make_another_plan_and_fail_a_task_of_the_first() {
     let (model, calibration) = recorded(&rows(0.9));
-    let Planned { plan, parts, .. } = planned(model.path(), &calibration).await;
-    let location = plan.model.absolute_path().unwrap();
-    let task_model = TaskModel { location, fingerprint: plan.model.fingerprint().unwrap() };
-    let tasks = PartTask::all(&plan, &parts, &task_model);
+    let first = planned(model.path(), &calibration).await;
     write_moments(&calibration.with_extension("moments.parquet"), &rows(0.8));
     let other = planned(model.path(), &calibration).await;
-    assert_ne!(plan_hash(&plan.tensors), plan_hash(&other.plan.tensors));
-    assert_ne!(tasks[0].key, PartTask::all(&other.plan, &other.parts, &task_model)[0].key);
+    assert_ne!(plan_hash(&first.plan.tensors), plan_hash(&other.plan.tensors));
+    assert_ne!(tasks(&first)[0].key, tasks(&other)[0].key);
     let out = model.path().join("out");
     fs::create_dir_all(out.join("weights")).unwrap();
-    let query = TaskQuery::new(&plan.model, tasks).await.unwrap();
+    let query = TaskQuery::new(&first.plan.model, tasks(&first)).await.unwrap();
     let writer = TargetName::default().target().part_writer(&out, 0).unwrap();
     let error = query.run(0, writer, |_| ()).await.unwrap_err().to_string();
     assert!(error.starts_with("the second moments of x in `") && error.ends_with("have changed: run again"), "{error}");
@@ -165,11 +165,11 @@ async fn moments_that_are_missing_or_of_another_model_are_refused() {
     let options = calibrated(&calibration);
     let file = calibration.with_extension("moments.parquet");
     let mut other = rows(0.9);
-    other[0].1 = &["a", "bb"];
+    other.iter_mut().for_each(|row| row.1 = &["a", "bb"]);
     write_moments(&file, &other);
     let message = refused(&options).await;
     assert!(message.contains("tensor 'bb'") && message.contains("did you mean 'b'?"), "{message}");
-    other[0].1 = &["a", "c"];
+    other.iter_mut().for_each(|row| row.1 = &["a", "c"]);
     write_moments(&file, &other);
     let message = refused(&options).await;
     let expected = "the second moments of x are of it, with 64 channels; its rows have 32 weights";

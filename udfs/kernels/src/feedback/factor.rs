@@ -40,7 +40,7 @@ impl Factor {
         let total: f64 = blocks.iter().flat_map(|block| block.diagonal()).map(f64::from).sum();
         let mean = total / channels.max(1) as f64;
         if mean <= 0.0 && channels > 0 {
-            return Err(KernelError::Moments { channel: 0, what: "zero throughout" });
+            return Err(KernelError::Moments { channel: 0, what: "zero, and so are those of all others" });
         }
         let added = (f64::from(damping) * mean) as f32;
         let mut start = 0;

@@ -57,12 +57,9 @@ pub fn feed_back(
     pieces: &mut [(Weights<'_>, &mut Quantized)],
     wanted: impl Fn() -> bool,
 ) -> Result<()> {
-    let Some((_, first)) = pieces.first() else { return Ok(()) };
-    let (settings, group_size) = (first.settings, first.settings.group_size.get());
-    if pieces.iter().any(|(_, piece)| piece.settings != settings) {
-        return Err(KernelError::Argument { name: "pieces", value: "mixed".into(), allowed: "those of one setting" });
-    }
-    let mut rows = Rows::new(isa, factor, pieces.iter().map(|(weights, piece)| (*weights, piece.length)), group_size)?;
+    let Some(settings) = shared(pieces.iter().map(|(_, piece)| piece.settings))? else { return Ok(()) };
+    let lengths = pieces.iter().map(|(weights, piece)| (*weights, piece.length));
+    let mut rows = Rows::new(isa, factor, lengths, settings.group_size.get())?;
     for (_, piece) in pieces.iter() {
         rows.grids.add_groups(piece);
     }
@@ -90,11 +87,7 @@ pub fn feed_back_blocks(
     pieces: &mut [(Weights<'_>, &mut Blocks)],
     wanted: impl Fn() -> bool,
 ) -> Result<()> {
-    let Some((_, first)) = pieces.first() else { return Ok(()) };
-    let block_type = first.block_type;
-    if pieces.iter().any(|(_, piece)| piece.block_type != block_type) {
-        return Err(KernelError::Argument { name: "pieces", value: "mixed".into(), allowed: "those of one type" });
-    }
+    let Some(block_type) = shared(pieces.iter().map(|(_, piece)| piece.block_type))? else { return Ok(()) };
     let Some(level) = Level::of(block_type) else {
         return Err(KernelError::Argument {
             name: "method",
@@ -121,6 +114,16 @@ pub fn feed_back_blocks(
         piece.errors = pair_sums(isa, *weights, Weights::blocks(block_type, &piece.bytes, weights.row_length())?)?;
     }
     Ok(())
+}
+
+/// What all pieces have; `None` without pieces.
+fn shared<T: PartialEq>(mut of_pieces: impl Iterator<Item = T>) -> Result<Option<T>> {
+    let Some(first) = of_pieces.next() else { return Ok(None) };
+    if of_pieces.any(|other| other != first) {
+        let allowed = "pieces that are stored in one way";
+        return Err(KernelError::Argument { name: "pieces", value: "mixed".into(), allowed });
+    }
+    Ok(Some(first))
 }
 
 /// The rows of all pieces, one after another, with the levels that their weights are rounded to.
@@ -307,8 +310,10 @@ impl<'a, S: Simd> Columns<'a, S> {
             let RunLevels { slope, offset, scale, base } =
                 of_run[(self.block.start() + channel) / self.run - self.first_run];
             let y = s.fma(wanted, slope, offset);
-            codes[channel] = levels.code(s, y);
-            errors[first + t] = s.sub(weights[channel], s.fma(levels.level(s, y), scale, base));
+            // The code of the level, not of y: between two levels they may be told apart in different ways.
+            let level = levels.level(s, y);
+            codes[channel] = levels.code(s, level);
+            errors[first + t] = s.sub(weights[channel], s.fma(level, scale, base));
         }
     }
 

@@ -278,7 +278,7 @@ fn moments_that_cannot_be_factored_are_refused() {
     let not_finite = "the second moments of channel 1 are not finite, or negative on the diagonal";
     assert_eq!(message(2, &[1.0, 0.5, f32::NAN], 0.01), not_finite);
     assert_eq!(message(2, &[1.0, 0.5, -1.0], 0.01), not_finite);
-    assert_eq!(message(2, &[0.0; 3], 0.01), "the second moments of channel 0 are zero throughout");
+    assert_eq!(message(2, &[0.0; 3], 0.01), "the second moments of channel 0 are zero, and so are those of all others");
     let indefinite = message(2, &[1.0, 2.0, 1.0], 0.01);
     assert_eq!(indefinite, "the second moments of channel 0 are not positive definite, or nearly so");
     assert!(Factor::new(isa, &[MomentBlock { size: 2, triangle: &[1.0, 2.0, 1.0] }], 1.5).is_ok());
