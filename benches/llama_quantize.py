@@ -3,7 +3,7 @@
 
     llama_quantize.py LIBRARY IN.gguf OUT.gguf TYPE [--threads N] [--imatrix FILE] [--pure]
 
-LIBRARY is libllama.so of llama.cpp 0.5, with the libraries that it needs beside it; the archive that
+LIBRARY is libllama of llama.cpp 0.5 (in that archive `libllama.v0.5.0.so`), with the libraries that it needs beside it; the archive that
 `npm pack @node-llama-cpp/linux-x64@3.22.1` fetches has them. IN.gguf is a model of 16-bit or 32-bit floats, such as
 `arrow-quant quantize MODEL IN.gguf --type bf16` writes. TYPE is a name of llama-quantize, such as q4_k_m. FILE is an importance
 matrix of llama-imatrix in GGUF; reading it needs the packages numpy and gguf. With --pure every matrix gets the type itself, the
@@ -83,7 +83,7 @@ def read_importance(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library", metavar="LIBRARY")
+    parser.add_argument("llama", metavar="LIBRARY")
     parser.add_argument("source", metavar="IN.gguf")
     parser.add_argument("out", metavar="OUT.gguf")
     parser.add_argument("type", metavar="TYPE", type=str.lower, choices=FILE_TYPES, help=", ".join(FILE_TYPES))
@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--pure", action="store_true", help="no other types for the head, the embedding and single layers")
     args = parser.parse_args()
 
-    library, parameters = load(args.library)
+    library, parameters = load(args.llama)
     errors = []
     log = LOG(lambda level, text, _: errors.append(text.decode(errors="replace").strip()) if level == ERROR else None)
     library.llama_log_set(log, None)

@@ -24,7 +24,7 @@ pub struct ChannelPower {
     pub mean_squares: Vec<f32>,
 }
 
-/// A file that is no importance matrix, or contradicts itself.
+/// Why a file cannot be read as an importance matrix.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImatrixError {
@@ -32,7 +32,9 @@ pub enum ImatrixError {
     #[error("it is a GGUF file of type {}, expected `imatrix`, as llama-imatrix writes", shown(.0))]
     OtherGguf(String),
     /// The file ends before what it announces.
-    #[error("it is truncated, or no importance matrix: {wanted} bytes are wanted at byte {at}")]
+    #[error(
+        "it ends too early: {wanted} bytes should follow byte {at}; the file is truncated, or not an importance matrix"
+    )]
     Truncated {
         /// Where something begins.
         at: usize,
@@ -40,11 +42,11 @@ pub enum ImatrixError {
         wanted: u64,
     },
     /// A number of something cannot be.
-    #[error("it announces {found} {what}, or is no importance matrix")]
+    #[error("it should have {found} {what}, which cannot be: the file is damaged, or not an importance matrix")]
     Count {
-        /// What is counted.
+        /// The name of the things counted.
         what: &'static str,
-        /// How many there should be.
+        /// Their number, by the file.
         found: i64,
     },
     /// A weight's entry is wrong.
@@ -52,7 +54,7 @@ pub enum ImatrixError {
     Entry {
         /// The weight.
         name: String,
-        /// What is wrong.
+        /// The fault.
         problem: &'static str,
     },
     /// There are no weights.
